@@ -1,0 +1,51 @@
+"""Activation analysis for TransformerLens: two lines to a number with a control, and a picture.
+
+    import lens_probes as lp
+    result = lp.RankShift().run(model, ["Time flies like an arrow.", "Fruit flies like a banana."])
+    result.figure()
+
+`model` is a HookedTransformer (TransformerLens 3.x) or a TransformerBridge (3.x and 4.x). Every probe that `probes()`
+finds among our own stands here under its name; `load_model()` gives a small real model that needs no model hub.
+"""
+
+import importlib.metadata as _metadata
+from typing import TYPE_CHECKING, Any
+
+from lens_probes import demo, figures, statistics, tiny, words
+from lens_probes.demo import load_model
+from lens_probes.model import ModelView
+from lens_probes.probe import Experiment, Probe, probes, siblings
+from lens_probes.prompts import Prompt, PromptTable, Table, Tokens
+from lens_probes.result import Provenance, Result
+from lens_probes.run import Reading, run
+
+__version__ = _metadata.version("lens-probes")
+
+# `probes` and `run` are the functions; the folder and the file of these names are imported by their full paths.
+globals().update(siblings())
+
+__all__ = [
+    "Experiment",
+    "ModelView",
+    "Probe",
+    "Prompt",
+    "PromptTable",
+    "Provenance",
+    "Reading",
+    "Result",
+    "Table",
+    "Tokens",
+    "demo",
+    "figures",
+    "load_model",
+    "probes",
+    "run",
+    "statistics",
+    "tiny",
+    "words",
+    *siblings(),
+]
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...  # the names that siblings() adds

@@ -1,0 +1,1 @@
+"""The experiments, one file each: what fits, searches, intervenes or differentiates."""

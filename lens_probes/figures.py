@@ -1,0 +1,328 @@
+"""The only file that builds Plotly figures: lines with bands, labelled paths, bars, tables, and a page of them.
+
+Colours mean word classes, the same everywhere. Token text goes through `visible`: spaces and control characters are
+shown, and nothing in it can act as HTML (Plotly reads a part of HTML in every label).
+"""
+
+import html
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+# Colours of Okabe and Ito, told apart with colour-blind eyes too.
+CLASS_COLOURS = {
+    "content": "#0072B2",
+    "function": "#D55E00",
+    "number": "#009E73",
+    "punctuation": "#AA4499",
+    "special": "#777777",
+}
+OTHER_COLOURS = ("#56B4E9", "#E69F00", "#117733", "#882255", "#332288")
+GREY = "#9A9A9A"
+INK = "#222222"
+
+TEMPLATE = go.layout.Template(
+    layout=go.Layout(
+        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
+        title={"x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        margin={"l": 70, "r": 30, "t": 90, "b": 60},
+        xaxis={
+            "showline": True,
+            "linecolor": INK,
+            "ticks": "outside",
+            "gridcolor": "#EEEEEE",
+            "zeroline": False,
+        },
+        yaxis={
+            "showline": True,
+            "linecolor": INK,
+            "ticks": "outside",
+            "gridcolor": "#EEEEEE",
+            "zeroline": False,
+        },
+        legend={"orientation": "h", "y": -0.22, "x": 0, "yanchor": "top"},
+        hoverlabel={"font": {"family": "Menlo, Consolas, monospace"}},
+    )
+)
+
+
+def visible(text: str, longest: int = 24) -> str:
+    """Token text for a figure: spaces as ·, line ends as ⏎, unseen characters by number, HTML escaped, cut if long.
+
+    >>> visible(" a</b>\\n")
+    '·a&lt;/b&gt;⏎'
+    """
+    shown = "".join(_seen(character) for character in text)
+    return html.escape(shown if len(shown) <= longest else shown[: longest - 1] + "…", quote=False)
+
+
+def _seen(character: str) -> str:
+    named = {" ": "·", "\n": "⏎", "\t": "⇥"}.get(character)
+    if named is None and unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs", "Co", "Cn", "Cs"):
+        named = f"\\u{ord(character):04x}"
+    return named or character
+
+
+def class_colour(name: str, among: Sequence[str]) -> str:
+    """The colour of a word class; classes of the user's own get the next free one."""
+    own = [each for each in among if each not in CLASS_COLOURS]
+    return CLASS_COLOURS[name] if name in CLASS_COLOURS else OTHER_COLOURS[own.index(name) % len(OTHER_COLOURS)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel: its points, the band around them if it has one, and how it looks."""
+
+    name: str
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    colour: str = INK
+    dashed: bool = False
+
+
+def lines(
+    panels: Mapping[str, Sequence[Line]],
+    x: Sequence[str],
+    *,
+    title: str,
+    x_title: str,
+    upside_down: Sequence[str] = (),
+    levels: Mapping[str, float] | None = None,
+) -> go.Figure:
+    """Panels side by side, each with its y title as key; lines of one name share a colour and a legend entry.
+
+    `upside_down` names the panels whose small values stand on top; `levels` draws a dotted reference in a panel.
+    """
+    figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.12)
+    shown: set[str] = set()
+    for column, (y_title, drawn) in enumerate(panels.items(), start=1):
+        for line in drawn:
+            if line.low is not None and line.high is not None:
+                figure.add_trace(_band(line, x), row=1, col=column)
+            figure.add_trace(
+                go.Scatter(
+                    x=list(x),
+                    y=list(line.y),
+                    name=line.name,
+                    legendgroup=line.name,
+                    showlegend=line.name not in shown,
+                    mode="lines+markers" if len(x) < 3 else "lines",
+                    line={"color": line.colour, "width": 1.6 if line.dashed else 2.4, "dash": _dash(line)},
+                    hovertemplate=f"{html.escape(line.name)}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+                ),
+                row=1,
+                col=column,
+            )
+            shown.add(line.name)
+        figure.update_xaxes(title_text=x_title, row=1, col=column, **_ticks(x))
+        figure.update_yaxes(
+            title_text=y_title, row=1, col=column, autorange="reversed" if y_title in upside_down else True
+        )
+        if levels and y_title in levels:
+            figure.add_hline(levels[y_title], line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)  # pyright: ignore[reportArgumentType]
+    figure.update_layout(template=TEMPLATE, title=_title(title), width=480 * max(len(panels), 1) + 60, height=470)
+    return figure
+
+
+def _band(line: Line, x: Sequence[str]) -> go.Scatter:
+    """The area between low and high, without the points where there is no interval."""
+    known = [
+        (label, low, high)
+        for label, low, high in zip(x, line.low or (), line.high or (), strict=True)
+        if math.isfinite(low) and math.isfinite(high)
+    ]
+    return go.Scatter(
+        x=[label for label, _, _ in known] + [label for label, _, _ in reversed(known)],
+        y=[high for _, _, high in known] + [low for _, low, _ in reversed(known)],
+        fill="toself",
+        fillcolor=_faint(line.colour),
+        line={"width": 0},
+        legendgroup=line.name,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _dash(line: Line) -> str:
+    return "dot" if line.dashed else "solid"
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.15)"
+
+
+def _ticks(x: Sequence[str]) -> dict[str, object]:
+    """All labels of a layer axis in their order, and no more than a dozen of them written out."""
+    step = max(1, math.ceil(len(x) / 12))
+    return {
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": list(x),
+        "tickvals": list(x)[::step],
+        "tickangle": 0 if max(map(len, x), default=0) * len(x[::step]) <= 72 else -60,
+    }
+
+
+def _title(title: str) -> dict[str, object]:
+    """A title whose second and later lines are smaller."""
+    first, *rest = title.split("\n")
+    small = "".join(f"<br><span style='font-size:12px;color:#555555'>{html.escape(line)}</span>" for line in rest)
+    return {"text": f"<b>{html.escape(first)}</b>{small}"}
+
+
+@dataclass(frozen=True)
+class TokenPath:
+    """One token's values along the x axis."""
+
+    text: str
+    y: Sequence[float]
+    colour: str
+
+
+def paths(
+    tokens: Sequence[TokenPath],
+    bold: int,
+    x: Sequence[str],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    upside_down: bool = False,
+) -> go.Figure:
+    """One line a token in the colour of its class, one of them bold, labels at the right end where there is room."""
+    figure = go.Figure()
+    for i in [*(i for i in range(len(tokens)) if i != bold), bold]:  # the bold one last, on top
+        token = tokens[i]
+        figure.add_trace(
+            go.Scatter(
+                x=list(x),
+                y=list(token.y),
+                mode="lines+markers" if len(x) < 3 else "lines",
+                line={"color": token.colour, "width": 4 if i == bold else 1},
+                opacity=1.0 if i == bold else max(0.25, min(0.7, 12 / len(tokens))),
+                showlegend=False,
+                hovertemplate=f"{visible(token.text)} (token {i})<br>%{{x}}: %{{y:.5g}}<extra></extra>",
+            )
+        )
+    for i, y in _room([path.y[-1] for path in tokens], bold):
+        figure.add_annotation(
+            x=1.0,
+            xref="paper",
+            xanchor="left",
+            xshift=6,
+            y=y,
+            text=f"<b>{visible(tokens[i].text)}</b>" if i == bold else visible(tokens[i].text, 16),
+            font={"color": tokens[i].colour, "size": 14 if i == bold else 11},
+            showarrow=False,
+        )
+    figure.update_xaxes(title_text=x_title, **_ticks(x))
+    figure.update_yaxes(title_text=y_title, autorange="reversed" if upside_down else True)
+    figure.update_layout(template=TEMPLATE, title=_title(title), width=860, height=560, margin={"r": 170})
+    return figure
+
+
+def _room(ends: Sequence[float], bold: int) -> list[tuple[int, float]]:
+    """Which paths get a label: the bold one, then every one whose end is a label's height from those labelled."""
+    known = [end for end in ends if math.isfinite(end)]
+    height = (max(known) - min(known)) / 24 if known else 0.0
+    labelled: list[tuple[int, float]] = []
+    for i in [bold, *(i for i in range(len(ends)) if i != bold)]:
+        free = all(abs(ends[i] - other) > height for _, other in labelled)
+        if math.isfinite(ends[i]) and (free or not labelled):
+            labelled.append((i, ends[i]))
+    return labelled
+
+
+def bars(
+    groups: Mapping[str, tuple[float, float, float]], *, title: str, y_title: str, notes: Mapping[str, str]
+) -> go.Figure:
+    """One bar a group, with its interval (value, low, high) and a note under its name."""
+    names = list(groups)
+    values = [groups[name][0] for name in names]
+    figure = go.Figure(
+        go.Bar(
+            x=[f"{html.escape(name)}<br>{html.escape(notes.get(name, ''))}" for name in names],
+            y=values,
+            marker={"color": [class_colour(name, names) for name in names]},
+            width=0.6,
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [_gap(groups[name][2], groups[name][0]) for name in names],
+                "arrayminus": [_gap(groups[name][0], groups[name][1]) for name in names],
+            },
+            hovertemplate="%{x}: %{y:.4g}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(title_text=y_title)
+    figure.update_layout(template=TEMPLATE, title=_title(title), width=160 * max(len(names), 2) + 160, height=460)
+    return figure
+
+
+def _gap(high: float, low: float) -> float:
+    return high - low if math.isfinite(high - low) else 0.0
+
+
+def table(
+    columns: Mapping[str, Sequence[str]], *, title: str, shade: Sequence[Sequence[str]] | None = None
+) -> go.Figure:
+    """A table of texts; `shade` gives each column's cell colours. Texts must have gone through `visible`."""
+    rows = len(next(iter(columns.values()), ()))
+    figure = go.Figure(
+        go.Table(
+            header={
+                "values": [f"<b>{html.escape(name)}</b>" for name in columns],
+                "align": "left",
+                "fill_color": "#EEEEEE",
+            },
+            cells={
+                "values": [list(values) for values in columns.values()],
+                "align": "left",
+                "height": 24,
+                "fill_color": [list(colours) for colours in shade] if shade else "white",
+                "font": {"size": 12},
+            },
+        )
+    )
+    figure.update_layout(
+        template=TEMPLATE,
+        title=_title(title),
+        width=min(120 * len(columns) + 60, 2000),
+        height=24 * rows + 160,
+        margin={"l": 20, "r": 20, "b": 20},
+    )
+    return figure
+
+
+def page(title: str, sections: Sequence[tuple[str, str, go.Figure]]) -> str:
+    """A self-contained HTML page: for each section its heading, a paragraph and a figure. All text is escaped."""
+    parts = []
+    for number, (heading, text, figure) in enumerate(sections):
+        drawn = figure.to_html(full_html=False, include_plotlyjs=number == 0, div_id=f"figure-{number}")
+        parts.append(f"<section><h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{drawn}</section>")
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{html.escape(title)}</title>"
+        "<style>body{font-family:Helvetica,Arial,sans-serif;color:#222;max-width:1080px;margin:2em auto;padding:0 1em}"
+        "section{margin:2.5em 0;overflow-x:auto}p{max-width:46em;line-height:1.5;white-space:pre-line}</style></head>"
+        f"<body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>"
+    )
+
+
+def write_page(path: Path, title: str, sections: Sequence[tuple[str, str, go.Figure]]) -> None:
+    """Write `page` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(page(title, sections), encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

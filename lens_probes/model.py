@@ -1,0 +1,342 @@
+"""The only file that knows TransformerLens: hook names, weights, unembedding, and the differences of its model classes.
+
+HookedTransformer (3.x) and TransformerBridge (3.x, 4.x) are told apart by an attribute, never by importing a class
+that one of the releases does not have; TransformerLens itself is not imported here at all.
+"""
+
+import difflib
+import importlib.metadata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+ReadPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+"""Where in a block a state of width d_model is read: the residual stream at three places, or what a part writes."""
+
+READ_POINTS: tuple[ReadPoint, ...] = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
+Spans = list[tuple[int, int] | None]
+
+
+class ModelView:
+    """What lens_probes reads of a model: its activations by name, its weights, its tokenizer. It writes nothing.
+
+    Wraps a `HookedTransformer` or a `TransformerBridge`, raw or processed, decoder or post-norm encoder.
+
+    >>> from lens_probes import tiny
+    >>> view = ModelView(tiny.bridge("gpt2"))
+    >>> view.hook("resid_mid", 1), view.label("resid_mid", 1), tuple(view.W_E.shape) == (view.d_vocab, view.d_model)
+    ('blocks.1.hook_resid_mid', '1_mid', True)
+    """
+
+    def __init__(self, model: Any) -> None:
+        if isinstance(model, ModelView):
+            model = model.model
+        if not hasattr(model, "run_with_cache") or not hasattr(model, "cfg"):
+            raise TypeError(
+                f"a model is a HookedTransformer or a TransformerBridge of TransformerLens; {type(model).__name__} "
+                f"came: load one with lens_probes.load_model(name)"
+            )
+        self.model = model
+        self.is_bridge = hasattr(model, "original_model")
+        names = model.hook_dict
+        if not hasattr(model, "blocks") or "blocks.0.hook_resid_pre" not in names or not hasattr(model, "W_E"):
+            raise TypeError(
+                f"lens_probes reads models with one stack of blocks over text tokens; {self.name} "
+                f"({type(model).__name__}) is another kind: use a decoder, or BERT or RoBERTa as a TransformerBridge"
+            )
+        if not self.is_bridge and type(model).__name__ != "HookedTransformer":
+            # HookedEncoder uses the same hook names for other states (hook_resid_mid before LN1, for one).
+            raise TypeError(
+                f"{type(model).__name__} gives other states under the same hook names: load {self.name} as a "
+                f"TransformerBridge (lens_probes.load_model) instead"
+            )
+
+    # What the model is
+
+    @property
+    def name(self) -> str:
+        """The name the model was loaded under."""
+        return str(getattr(self.model.cfg, "model_name", "unnamed"))
+
+    @property
+    def class_name(self) -> str:
+        """HookedTransformer or TransformerBridge."""
+        return type(self.model).__name__
+
+    @property
+    def processed(self) -> bool:
+        """Whether norms were folded and weights centred, as HookedTransformer.from_pretrained does by default."""
+        if self.is_bridge:
+            return bool(self.model._weights_processed)
+        return str(self.model.cfg.normalization_type).endswith("Pre")
+
+    @property
+    def encoder(self) -> bool:
+        """Whether attention goes both ways and norms stand after the residual sum: BERT and RoBERTa."""
+        return hasattr(self.model, "mlm_head")  # cfg.attention_dir says "causal" for BERT on 3.9
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.model.cfg.n_layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.cfg.d_model)
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of rows of the embedding."""
+        return int(self.W_E.shape[0])
+
+    @property
+    def n_ctx(self) -> int | None:
+        """The longest prompt, in tokens."""
+        return getattr(self.model.cfg, "n_ctx", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are, and the token ids must be."""
+        return self.W_E.device
+
+    @cached_property
+    def versions(self) -> tuple[tuple[str, str], ...]:
+        """Versions of the packages a number depends on."""
+        packages = ("lens-probes", "transformer-lens", "transformers", "torch")
+        return tuple((package, importlib.metadata.version(package)) for package in packages)
+
+    # Weights
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        """The embedding, one row a token id (on Gemma without the factor sqrt(d_model) on a Bridge)."""
+        return self.model.W_E.detach()
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocab d_model"]:
+        """The direction that the unembedding reads for each token id: the columns of W_U as rows."""
+        return self.model.W_U.detach().T
+
+    def embedding_at(self, position: int) -> Float[Tensor, "vocab d_model"]:
+        """What the model itself makes of each token id at this position: W_E + W_pos[position].
+
+        On post-norm encoders also the type embedding, and all of it through the embedding norm.
+        """
+        rows = self.W_E + self._W_pos[position]
+        if self.encoder:
+            token_type = self.model.token_type_embed.original_component.weight.detach()
+            rows = self.model.embed_ln.original_component(rows + token_type[0]).detach()
+        return rows
+
+    @property
+    def _W_pos(self) -> Float[Tensor, "position d_model"]:
+        if not hasattr(self.model, "pos_embed") or not hasattr(self.model.pos_embed, "W_pos"):
+            raise ValueError(
+                f"reference 'embed_pos' needs learned absolute positions and {self.name} has none: use 'embed'"
+            )
+        W_pos = self.model.pos_embed.W_pos.detach()
+        return W_pos[W_pos.shape[0] - int(self.model.cfg.n_ctx) :]  # OPT and RoBERTa keep two rows of padding first
+
+    def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """Logits as the model itself would read them from these states: final norm, unembedding, soft cap.
+
+        On BERT and RoBERTa through the language-model head (dense layer, GELU, norm). From the last layer's states
+        this is what the model returns.
+        """
+        with undisturbed(self.model):
+            if self.encoder:
+                states = torch.nn.functional.gelu(self.model.mlm_head(states[None])[0])
+            logits = self.model.unembed(self.model.ln_final(states[None]))[0]
+            cap = float(getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0)
+            if self.is_bridge and hasattr(self.model.adapter, "apply_output_logits_transform"):
+                return self.model.adapter.apply_output_logits_transform(logits)
+            return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    # Names of activations
+
+    def layers(self, layers: Iterable[int] | None) -> tuple[int, ...]:
+        """The layers asked for, in order; `None` is all, negative ones count from the end."""
+        asked = tuple(range(self.n_layers)) if layers is None else tuple(layers)
+        for layer in asked:
+            if not -self.n_layers <= layer < self.n_layers:
+                raise ValueError(f"layer {layer} was asked for and {self.name} has layers 0 to {self.n_layers - 1}")
+        if not asked or len({layer % self.n_layers for layer in asked}) < len(asked):
+            raise ValueError(f"layers={layers!r} names no layer, or one twice: list each layer once")
+        return tuple(layer % self.n_layers for layer in asked)
+
+    def hook(self, at: ReadPoint, layer: int) -> str:
+        """The name of the activation at a read point of a block.
+
+        On post-norm encoders `resid_mid` is the sum of attention output and residual before its norm, and `attn_out`
+        what attention adds to that sum.
+        """
+        if at not in READ_POINTS:
+            raise ValueError(f"read point {at!r} is not one of {', '.join(READ_POINTS)}")
+        if self.encoder and at == "resid_mid":
+            return f"blocks.{layer}.ln1.hook_in"
+        if self.encoder and at == "attn_out":
+            return f"blocks.{layer}.attn.hook_out"
+        name = f"blocks.{layer}.hook_{at}"
+        if name not in self.model.hook_dict:
+            present = [point for point in READ_POINTS if f"blocks.{layer}.hook_{point}" in self.model.hook_dict]
+            raise ValueError(
+                f"read point {at!r} does not exist in {self.name} (blocks whose attention and MLP run in parallel have "
+                f"no state between them): use one of {', '.join(present)}"
+            )
+        return name
+
+    def label(self, at: ReadPoint, layer: int) -> str:
+        """How a layer axis names this state: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""
+        return f"{layer}_{at.removeprefix('resid_')}"
+
+    def check_hooks(self, names: Iterable[str]) -> None:
+        """Raise for a name that the model does not have: it would pass silently beside a good one."""
+        for name in names:
+            if name not in self.model.hook_dict:
+                close = difflib.get_close_matches(name, self.model.hook_dict, n=3)
+                raise ValueError(
+                    f"activation {name!r} does not exist in {self.name} ({self.class_name}): "
+                    f"{'did you mean ' + ', '.join(close) if close else 'list(model.hook_dict) names those that do'}?"
+                )
+
+    # The forward pass
+
+    def activations(
+        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"], names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The named activations of one padded batch, nothing else kept; the model is as before afterwards."""
+        if not names:
+            return {}
+        options: dict[str, Any] = {"return_type": None, "attention_mask": mask.to(self.device, torch.int64)}
+        if self.is_bridge and not any("pattern" in name or "attn_scores" in name for name in names):
+            options["output_attentions"] = False  # or every layer's pattern is kept to the end of the pass
+        with undisturbed(self.model):
+            _, cache = self.model.run_with_cache(ids.to(self.device), names_filter=list(names), **options)
+        missing = (
+            [name for name in names if cache.get(name, None) is None]
+            if isinstance(cache, dict)
+            else [
+                name
+                for name in names
+                if name not in cache.keys()  # noqa: SIM118  (an ActivationCache has no __contains__)
+            ]
+        )
+        if missing:
+            raise ValueError(
+                f"activation {missing[0]!r} exists in {self.name} but was not computed: it may have to be switched on, "
+                f"as model.set_use_attn_result(True) does for hook_result"
+            )
+        return {name: cache[name] for name in names}
+
+    # Text
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's Hugging Face tokenizer, or None."""
+        return getattr(self.model, "tokenizer", None)
+
+    @property
+    def padding_side(self) -> Literal["left", "right"]:
+        """The side on which the tokenizer pads."""
+        return "left" if getattr(self.tokenizer, "padding_side", "right") == "left" else "right"
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill a batch with; what is masked does not matter, but it must be in the vocabulary."""
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        return pad if isinstance(pad, int) and pad < self.d_vocab else 0
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text: beginning of sequence, separators, padding."""
+        return frozenset(self.tokenizer.all_special_ids) if self.tokenizer is not None else frozenset()
+
+    def encode(self, text: str, prepend_bos: bool | None) -> tuple[list[int], Spans]:
+        """Ids of a text and the span of characters that each came from (None for special tokens).
+
+        A decoder's text gets one beginning-of-sequence token if `prepend_bos` (None: what the model's class does); an
+        encoder's gets the special tokens its tokenizer adds.
+        """
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} was loaded without a tokenizer: pass token ids instead of text")
+        ids, spans = self._ids_and_spans(text, special=self.encoder)
+        if self.encoder:
+            return ids, spans
+        bos = self.tokenizer.bos_token_id
+        if prepend_bos is None:
+            prepend_bos = bool(getattr(self.model.cfg, "default_prepend_bos", True)) and bos is not None
+        if not prepend_bos:
+            return ids, spans
+        if bos is None:
+            raise ValueError(f"prepend_bos=True was asked for and the tokenizer of {self.name} has no such token")
+        return [bos, *ids], [None, *spans]
+
+    def locate(self, ids: Sequence[int]) -> tuple[str, Spans]:
+        """The text of ids and the span of each, where encoding that text gives the ids back; no spans otherwise."""
+        nowhere: Spans = [None] * len(ids)
+        plain = [i for i in ids if i not in self.special_ids]
+        if self.tokenizer is None or not plain:
+            return "", nowhere
+        text = self.tokenizer.decode(plain, clean_up_tokenization_spaces=False)
+        again, spans = self._ids_and_spans(text, special=False)
+        if again != plain:
+            return "", nowhere
+        remaining = iter(spans)
+        return text, [None if i in self.special_ids else next(remaining) for i in ids]
+
+    def _ids_and_spans(self, text: str, special: bool) -> tuple[list[int], Spans]:
+        encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        ids = list(encoded["input_ids"])
+        return ids, [
+            None if i in self.special_ids else (start, end)
+            for i, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
+        ]
+
+    @cached_property
+    def vocabulary_texts(self) -> tuple[str, ...]:
+        """What every id stands for."""
+        return tuple(self.token_texts(range(self.d_vocab)))
+
+    def token_texts(self, ids: Iterable[int]) -> list[str]:
+        """What each id stands for, its leading space kept; pieces of a character by their name in the vocabulary."""
+        ids = list(ids)
+        if self.tokenizer is None:
+            return [str(i) for i in ids]
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+        return [_token_text(i, piece, text) for i, piece, text in zip(ids, pieces, texts, strict=True)]
+
+
+def _token_text(i: int, piece: str | None, text: str) -> str:
+    if piece is None:  # a row of the embedding that the tokenizer never uses
+        return f"<{i}>"
+    if not text or "\ufffd" in text:
+        return piece
+    return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Evaluation mode, no gradients, no autocast inside; everything as before afterwards, also after an error."""
+    training = {module: module.training for module in _modules(model)}
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad(), torch.autocast(device_type=model.W_E.device.type, enabled=False):
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _modules(model: Any) -> Iterator[torch.nn.Module]:
+    yield from model.modules()
+    if hasattr(model, "original_model"):
+        yield from model.original_model.modules()

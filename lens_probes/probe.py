@@ -1,0 +1,134 @@
+"""What a probe is, what an experiment is, and how they are found."""
+
+import abc
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from lens_probes.model import ModelView
+from lens_probes.prompts import Prompts
+from lens_probes.result import Result
+from lens_probes.run import Reading
+from lens_probes.run import from_cache as _from_cache
+from lens_probes.run import run as _run
+from lens_probes.words import WordClasses
+
+R = TypeVar("R", bound=Result)
+
+ENTRY_POINTS = "lens_probes.probes"
+
+
+class Probe(abc.ABC, Generic[R]):
+    """A question asked of a model's activations. Every probe is a final frozen dataclass; its fields are its settings.
+
+    To write one: `hooks` names the activations, `measure` turns one batch into a result. The mathematics is a pure
+    function beside the class. A probe over layers has `layers=None` (all) among its settings.
+    """
+
+    @abc.abstractmethod
+    def hooks(self, model: ModelView) -> list[str]:
+        """The activations it reads, by their TransformerLens names; none for a probe of weights and tokens."""
+
+    @abc.abstractmethod
+    def measure(self, reading: Reading) -> R:
+        """One batch in, one result out. Gradients are off; nothing may be written."""
+
+    def run(
+        self,
+        model: Any,
+        prompts: Prompts,
+        *,
+        prepend_bos: bool | None = None,
+        word_class: WordClasses | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> R:
+        """Ask the question of a HookedTransformer or TransformerBridge; the arguments are those of `lens_probes.run`."""
+        return _run(
+            [self],
+            model,
+            prompts,
+            prepend_bos=prepend_bos,
+            word_class=word_class,
+            batch_size=batch_size,
+            progress=progress,
+        )[0]
+
+    def from_cache(
+        self,
+        model: Any,
+        prompts: Prompts,
+        cache: Mapping[str, Tensor],
+        *,
+        attention_mask: Tensor | None = None,
+        prepend_bos: bool | None = None,
+        word_class: WordClasses | None = None,
+    ) -> R:
+        """Ask it of activations the user already has, from `model.run_with_cache` on the same prompts.
+
+        A matrix of ids counts as unpadded unless `attention_mask` says which entries are tokens; texts count as padded
+        on the tokenizer's side.
+        """
+        return _from_cache(
+            self,
+            model,
+            prompts,
+            cache,
+            attention_mask=attention_mask,
+            prepend_bos=prepend_bos,
+            word_class=word_class,
+        )
+
+
+class Experiment(abc.ABC, Generic[R]):
+    """What fits, searches, intervenes or differentiates: no hooks, no cache, no merging by batch promised.
+
+    Also a final frozen dataclass; its result has the same tables, files and figures, and the model is as before.
+    """
+
+    @abc.abstractmethod
+    def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> R:
+        """Do it, and return what came out."""
+
+
+def probes() -> dict[str, type[Probe[Any]]]:
+    """All probes by name: those in `lens_probes/probes/`, and those installed under the entry point `lens_probes.probes`.
+
+    >>> sorted(probes())[:2]
+    ['Density', 'Movement']
+    """
+    return _probes(importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
+def _probes(entry_points: Sequence[importlib.metadata.EntryPoint]) -> dict[str, type[Probe[Any]]]:
+    found = {name: kind for name, kind in siblings().items() if issubclass(kind, Probe)}
+    for entry in entry_points:
+        kind = entry.load()
+        if not (isinstance(kind, type) and issubclass(kind, Probe)):
+            raise TypeError(
+                f"entry point {entry.name!r} of {ENTRY_POINTS} is {entry.value}, which is not a Probe class"
+            )
+        other = found.setdefault(kind.__name__, kind)
+        if other is not kind:
+            raise ValueError(
+                f"two probes are called {kind.__name__}: {other.__module__} and {kind.__module__}; rename one of them"
+            )
+    return found
+
+
+def siblings() -> dict[str, type[Any]]:
+    """The classes that the files in `probes/` and `experiments/` define: probes, experiments and their results."""
+    found: dict[str, type[Any]] = {}
+    for folder in ("probes", "experiments"):
+        package = importlib.import_module(f"lens_probes.{folder}")
+        for file in pkgutil.iter_modules(package.__path__):
+            module = importlib.import_module(f"lens_probes.{folder}.{file.name}")
+            for name, kind in vars(module).items():
+                if isinstance(kind, type) and kind.__module__ == module.__name__ and not name.startswith("_"):
+                    if issubclass(kind, Probe | Experiment | Result) and found.setdefault(name, kind) is not kind:
+                        raise ValueError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
+    return found

@@ -1,0 +1,1 @@
+"""The probes, one file each. A new file here is found by `lens_probes.probes()` and needs no other edit."""

@@ -1,0 +1,180 @@
+"""Movement: how far does each layer move a token's state, whereto, and do the tokens of a prompt move together?
+
+    step[layer, token]      = h_post[layer, token] - h_pre[layer, token]
+    length[layer, token]    = |step|                                                   at least 0
+    cosine[layer, token]    = step . h_pre / (|step| |h_pre|)                          -1 (erases) to 1 (amplifies)
+    agreement[layer, prompt] = mean over pairs i != j of the prompt's tokens of cos(step_i, step_j)         -1 to 1
+
+The control for `agreement` is `agreement_between`: the same mean over pairs of tokens of different prompts. What every
+token of every prompt does alike is in both; only the difference is about the prompt. Special tokens are left out of
+both. Source: the open questions of "Paying Attention, Part 2" (github.com/danavery/attention-encodings).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from lens_probes import figures, statistics
+from lens_probes.model import ModelView
+from lens_probes.probe import Probe
+from lens_probes.prompts import PromptTable, Tokens, prompt_table
+from lens_probes.result import Result, summed, unit
+from lens_probes.run import Reading
+from lens_probes.similarity import mean_pairwise_cosine
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class MovementResult(Result):
+    """Steps by layer and token, and their agreement by prompt. It grows with the number of tokens."""
+
+    layer: tuple[str, ...]
+    token: Tokens
+    prompt: PromptTable
+    length: Float[Tensor, "layer token"] = field(metadata=unit("length of the layer's step", low=0))
+    norm: Float[Tensor, "layer token"] = field(metadata=unit("length of the state before the step", low=0))
+    cosine: Float[Tensor, "layer token"] = field(
+        metadata=unit("cosine of the step with the state before it", low=-1, high=1)
+    )
+    agreement: Float[Tensor, "layer prompt"] = field(
+        metadata=unit("mean cosine between the steps of a prompt's tokens", low=-1, high=1)
+    )
+    unit_sum: Float64[Tensor, "layer d_model"] = field(metadata=summed("sum of all steps, each divided by its length"))
+    square_sum: Float64[Tensor, " layer"] = field(
+        metadata=summed("sum over prompts of the squared length of the prompt's sum of unit steps")
+    )
+    count: Float64[Tensor, ""] = field(metadata=summed("number of tokens that are not special"))
+    square_count: Float64[Tensor, ""] = field(metadata=summed("sum over prompts of that number squared"))
+
+    @property
+    def relative_length(self) -> Float[Tensor, "layer token"]:
+        """Length of the step divided by that of the state before it, at least 0."""
+        return self.length / self.norm
+
+    @property
+    def agreement_between(self) -> Float[Tensor, " layer"]:
+        """Mean cosine over pairs of steps of different prompts, -1 to 1; NaN for a single prompt."""
+        pairs = self.count**2 - self.square_count
+        between = (self.unit_sum.square().sum(-1) - self.square_sum) / pairs.clamp(min=1)
+        return torch.where(pairs > 0, between, torch.nan).float()
+
+    def by_word_class(self, *, special: bool = False) -> pd.DataFrame:
+        """Relative length and cosine by word class and layer: n, median, quartiles and interval of the median."""
+        quantities = {
+            "relative_length": self.relative_length.double().numpy(),
+            "cosine": self.cosine.double().numpy(),
+        }
+        return statistics.by_word_class(quantities, self.layer, self.token, special=special)
+
+    def agreement_table(self) -> pd.DataFrame:
+        """Per layer: the mean over prompts of `agreement` with its 95 % interval, the control, and their difference."""
+        mean, low, high, n = statistics.prompt_means(self.agreement.double().numpy(), self.token)
+        between = self.agreement_between.double().numpy()
+        return pd.DataFrame(
+            {
+                "layer": self.layer,
+                "agreement": mean,
+                "low": low,
+                "high": high,
+                "between_prompts": between,
+                "difference": mean - between,
+                "prompts": n,
+            }
+        )
+
+    def figure(self) -> go.Figure:
+        """Relative length and cosine by word class, and the agreement of a prompt's steps beside its control."""
+        table = self.by_word_class()
+        classes = list(dict.fromkeys(table["word_class"]))
+        panels: dict[str, list[figures.Line]] = {}
+        titles = {
+            "relative_length": "step / state (ratio of lengths)",
+            "cosine": "cosine of step and state (-1 to 1)",
+        }
+        for quantity, title in titles.items():
+            panels[title] = []
+            for word_class in classes:
+                rows = table[(table["quantity"] == quantity) & (table["word_class"] == word_class)]
+                colour = figures.class_colour(word_class, classes)
+                panels[title].append(
+                    figures.Line(word_class, list(rows["median"]), list(rows["low"]), list(rows["high"]), colour)
+                )
+        agreement = self.agreement_table()
+        panels["mean cosine between steps (-1 to 1)"] = [
+            figures.Line(
+                "tokens of one prompt",
+                list(agreement["agreement"]),
+                list(agreement["low"]),
+                list(agreement["high"]),
+            ),
+            figures.Line("tokens of different prompts", list(agreement["between_prompts"]), dashed=True),
+        ]
+        return figures.lines(
+            panels,
+            self.layer,
+            title=f"How does each layer move the tokens?\n{self.provenance.model}; {self.provenance.n_prompts:,} "
+            f"prompts, {self.provenance.n_tokens:,} tokens",
+            x_title="layer",
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Movement(Probe[MovementResult]):
+    """Length and direction of each layer's step.
+
+    >>> import lens_probes as lp
+    >>> result = lp.Movement().run(lp.tiny.bridge(), ["Time flies like an arrow.", "Fruit flies too."])
+    >>> tuple(result.agreement.shape), result.layer
+    ((3, 2), ('0', '1', '2'))
+    """
+
+    layers: Sequence[int] | None = None
+
+    def hooks(self, model: ModelView) -> list[str]:
+        """The residual stream before and after every layer."""
+        return [model.hook(at, layer) for layer in model.layers(self.layers) for at in ("resid_pre", "resid_post")]
+
+    def measure(self, reading: Reading) -> MovementResult:
+        """Steps of the batch, layer by layer."""
+        model, tokens = reading.model, reading.tokens
+        layers = model.layers(self.layers)
+        prompts = prompt_table(tokens)
+        own = ~tokens.special
+        count = torch.stack([own[tokens.prompt == prompt].sum() for prompt in prompts.prompt]).double()
+        length, norm, cosine, sums = [], [], [], []
+        for layer in layers:
+            before = reading[model.hook("resid_pre", layer)].float().cpu()
+            step = reading[model.hook("resid_post", layer)].float().cpu() - before
+            length.append(step.norm(dim=-1))
+            norm.append(before.norm(dim=-1))
+            cosine.append(cosine_similarity(step, before, dim=-1))
+            sums.append(prompt_sums(normalize(step, dim=-1).double()[own], tokens.prompt[own], len(prompts)))
+        prompt_sum = torch.stack(sums)
+        return MovementResult(
+            layer=tuple(str(layer) for layer in layers),
+            token=tokens,
+            prompt=prompts,
+            length=torch.stack(length),
+            norm=torch.stack(norm),
+            cosine=torch.stack(cosine).clamp(-1, 1),
+            agreement=mean_pairwise_cosine(prompt_sum, count.expand(len(layers), -1)).float(),
+            unit_sum=prompt_sum.sum(1),
+            square_sum=prompt_sum.square().sum((1, 2)),
+            count=count.sum(),
+            square_count=count.square().sum(),
+        )
+
+
+def prompt_sums(
+    vectors: Float64[Tensor, "token d_model"], prompt: Tensor, n_prompts: int
+) -> Float64[Tensor, "prompt d_model"]:
+    """The sum of the vectors of each prompt."""
+    return vectors.new_zeros(n_prompts, vectors.shape[1]).index_add_(0, prompt, vectors)

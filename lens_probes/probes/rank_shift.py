@@ -1,0 +1,369 @@
+"""RankShift: does a token's state stay near the token's own embedding, or move to where others are closer?
+
+For every layer and token, with h the state at the read point and w[v] the reference vector of vocabulary entry v:
+
+    score[layer, token] = closeness of h[layer, token] and w[id[token]]          (cosine, product or distance)
+    rank[layer, token]  = #{v != id[token] : v is strictly closer to h than id[token]}       0 to vocab - 1
+
+    null_rank[layer, token] = the rank, in the same state, of another token of the same prompt and word class
+
+Rank 0 means no entry is closer than the token's own. Random states rank uniformly, at (vocab - 1) / 2 on average. A
+rank by itself can mislead: where all scores are near 0, a huge rank is a tiny step. So it comes with its score, with
+`anisotropy`, and with a null. The null is conservative: context may carry that other token into this very state.
+
+Source: the question is that of "Paying Attention, Part 2" (github.com/danavery/attention-encodings), whose published
+numbers multiply by untransposed weights and use one position for all tokens; the tests show the difference.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final, get_args
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lens_probes import figures, statistics
+from lens_probes.model import READ_POINTS, ModelView, ReadPoint
+from lens_probes.probe import Probe
+from lens_probes.probes.residual_mean import ResidualMeanResult
+from lens_probes.prompts import Tokens
+from lens_probes.result import Result, summed, unit
+from lens_probes.run import Reading
+from lens_probes.similarity import mean_pairwise_cosine
+from lens_probes.vocabulary import METRICS, Metric, kept, nearest, ranks
+
+Reference = Literal["embed", "embed_pos", "unembed"]
+
+STATES_AT_ONCE = 2**23  # numbers in the states held in float32 at a time: 32 MiB
+SCORE_UNITS = {"cosine": "cosine, -1 to 1", "dot": "product", "euclidean": "distance, at least 0"}
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class RankShiftResult(Result):
+    """Ranks and scores of every token's own vocabulary entry, by layer. It grows with the number of tokens."""
+
+    at: ReadPoint
+    reference: Reference
+    metric: Metric
+    n_vocab: int
+    centered: bool
+    layer: tuple[str, ...]
+    token: Tokens
+    vocab: tuple[str, ...]  # the text of each id, with neighbours only
+    rank: Int[Tensor, "layer token"] = field(metadata=unit("entries closer than the token's own, 0 is closest", low=0))
+    score: Float[Tensor, "layer token"] = field(metadata=unit("closeness to the token's own entry, see metric"))
+    norm: Float[Tensor, "layer token"] = field(metadata=unit("length of the state, before any centring", low=0))
+    null_rank: Int[Tensor, "layer token"] = field(
+        metadata=unit("rank of another token of the prompt and class, -1 if none", low=-1)
+    )
+    unit_sum: Float64[Tensor, "layer d_model"] = field(
+        metadata=summed("sum of the compared states, each divided by its length, special tokens out")
+    )
+    neighbour_ids: Int[Tensor, "layer token k"] | None = field(
+        default=None, metadata=unit("the closest entries, closest first", low=0)
+    )
+    neighbour_score: Float[Tensor, "layer token k"] | None = field(
+        default=None, metadata=unit("their closeness, as score")
+    )
+    overlap: Float[Tensor, "layer token"] | None = field(
+        default=None, metadata=unit("share of the closest entries kept from the layer before", low=0, high=1)
+    )
+
+    @property
+    def anisotropy(self) -> Float[Tensor, " layer"]:
+        """Mean cosine over all pairs of compared states, special tokens out: 0 if directions are spread evenly."""
+        return mean_pairwise_cosine(self.unit_sum, (~self.token.special).sum()).float()
+
+    def shift(self) -> Int[Tensor, "layer token"]:
+        """How many places the rank has moved since the first layer of this result; positive is away from the token."""
+        return self.rank - self.rank[:1]
+
+    def by_word_class(self, *, special: bool = False) -> pd.DataFrame:
+        """Rank, score and null rank by word class and layer: n, median, quartiles and interval of the median.
+
+        One row a quantity, class and layer, with columns as `statistics.describe` gives them. Special tokens are left
+        out unless `special`: their states are outliers.
+        """
+        return statistics.by_word_class(self._quantities(), self.layer, self.token, special=special)
+
+    def compare(
+        self,
+        first: str = "content",
+        second: str = "function",
+        *,
+        of: str = "rank",
+        strata: statistics.Strata | None = None,
+        permutations: int = statistics.PERMUTATIONS,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Per layer: the probability that a `first` token has the larger rank (or score, null_rank), p, q and n.
+
+        See `statistics.compare`. For frequency matching give `strata`, a number a token:
+        `lens_probes.words.merge_order(model.tokenizer)[result.token.id]`, or counts of your own.
+        """
+        quantities = self._quantities()
+        if of not in quantities:
+            raise ValueError(f"compare takes one of {', '.join(quantities)}; {of!r} came")
+        frame = statistics.compare(
+            quantities[of], self.token, first, second, strata=strata, permutations=permutations, seed=seed
+        )
+        return statistics.with_layers(frame, self.layer)
+
+    def _quantities(self) -> dict[str, statistics.Values]:
+        """What is summarised, as float64 with NaN for missing."""
+        null = self.null_rank.double().masked_fill(self.null_rank < 0, torch.nan)
+        return {
+            "rank": self.rank.double().numpy(),
+            "score": self.score.double().numpy(),
+            "null_rank": null.numpy(),
+        }
+
+    def figure(self) -> go.Figure:
+        """Median rank and score by word class over layers, with 95 % intervals; the null as a dotted line."""
+        table = self.by_word_class()
+        classes = list(dict.fromkeys(table["word_class"]))
+        n = table.groupby("word_class")["words"].max()
+        panels: dict[str, list[figures.Line]] = {self._rank_title(): [], self._score_title(): []}
+        for word_class in classes:
+            colour = figures.class_colour(word_class, classes)
+            own = table[table["word_class"] == word_class].set_index("quantity")
+            name = f"{word_class} ({n[word_class]:,} words)"
+            for title, quantity in zip(panels, ("rank", "score"), strict=True):
+                rows = own.loc[[quantity]]
+                panels[title].append(
+                    figures.Line(name, list(rows["median"]), list(rows["low"]), list(rows["high"]), colour)
+                )
+            if "null_rank" in own.index:
+                null = list(own.loc[["null_rank"], "median"])
+                panels[self._rank_title()].append(
+                    figures.Line(f"{word_class}: another such token", null, colour=colour, dashed=True)
+                )
+        return figures.lines(
+            panels,
+            self.layer,
+            title=self._title("How near is a state to its own token?"),
+            x_title="state",
+            upside_down=[self._rank_title()] + ([self._score_title()] if self.metric == "euclidean" else []),
+            levels={self._rank_title(): (self.n_vocab - 1) / 2},
+        )
+
+    def figure_paths(self, prompt: int = 0, token: int = 0) -> go.Figure:
+        """The ranks of one prompt's tokens through the layers, the token at position `token` bold."""
+        rows = self._rows_of(prompt)
+        self._position(rows, prompt, token)
+        texts = [self.token.text[i] for i in rows]
+        classes = ["special" if self.token.special[i] else self.token.word_class[i] for i in rows]
+        return figures.paths(
+            [
+                figures.TokenPath(text, self.rank[:, i].tolist(), figures.class_colour(kind or "special", classes))
+                for text, kind, i in zip(texts, classes, rows, strict=True)
+            ],
+            bold=token,
+            x=self.layer,
+            title=self._title(f"The tokens of prompt {prompt}: blue content, orange function, green number"),
+            x_title="state",
+            y_title=self._rank_title(),
+            upside_down=True,
+        )
+
+    def figure_neighbours(self, token: int, prompt: int = 0) -> go.Figure:
+        """The entries closest to one token's state, layer by layer; the token's own is shaded."""
+        if self.neighbour_ids is None or self.neighbour_score is None:
+            raise ValueError(
+                f"figure_neighbours needs the nearest entries and {self.provenance.probe or 'this run'} did not keep "
+                f"them: run RankShift(neighbours=10)"
+            )
+        row = self._position(self._rows_of(prompt), prompt, token)
+        own, ids, scores = self.token.id[row], self.neighbour_ids[:, row], self.neighbour_score[:, row]
+        columns = {
+            "state": list(self.layer),
+            "own rank": [f"{rank:,}" for rank in self.rank[:, row].tolist()],
+        }
+        shade = [["white"] * len(self.layer)] * 2
+        for k in range(ids.shape[1]):
+            columns[str(k)] = [
+                f"{figures.visible(self.vocab[i], 14)} {score:.2f}"
+                for i, score in zip(ids[:, k].tolist(), scores[:, k].tolist(), strict=True)
+            ]
+            shade.append(["#FFE9B0" if i == own else "white" for i in ids[:, k]])
+        text = self.token.text[row]
+        return figures.table(
+            columns,
+            title=self._title(f"Nearest entries to token {token} of prompt {prompt}, {text!r}"),
+            shade=shade,
+        )
+
+    def _rows_of(self, prompt: int) -> list[int]:
+        rows = (self.token.prompt == prompt).nonzero().flatten().tolist()
+        if not rows:
+            raise ValueError(f"prompt {prompt} was asked for and this result has {self.provenance.n_prompts} prompts")
+        return rows
+
+    def _position(self, rows: list[int], prompt: int, token: int) -> int:
+        if not 0 <= token < len(rows):
+            raise ValueError(f"token {token} was asked for and prompt {prompt} has tokens 0 to {len(rows) - 1}")
+        return rows[token]
+
+    def _rank_title(self) -> str:
+        return f"rank of the own entry (0 closest, {self.n_vocab - 1:,} farthest)"
+
+    def _score_title(self) -> str:
+        return f"score ({SCORE_UNITS[self.metric]})"
+
+    def _title(self, question: str) -> str:
+        by = self.provenance
+        return (
+            f"{question}\n{by.model} ({'processed' if by.processed else 'raw'} weights), {self.at} against "
+            f"{self.reference}, {self.metric}{', centred' if self.centered else ''}; {by.n_prompts:,} prompts"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class RankShift(Probe[RankShiftResult]):
+    """The rank of each token's own entry in its state, by layer.
+
+    `at`: where the state is read. `reference`: rows of W_E, the same with the token's own position added, or columns of
+    W_U. `metric`: what closer means. `center`: a `ResidualMean` result, whose mean states (and the mean reference
+    vector) are removed first. `neighbours`, `overlap`: keep that many closest entries; the share of them kept from the
+    layer before. `null_seed`: of the null's draw.
+
+    >>> import lens_probes as lp
+    >>> result = lp.RankShift(at="resid_pre").run(lp.tiny.bridge("llama"), "Time flies like an arrow.")
+    >>> result.rank[0].tolist() == [0] * len(result.token)  # without positions, the first state is the embedding
+    True
+    """
+
+    at: ReadPoint = "resid_mid"
+    reference: Reference = "embed"
+    metric: Metric = "cosine"
+    center: ResidualMeanResult | None = None
+    neighbours: int = 0
+    overlap: int = 0
+    null_seed: int = 0
+    layers: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("at", self.at, READ_POINTS),
+            ("reference", self.reference, get_args(Reference)),
+            ("metric", self.metric, METRICS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"RankShift({name}=...) is one of {', '.join(allowed)}; {value!r} came")
+        if self.neighbours < 0 or self.overlap < 0:
+            raise ValueError(
+                f"RankShift(neighbours=..., overlap=...) are numbers of entries, at least 0; "
+                f"{self.neighbours} and {self.overlap} came"
+            )
+
+    def hooks(self, model: ModelView) -> list[str]:
+        """The read point of every layer."""
+        layers = model.layers(self.layers)
+        if self.center is not None:
+            self.center.of(model, self.at, layers)
+        if self.reference == "embed_pos":
+            model.embedding_at(0)  # refuses a model without learned positions before the forward pass
+        if max(self.neighbours, self.overlap) > model.d_vocab:
+            raise ValueError(
+                f"{max(self.neighbours, self.overlap)} closest entries were asked for and {model.name} has "
+                f"{model.d_vocab}"
+            )
+        return [model.hook(self.at, layer) for layer in layers]
+
+    def measure(self, reading: Reading) -> RankShiftResult:
+        """Ranks of the own and the null entry, a few layers at a time."""
+        model, tokens = reading.model, reading.tokens
+        layers = model.layers(self.layers)
+        means = self.center.of(model, self.at, layers) if self.center else None
+        targets = torch.stack([tokens.id, null_ids(tokens, self.null_seed)], dim=1).to(model.device)
+        n_nearest = max(self.neighbours, self.overlap)
+        size = (len(layers), len(tokens))
+        rank, score = torch.empty(*size, 2, dtype=torch.int64), torch.empty(*size, 2)
+        ids, closeness = torch.empty(*size, n_nearest, dtype=torch.int64), torch.empty(*size, n_nearest)
+        norm, unit_sum = torch.empty(size), torch.empty(len(layers), model.d_model, dtype=torch.float64)
+        step = max(1, STATES_AT_ONCE // (len(tokens) * model.d_model))
+        hooks = self.hooks(model)
+        for first in range(0, len(layers), step):
+            here = slice(first, first + step)
+            states = torch.stack([reading[hook].float() for hook in hooks[here]])
+            norm[here] = states.norm(dim=-1).cpu()
+            if means is not None:
+                states -= means[here, None].to(states.device)
+            directions = normalize(states[:, ~tokens.special], dim=-1)
+            unit_sum[here] = directions.sum(1, dtype=torch.float64).cpu()
+            for at, vocabulary in self._references(model, tokens):
+                origin = vocabulary.mean(0, dtype=torch.float32) if means is not None else None
+                rows = states[:, at].flatten(0, 1)
+                own = targets[at].repeat(len(states), 1)
+                found = ranks(rows, vocabulary, own, metric=self.metric, origin=origin)
+                for kept_here, values in zip((rank, score), found, strict=True):
+                    kept_here[here, at] = values.unflatten(0, (len(states), -1)).cpu()
+                if n_nearest:
+                    found = nearest(rows, vocabulary, n_nearest, metric=self.metric, origin=origin)
+                    for kept_here, values in zip((ids, closeness), found, strict=True):
+                        kept_here[here, at] = values.unflatten(0, (len(states), -1)).cpu()
+        return RankShiftResult(
+            at=self.at,
+            reference=self.reference,
+            metric=self.metric,
+            n_vocab=model.d_vocab,
+            centered=self.center is not None,
+            layer=tuple(model.label(self.at, layer) for layer in layers),
+            token=tokens,
+            vocab=model.vocabulary_texts if self.neighbours else (),
+            rank=rank[..., 0],
+            score=score[..., 0],
+            norm=norm,
+            null_rank=rank[..., 1],
+            unit_sum=unit_sum,
+            neighbour_ids=ids[..., : self.neighbours] if self.neighbours else None,
+            neighbour_score=closeness[..., : self.neighbours] if self.neighbours else None,
+            overlap=layer_overlap(ids[..., : self.overlap]) if self.overlap else None,
+        )
+
+    def _references(
+        self, model: ModelView, tokens: Tokens
+    ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "vocab d_model"]]]:
+        """The tokens that share reference vectors, and those vectors: one group, or one a position."""
+        if self.reference == "embed_pos":
+            for position in tokens.position.unique().tolist():
+                yield (tokens.position == position).nonzero().flatten(), model.embedding_at(position)
+        else:
+            yield torch.arange(len(tokens)), model.W_E if self.reference == "embed" else model.unembedding
+
+
+def null_ids(tokens: Tokens, seed: int) -> Int[Tensor, " token"]:
+    """For each token the id of another token of its prompt and word class, -1 where there is none.
+
+    Neither its own id nor that of the next token, which the state is there to predict. Drawn evenly, with a seed made
+    of `seed`, the prompt's ids and the position: where the prompt sits in a batch changes nothing.
+    """
+    drawn = []
+    for _, prompt in tokens.by_prompt():
+        ids, special = prompt.id.numpy(), prompt.special.numpy()
+        word_class = np.asarray(prompt.word_class)
+        key = hashlib.blake2b(f"{seed}:{ids.tolist()}".encode(), digest_size=16).digest()
+        for position in range(len(ids)):
+            alike = (word_class == word_class[position]) & (special == special[position]) & (ids != ids[position])
+            if position + 1 < len(ids):
+                alike &= ids != ids[position + 1]
+            candidates = ids[alike]
+            digest = hashlib.blake2b(str(position).encode(), key=key, digest_size=8).digest()
+            drawn.append(int(candidates[int.from_bytes(digest) % len(candidates)]) if len(candidates) else -1)
+    return torch.tensor(drawn, dtype=torch.int64)
+
+
+def layer_overlap(ids: Int[Tensor, "layer token k"]) -> Float[Tensor, "layer token"]:
+    """The share of each state's closest entries that were among those of the layer before; NaN in the first layer."""
+    overlap = torch.full(ids.shape[:2], torch.nan)
+    for layer in range(1, len(ids)):
+        overlap[layer] = kept(ids[layer], ids[layer - 1])
+    return overlap

@@ -1,0 +1,120 @@
+"""ResidualMean: what do all states at a read point have in common?
+
+    mean[layer] = (1/n) sum over tokens of h[layer, token]                                      [layer d_model]
+    share[layer] = |mean[layer]|^2 / ((1/n) sum over tokens of |h[layer, token]|^2)             0 to 1
+
+Much of a residual stream is one direction that every token shares, and a rank or a cosine with that direction left in
+says little about the token (Ethayarajh 2019, arXiv 1909.00512). The result of this probe is what
+`RankShift(center=...)` removes. Special tokens are left out: the first token's state is often a hundred times longer
+than the rest (an attention sink). Sums stay the same size however long the corpus.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from lens_probes import figures
+from lens_probes.model import ModelView, ReadPoint
+from lens_probes.probe import Probe
+from lens_probes.result import Result, summed, unit
+from lens_probes.run import Reading
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ResidualMeanResult(Result):
+    """Sums of states by layer; `mean`, `share` are properties of them. The same size however long the corpus."""
+
+    at: ReadPoint
+    layer: tuple[str, ...]
+    total: Float64[Tensor, "layer d_model"] = field(metadata=summed("sum of the states of tokens that are not special"))
+    square: Float64[Tensor, " layer"] = field(metadata=summed("sum of the squared norms of the same states"))
+    count: Float64[Tensor, ""] = field(metadata=summed("number of these tokens"))
+    embed_mean: Float[Tensor, " d_model"] = field(metadata=unit("mean row of the model's embedding, to know it again"))
+
+    @property
+    def mean(self) -> Float[Tensor, "layer d_model"]:
+        """The mean state."""
+        return (self.total / self.count.clamp(min=1)).float()
+
+    @property
+    def share(self) -> Float[Tensor, " layer"]:
+        """Share of the mean squared norm that the mean state makes up, 0 to 1; about 1/n for unrelated states."""
+        return (self.count.clamp(min=1) * self.mean.double().square().sum(-1) / self.square).float()
+
+    def of(self, model: ModelView, at: ReadPoint, layers: Sequence[int]) -> Float[Tensor, "layer d_model"]:
+        """The mean states of these layers, refused where they belong to another model or read point."""
+        labels = [model.label(at, layer) for layer in layers]
+        if at != self.at or not set(labels) <= set(self.layer):
+            raise ValueError(
+                f"center holds mean states at {self.at} ({self.layer[0]} to {self.layer[-1]}) and {at} "
+                f"({labels[0]} to {labels[-1]}) is asked for: run ResidualMean(at={at!r}) on this model first"
+            )
+        own = model.W_E.mean(0, dtype=torch.float32).cpu()
+        same = self.embed_mean.shape == own.shape and (self.embed_mean - own).norm() <= 1e-3 * own.norm()
+        if not same or self.provenance.processed != model.processed or self.provenance.model != model.name:
+            raise ValueError(
+                f"center holds mean states of {self.provenance.model} "
+                f"({'processed' if self.provenance.processed else 'raw'} weights) and {model.name} "
+                f"({'processed' if model.processed else 'raw'}) is asked: run ResidualMean on the model itself"
+            )
+        return self.mean[[self.layer.index(label) for label in labels]]
+
+    def figure(self) -> go.Figure:
+        """The share of the mean state over layers."""
+        return figures.lines(
+            {
+                "share of the mean squared norm (0 to 1)": [
+                    figures.Line("all tokens but special ones", self.share.tolist())
+                ]
+            },
+            self.layer,
+            title=f"How much of {self.at} do all tokens share?\n"
+            f"{self.provenance.model}, {int(self.count):,} tokens of {self.provenance.n_prompts:,} prompts",
+            x_title="state",
+        )
+
+
+@final
+@dataclass(frozen=True)
+class ResidualMean(Probe[ResidualMeanResult]):
+    """The mean state at a read point, by layer.
+
+    >>> import lens_probes as lp
+    >>> model = lp.tiny.bridge()
+    >>> mean = lp.ResidualMean(at="resid_post").run(model, ["Time flies like an arrow.", "Fruit flies too."])
+    >>> tuple(mean.mean.shape)
+    (3, 32)
+    >>> lp.RankShift(at="resid_post", center=mean).run(model, "Time flies.").rank.shape[0]
+    3
+    """
+
+    at: ReadPoint = "resid_mid"
+    layers: Sequence[int] | None = None
+
+    def hooks(self, model: ModelView) -> list[str]:
+        """The read point of every layer."""
+        return [model.hook(self.at, layer) for layer in model.layers(self.layers)]
+
+    def measure(self, reading: Reading) -> ResidualMeanResult:
+        """Sums over the batch."""
+        model, own = reading.model, ~reading.tokens.special
+        layers = model.layers(self.layers)
+        totals, squares = [], []
+        for hook in self.hooks(model):
+            states = reading[hook].cpu().double()[own]
+            totals.append(states.sum(0))
+            squares.append(states.square().sum())
+        return ResidualMeanResult(
+            at=self.at,
+            layer=tuple(model.label(self.at, layer) for layer in layers),
+            total=torch.stack(totals),
+            square=torch.stack(squares),
+            count=own.sum().double(),
+            embed_mean=model.W_E.mean(0, dtype=torch.float32).cpu(),
+        )

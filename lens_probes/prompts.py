@@ -1,0 +1,287 @@
+"""Prompts in any form a researcher has them, and the one table of tokens that everything else reads.
+
+    prompts --read_prompts--> [Prompt] --tokenize--> Tokens
+
+Text is tokenised the way the model's class does it, beginning-of-sequence token included; ids are taken as they are.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lens_probes.words import WordClasses, closed_class
+
+if TYPE_CHECKING:
+    from lens_probes.model import ModelView
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: a text or token ids (one of the two), and the topic it belongs to ("" if none).
+
+    >>> Prompt("Fruit flies like a banana.", topic="biology").topic
+    'biology'
+    """
+
+    text: str | None = None
+    ids: tuple[int, ...] | None = None
+    topic: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.ids is None):
+            raise ValueError(f"a Prompt holds a text or ids, one of the two; this one holds {self!r}")
+
+
+Prompts = (
+    str
+    | Tensor
+    | Prompt
+    | Sequence[str]
+    | Sequence[Prompt]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | Sequence[Tensor]
+    | Mapping[str, str | Sequence[str]]
+)
+"""What `run` accepts: a text, texts, topic -> text(s), `Prompt`s, a matrix of ids, or one sequence of ids a prompt."""
+
+T = TypeVar("T", bound="Table")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns of equal length, one row a token (or a prompt, or a pair of tokens): a tensor or a tuple of texts each.
+
+    A column named `prompt` holds the number of the prompt, local to the table; `concatenate` renumbers it.
+    """
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(column) for name, column in self.columns().items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"the columns of {type(self).__name__} differ in length: {sizes}")
+
+    def columns(self) -> dict[str, Any]:
+        """The columns by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns().values())))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} rows: {', '.join(self.columns())})"
+
+    def __getitem__(self: T, rows: Tensor) -> T:
+        """The rows of a boolean mask or of an index, in that order."""
+        index = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        return type(self)(
+            **{
+                name: column[index] if isinstance(column, Tensor) else tuple(column[i] for i in index.tolist())
+                for name, column in self.columns().items()
+            }
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """The same table in pandas."""
+        return pd.DataFrame(
+            {
+                name: column.numpy() if isinstance(column, Tensor) else list(column)
+                for name, column in self.columns().items()
+            }
+        )
+
+
+def concatenate(tables: Sequence[T], first_prompts: Sequence[int]) -> T:
+    """The rows of all tables in order; the prompts of table i are numbered from `first_prompts[i]`."""
+    columns: dict[str, Any] = {}
+    for name, column in tables[0].columns().items():
+        parts = [getattr(table, name) for table in tables]
+        if name == "prompt":
+            parts = [part + first for part, first in zip(parts, first_prompts, strict=True)]
+        columns[name] = torch.cat(parts) if isinstance(column, Tensor) else tuple(chain.from_iterable(parts))
+    return type(tables[0])(**columns)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tokens(Table):
+    """The table of tokens, one row a token, prompts end to end.
+
+    `word` is the number of the word that a token belongs to, counted within its prompt, -1 if none; `special` marks
+    the tokens that tokenizers add (beginning of sequence, separators), which statistics leave out unless asked.
+    """
+
+    prompt: Int[Tensor, " token"]
+    position: Int[Tensor, " token"]
+    id: Int[Tensor, " token"]
+    text: tuple[str, ...]
+    word: Int[Tensor, " token"]
+    word_class: tuple[str, ...]
+    special: Bool[Tensor, " token"]
+    topic: tuple[str, ...]
+
+    def by_prompt(self) -> Iterator[tuple[int, "Tokens"]]:
+        """The number and the rows of each prompt that has rows, in order."""
+        for number in self.prompt.unique().tolist():
+            yield number, self[self.prompt == number]
+
+    def of_class(self, word_class: str) -> Bool[Tensor, " token"]:
+        """Which tokens are of this word class; special ones never are."""
+        return torch.tensor([own == word_class for own in self.word_class], dtype=torch.bool) & ~self.special
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PromptTable(Table):
+    """The labels of a `prompt` axis: each prompt's number, its text (its tokens' texts, end to end) and its topic."""
+
+    prompt: Int[Tensor, " prompt"]
+    text: tuple[str, ...]
+    topic: tuple[str, ...]
+
+
+def prompt_table(tokens: Tokens) -> PromptTable:
+    """The prompts of a table of tokens."""
+    parts = list(tokens.by_prompt())
+    return PromptTable(
+        prompt=torch.tensor([number for number, _ in parts], dtype=torch.int64),
+        text=tuple("".join(part[~part.special].text).strip() for _, part in parts),
+        topic=tuple(part.topic[0] for _, part in parts),
+    )
+
+
+def read_prompts(prompts: Prompts) -> list[Prompt]:
+    """Every accepted form, as a list of `Prompt`.
+
+    >>> [prompt.topic for prompt in read_prompts({"chess": ["e4 e5", "Nf3"], "law": ["I object.", "Sustained."]})]
+    ['chess', 'chess', 'law', 'law']
+    >>> read_prompts([[1, 2], [3]])[1].ids
+    (3,)
+    """
+    if isinstance(prompts, Mapping):
+        read = [
+            Prompt(prompt.text, prompt.ids, topic=str(topic))
+            for topic, texts in prompts.items()
+            for prompt in read_prompts(texts)
+        ]
+    elif isinstance(prompts, Tensor) and prompts.ndim == 2:
+        read = [_read_one(row) for row in prompts]
+    elif isinstance(prompts, str | Prompt | Tensor) or _is_ids(prompts):
+        read = [_read_one(prompts)]
+    elif isinstance(prompts, Sequence):
+        read = [_read_one(prompt) for prompt in prompts]
+    else:
+        raise TypeError(
+            f"prompts are a text, texts, topic -> texts, lp.Prompt objects or token ids; {type(prompts).__name__} came"
+        )
+    if not read:
+        raise ValueError("there are no prompts: pass at least one text or one sequence of token ids")
+    for topic, number in Counter(prompt.topic for prompt in read if prompt.topic).items():
+        if number < 2:
+            raise ValueError(
+                f"topic {topic!r} has {number} prompt, and what is compared by topic needs at least two of each: "
+                f"add a prompt, or pass the prompts without topics"
+            )
+    return read
+
+
+def _is_ids(prompt: object) -> bool:
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and len(prompt) > 0
+        and all(isinstance(i, int) for i in prompt)
+    )
+
+
+def _read_one(prompt: Any) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt(prompt)
+    if isinstance(prompt, Tensor) and prompt.ndim == 1:
+        if prompt.is_floating_point() or prompt.dtype == torch.bool:
+            raise TypeError(f"token ids are whole numbers; a tensor of {prompt.dtype} came: pass ids as integers")
+        return Prompt(ids=tuple(prompt.tolist()))
+    if _is_ids(prompt):
+        return Prompt(ids=tuple(prompt))
+    raise TypeError(
+        f"a prompt is a text, an lp.Prompt, or a 1-d sequence of token ids; "
+        f"{f'a {prompt.ndim}-d tensor' if isinstance(prompt, Tensor) else repr(prompt)[:80]} came"
+    )
+
+
+def tokenize(
+    prompts: Prompts,
+    model: "ModelView",
+    *,
+    prepend_bos: bool | None = None,
+    word_class: WordClasses | None = None,
+) -> Tokens:
+    """All prompts as one table of tokens, each prompt checked against the model's vocabulary and context.
+
+    `prepend_bos` is about text (`None`: what the model's class does by default); `word_class` names the words of a
+    text (by default `words.closed_class`). Token ids have words where they are what their text encodes to.
+    """
+    parts = [
+        _tokenize_one(prompt, number, model, prepend_bos, word_class or closed_class)
+        for number, prompt in enumerate(read_prompts(prompts))
+    ]
+    return concatenate(parts, [0] * len(parts))
+
+
+def _tokenize_one(
+    prompt: Prompt, number: int, model: "ModelView", prepend_bos: bool | None, word_class: WordClasses
+) -> Tokens:
+    if prompt.ids is None:
+        text = prompt.text or ""
+        ids, spans = model.encode(text, prepend_bos)
+    else:
+        ids = list(prompt.ids)
+        _check_ids(ids, number, model.d_vocab)
+        text, spans = model.locate(ids)
+    if not ids:
+        raise ValueError(f"prompt {number} has no tokens ({prompt.text!r} came): give it a text or ids")
+    if model.n_ctx is not None and len(ids) > model.n_ctx:
+        raise ValueError(
+            f"prompt {number} has {len(ids)} tokens and {model.name} reads at most {model.n_ctx}: shorten or split it"
+        )
+    word, classes = _own_words(text, spans, word_class)
+    return Tokens(
+        prompt=torch.full((len(ids),), number),
+        position=torch.arange(len(ids)),
+        id=torch.tensor(ids),
+        text=tuple(model.token_texts(ids)),
+        word=torch.tensor(word),
+        word_class=tuple(classes),
+        special=torch.tensor([i in model.special_ids for i in ids]),
+        topic=(prompt.topic,) * len(ids),
+    )
+
+
+def _check_ids(ids: Sequence[int], number: int, d_vocab: int) -> None:
+    outside = [i for i in ids if not 0 <= i < d_vocab]
+    if outside:
+        raise ValueError(
+            f"prompt {number} holds token id {outside[0]}, and this model's vocabulary ends at {d_vocab - 1}: "
+            f"pass ids made by this model's tokenizer"
+        )
+
+
+def _own_words(
+    text: str, spans: Sequence[tuple[int, int] | None], word_class: WordClasses
+) -> tuple[list[int], list[str]]:
+    """The word that owns each token, by the token's first character that is not a space, and that word's class."""
+    owner = [-1] * len(text)
+    words = word_class(text)
+    for number, (start, end, _) in enumerate(words):
+        owner[start:end] = [number] * (end - start)
+    numbers = []
+    for span in spans:
+        visible = [i for i in range(*span) if not text[i].isspace()] if span else []
+        numbers.append(owner[visible[0]] if visible else -1)
+    return numbers, [words[number].word_class if number >= 0 else "" for number in numbers]

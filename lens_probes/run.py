@@ -1,0 +1,236 @@
+"""From prompts to results: batches, one forward pass for several probes, and what a probe sees of a batch.
+
+tokens -> padded batch -> activations -> Reading (valid tokens only) -> probe.measure -> merged result
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lens_probes.model import ModelView, undisturbed
+from lens_probes.prompts import Prompts, Tokens, tokenize
+from lens_probes.result import Provenance, Result
+from lens_probes.words import WordClasses
+
+if TYPE_CHECKING:
+    from lens_probes.probe import Probe
+
+TOKENS_PER_BATCH = 512  # what a batch holds, padding included: enough to fill matrix products, little enough to keep
+PARTS_BEFORE_MERGE = 32  # sums of a long corpus are folded together on the way and stay one batch's size
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a probe sees of a batch: the valid tokens only, prompts laid end to end. Padding never reaches a probe.
+
+    `reading[name]` is an activation `[token ...]`, `reading.tokens` the table of the same tokens, `reading.model` the
+    model's weights and `unembed`. `by_prompt()` yields readings of one prompt each, and those give `square(name)`,
+    `[head query key]`, of what is square in position.
+    """
+
+    model: ModelView
+    tokens: Tokens
+    _cache: Mapping[str, Tensor]
+    _mask: Bool[Tensor, "prompt position"]
+
+    def __getitem__(self, name: str) -> Float[Tensor, "token ..."]:
+        """A copy of an activation, `[token ...]`, in the model's precision and on the model's device."""
+        activation = self._activation(name)
+        if activation.shape[:2] != self._mask.shape:
+            raise ValueError(
+                f"activation {name!r} of shape {tuple(activation.shape)} has no token axis after the batch: "
+                f"read it with `for one in reading.by_prompt(): one.square({name!r})`"
+            )
+        return _finite(name, activation[self._mask.to(activation.device)])
+
+    def by_prompt(self) -> Iterator["Reading"]:
+        """One prompt at a time, each with its own rows of the table and its prompt numbers as they are here."""
+        for row, (_, tokens) in enumerate(self.tokens.by_prompt()):
+            cache = {name: activation[row : row + 1] for name, activation in self._cache.items()}
+            yield Reading(self.model, tokens, cache, self._mask[row : row + 1])
+
+    def square(self, name: str) -> Float[Tensor, "head query key"]:
+        """An attention pattern or score of one prompt, `[head query key]`, without padding."""
+        if len(self._mask) != 1:
+            raise ValueError(
+                f"square({name!r}) is about one prompt; this reading has {len(self._mask)}: use by_prompt()"
+            )
+        valid = self._mask[0].nonzero().flatten().to(self._activation(name).device)
+        return self._activation(name)[0].index_select(-2, valid).index_select(-1, valid)
+
+    def _activation(self, name: str) -> Tensor:
+        if name not in self._cache:
+            raise ValueError(
+                f"activation {name!r} was not asked for: the probe's hooks name {', '.join(self._cache) or 'none'}"
+            )
+        return self._cache[name]
+
+
+def _finite(name: str, activation: Tensor) -> Tensor:
+    if not torch.isfinite(activation).all():
+        raise ValueError(
+            f"activation {name!r} holds values that are not finite: run the model in float32 or bfloat16, and check "
+            f"its weights"
+        )
+    return activation
+
+
+def run(
+    probes: Sequence["Probe[Any]"],
+    model: Any,
+    prompts: Prompts,
+    *,
+    prepend_bos: bool | None = None,
+    word_class: WordClasses | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> list[Any]:
+    """Ask several probes of one model in one forward pass; their results, in the order of the probes.
+
+    `prompts`: a text, texts, topic -> texts, `Prompt`s, or token ids. `prepend_bos` is about text (None: the model's
+    default). `word_class` names the words of a text. `batch_size` is in prompts (None: about 512 tokens a batch); no
+    number depends on it. `progress` shows a bar where there is more than one batch.
+
+    >>> import lens_probes as lp
+    >>> shift, movement = lp.run([lp.RankShift(), lp.Movement()], lp.tiny.bridge(), "Time flies like an arrow.")
+    >>> shift.rank.shape == movement.length.shape
+    True
+    """
+    if not probes:
+        raise ValueError("there are no probes: pass at least one, such as lens_probes.RankShift()")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is a number of prompts, at least 1; {batch_size} came")
+    view = ModelView(model)
+    names = _names(probes, view)
+    tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
+    batches = _batches(tokens, batch_size)
+    parts: list[list[Result]] = [[] for _ in probes]
+    for batch in tqdm(batches, desc="reading", unit="batch", disable=not progress or len(batches) < 2):
+        ids, mask = pad(batch, view)
+        reading = Reading(view, batch, view.activations(ids, mask, names), mask)
+        for done, result in zip(parts, _measure(probes, reading), strict=True):
+            done.append(result)
+            if len(done) == PARTS_BEFORE_MERGE:
+                done[:] = [Result.merge(done)]
+    return [Result.merge(done) for done in parts]
+
+
+def from_cache(
+    probe: "Probe[Any]",
+    model: Any,
+    prompts: Prompts,
+    cache: Mapping[str, Tensor],
+    *,
+    attention_mask: Tensor | None = None,
+    prepend_bos: bool | None = None,
+    word_class: WordClasses | None = None,
+) -> Any:
+    """One probe on activations the user already has; see `Probe.from_cache`."""
+    view = ModelView(model)
+    names = _names([probe], view)
+    available = set(cache.keys())
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise ValueError(
+            f"{probe!r} reads {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} and the cache lacks "
+            f"{missing[0]}: run the model with names_filter=probe.hooks(ModelView(model)), or without a filter"
+        )
+    activations = {name: _batched(cache, name) for name in names}
+    if attention_mask is not None and isinstance(prompts, Tensor) and prompts.ndim == 2:
+        if attention_mask.shape != prompts.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)} and the ids {tuple(prompts.shape)}: "
+                f"they must be equal"
+            )
+        prompts = [row[valid.bool()] for row, valid in zip(prompts, attention_mask, strict=True)]
+    tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
+    _, mask = pad(tokens, view)
+    if attention_mask is not None:
+        given = attention_mask.cpu().bool()
+        if given.ndim != 2 or given.sum(1).tolist() != mask.sum(1).tolist():
+            raise ValueError(
+                f"attention_mask marks {given.sum(-1).tolist()} tokens a prompt and the prompts have "
+                f"{mask.sum(1).tolist()}: pass the mask (and the ids) that the model was run with"
+            )
+        mask = given
+    for name, activation in activations.items():
+        if activation.shape[0] != mask.shape[0] or mask.shape[1] not in activation.shape[1:]:
+            raise ValueError(
+                f"activation {name!r} in the cache has shape {tuple(activation.shape)} and the prompts make a batch of "
+                f"{tuple(mask.shape)}: pass the token ids that the model was run with"
+            )
+    return _measure([probe], Reading(view, tokens, activations, mask))[0]
+
+
+def _names(probes: Sequence["Probe[Any]"], view: ModelView) -> list[str]:
+    """The hooks of all probes, each once, all of them known to the model."""
+    names = list(dict.fromkeys(name for probe in probes for name in probe.hooks(view)))
+    view.check_hooks(names)
+    return names
+
+
+def _measure(probes: Sequence["Probe[Any]"], reading: Reading) -> list[Result]:
+    """Each probe's result on one batch, with its provenance, numbers of prompts local to the batch."""
+    first = int(reading.tokens.prompt[0])
+    reading = replace(reading, tokens=replace(reading.tokens, prompt=reading.tokens.prompt - first))
+    results = []
+    for probe in probes:
+        with undisturbed(reading.model.model):
+            result = probe.measure(reading)
+        results.append(replace(result, provenance=_provenance(probe, reading)))
+    return results
+
+
+def _provenance(probe: "Probe[Any]", reading: Reading) -> Provenance:
+    view, hooks = reading.model, tuple(probe.hooks(reading.model))
+    read = reading._cache[hooks[0]] if hooks else view.W_E  # cfg.dtype says float32 for a bfloat16 model
+    return Provenance(
+        probe=repr(probe),
+        model=view.name,
+        model_class=view.class_name,
+        processed=view.processed,
+        dtype=str(read.dtype).removeprefix("torch."),
+        hooks=hooks,
+        versions=view.versions,
+        n_prompts=len(reading.tokens.prompt.unique()),
+        n_tokens=len(reading.tokens),
+    )
+
+
+def _batches(tokens: Tokens, batch_size: int | None) -> list[Tokens]:
+    """The prompts in order, in batches of `batch_size`, or of at most TOKENS_PER_BATCH padded tokens."""
+    prompts = [part for _, part in tokens.by_prompt()]
+    batches: list[list[int]] = [[]]
+    longest = 0
+    for number, prompt in enumerate(prompts):
+        longest = max(longest, len(prompt))
+        size = len(batches[-1])
+        full = size >= batch_size if batch_size is not None else (size + 1) * longest > TOKENS_PER_BATCH
+        if size and full:
+            batches.append([])
+            longest = len(prompt)
+        batches[-1].append(number)
+    return [tokens[(tokens.prompt >= batch[0]) & (tokens.prompt <= batch[-1])] for batch in batches]
+
+
+def pad(tokens: Tokens, view: ModelView) -> tuple[Int[Tensor, "prompt position"], Bool[Tensor, "prompt position"]]:
+    """A batch of ids, padded on the side the tokenizer says, and the mask of what is not padding."""
+    rows = [part.id for _, part in tokens.by_prompt()]
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), view.pad_id)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if view.padding_side == "left" else slice(0, len(row))
+        ids[i, place] = row
+        mask[i, place] = True
+    return ids, mask
+
+
+def _batched(cache: Mapping[str, Tensor], name: str) -> Tensor:
+    """An activation with its batch axis, which an ActivationCache may have removed."""
+    return cache[name] if getattr(cache, "has_batch_dim", True) else cache[name][None]
