@@ -23,6 +23,7 @@ CLASS_COLOURS = {
     "special": "#777777",
 }
 OTHER_COLOURS = ("#56B4E9", "#E69F00", "#117733", "#882255", "#332288")
+Numbers = Sequence[float] | Sequence[int]
 GREY = "#9A9A9A"
 INK = "#222222"
 
@@ -60,7 +61,10 @@ def visible(text: str, longest: int = 24) -> str:
     '·a&lt;/b&gt;⏎'
     """
     shown = "".join(_seen(character) for character in text)
-    return html.escape(shown if len(shown) <= longest else shown[: longest - 1] + "…", quote=False)
+    shown = shown if len(shown) <= longest else shown[: longest - 1] + "…"
+    if any(unicodedata.bidirectional(character) in ("R", "AL") for character in shown):
+        shown = f"\u2068{shown}\u2069"  # isolated, or it would turn round the number beside it
+    return html.escape(shown, quote=False)
 
 
 def _seen(character: str) -> str:
@@ -68,6 +72,15 @@ def _seen(character: str) -> str:
     if named is None and unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs", "Co", "Cn", "Cs"):
         named = f"\\u{ord(character):04x}"
     return named or character
+
+
+def amount(n: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> amount(1, "prompt"), amount(1200, "token")
+    ('1 prompt', '1,200 tokens')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def class_colour(name: str, among: Sequence[str]) -> str:
@@ -81,9 +94,9 @@ class Line:
     """One line of a panel: its points, the band around them if it has one, and how it looks."""
 
     name: str
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    y: Numbers
+    low: Numbers | None = None
+    high: Numbers | None = None
     colour: str = INK
     dashed: bool = False
 
@@ -95,11 +108,13 @@ def lines(
     title: str,
     x_title: str,
     upside_down: Sequence[str] = (),
-    levels: Mapping[str, float] | None = None,
+    logarithmic: Sequence[str] = (),
+    levels: Mapping[str, int | float] | None = None,
 ) -> go.Figure:
     """Panels side by side, each with its y title as key; lines of one name share a colour and a legend entry.
 
-    `upside_down` names the panels whose small values stand on top; `levels` draws a dotted reference in a panel.
+    `upside_down` names the panels whose small values stand on top, `logarithmic` those with a logarithmic axis; `levels`
+    draws a dotted reference in a panel.
     """
     figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.12)
     shown: set[str] = set()
@@ -124,11 +139,15 @@ def lines(
             shown.add(line.name)
         figure.update_xaxes(title_text=x_title, row=1, col=column, **_ticks(x))
         figure.update_yaxes(
-            title_text=y_title, row=1, col=column, autorange="reversed" if y_title in upside_down else True
+            title_text=y_title,
+            autorange="reversed" if y_title in upside_down else True,
+            **({"type": "log", "dtick": "D2"} if y_title in logarithmic else {}),
+            row=1,
+            col=column,
         )
         if levels and y_title in levels:
             figure.add_hline(levels[y_title], line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)  # pyright: ignore[reportArgumentType]
-    figure.update_layout(template=TEMPLATE, title=_title(title), width=480 * max(len(panels), 1) + 60, height=470)
+    figure.update_layout(template=TEMPLATE, title=_title(title), width=480 * len(panels) + 60, height=500)
     return figure
 
 
@@ -161,14 +180,14 @@ def _faint(colour: str) -> str:
 
 
 def _ticks(x: Sequence[str]) -> dict[str, object]:
-    """All labels of a layer axis in their order, and no more than a dozen of them written out."""
-    step = max(1, math.ceil(len(x) / 12))
+    """All labels of a layer axis in their order, as many of them written out as there is room for."""
+    room = max(1, 400 // (9 * max(map(len, x), default=1) + 12))
     return {
         "type": "category",
         "categoryorder": "array",
         "categoryarray": list(x),
-        "tickvals": list(x)[::step],
-        "tickangle": 0 if max(map(len, x), default=0) * len(x[::step]) <= 72 else -60,
+        "tickvals": list(x)[:: math.ceil(len(x) / room)],
+        "tickangle": 0,
     }
 
 
@@ -184,7 +203,8 @@ class TokenPath:
     """One token's values along the x axis."""
 
     text: str
-    y: Sequence[float]
+    group: str
+    y: Numbers
     colour: str
 
 
@@ -200,6 +220,11 @@ def paths(
 ) -> go.Figure:
     """One line a token in the colour of its class, one of them bold, labels at the right end where there is room."""
     figure = go.Figure()
+    for group, colour in dict.fromkeys((token.group, token.colour) for token in tokens):
+        sample = go.Scatter(
+            x=[None], y=[None], mode="lines", name=html.escape(group), line={"color": colour, "width": 3}
+        )
+        figure.add_trace(sample)
     for i in [*(i for i in range(len(tokens)) if i != bold), bold]:  # the bold one last, on top
         token = tokens[i]
         figure.add_trace(
@@ -210,6 +235,7 @@ def paths(
                 line={"color": token.colour, "width": 4 if i == bold else 1},
                 opacity=1.0 if i == bold else max(0.25, min(0.7, 12 / len(tokens))),
                 showlegend=False,
+                name=visible(token.text),
                 hovertemplate=f"{visible(token.text)} (token {i})<br>%{{x}}: %{{y:.5g}}<extra></extra>",
             )
         )
@@ -230,11 +256,11 @@ def paths(
     return figure
 
 
-def _room(ends: Sequence[float], bold: int) -> list[tuple[int, float]]:
+def _room(ends: Numbers, bold: int) -> list[tuple[int, int | float]]:
     """Which paths get a label: the bold one, then every one whose end is a label's height from those labelled."""
     known = [end for end in ends if math.isfinite(end)]
     height = (max(known) - min(known)) / 24 if known else 0.0
-    labelled: list[tuple[int, float]] = []
+    labelled: list[tuple[int, int | float]] = []
     for i in [bold, *(i for i in range(len(ends)) if i != bold)]:
         free = all(abs(ends[i] - other) > height for _, other in labelled)
         if math.isfinite(ends[i]) and (free or not labelled):
@@ -287,7 +313,7 @@ def table(
             cells={
                 "values": [list(values) for values in columns.values()],
                 "align": "left",
-                "height": 24,
+                "height": 26,
                 "fill_color": [list(colours) for colours in shade] if shade else "white",
                 "font": {"size": 12},
             },
@@ -296,8 +322,8 @@ def table(
     figure.update_layout(
         template=TEMPLATE,
         title=_title(title),
-        width=min(120 * len(columns) + 60, 2000),
-        height=24 * rows + 160,
+        width=min(130 * len(columns) + 60, 2400),
+        height=27 * rows + 160,
         margin={"l": 20, "r": 20, "b": 20},
     )
     return figure

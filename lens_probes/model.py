@@ -9,6 +9,7 @@ import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -61,8 +62,9 @@ class ModelView:
 
     @property
     def name(self) -> str:
-        """The name the model was loaded under."""
-        return str(getattr(self.model.cfg, "model_name", "unnamed"))
+        """The name the model was loaded under; of a folder its last part."""
+        name = str(getattr(self.model.cfg, "model_name", "unnamed"))
+        return Path(name).name if Path(name).is_absolute() else name
 
     @property
     def class_name(self) -> str:
@@ -208,6 +210,12 @@ class ModelView:
 
     # The forward pass
 
+    def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Every module by name; on a Bridge also those of the Hugging Face model that it wraps."""
+        yield from self.model.named_modules()
+        if self.is_bridge:
+            yield from self.model.original_model.named_modules(prefix="original_model")
+
     def activations(
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"], names: Sequence[str]
     ) -> dict[str, Tensor]:
@@ -325,7 +333,7 @@ def _token_text(i: int, piece: str | None, text: str) -> str:
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
     """Evaluation mode, no gradients, no autocast inside; everything as before afterwards, also after an error."""
-    training = {module: module.training for module in _modules(model)}
+    training = {module: module.training for _, module in ModelView(model).modules()}
     try:
         for module in training:
             module.training = False
@@ -334,9 +342,3 @@ def undisturbed(model: Any) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
-
-
-def _modules(model: Any) -> Iterator[torch.nn.Module]:
-    yield from model.modules()
-    if hasattr(model, "original_model"):
-        yield from model.original_model.modules()

@@ -47,7 +47,7 @@ class Probe(abc.ABC, Generic[R]):
         batch_size: int | None = None,
         progress: bool = True,
     ) -> R:
-        """Ask the question of a HookedTransformer or TransformerBridge; the arguments are those of `lens_probes.run`."""
+        """Ask the question of a HookedTransformer or TransformerBridge; arguments as in `lens_probes.run`."""
         return _run(
             [self],
             model,
@@ -96,7 +96,7 @@ class Experiment(abc.ABC, Generic[R]):
 
 
 def probes() -> dict[str, type[Probe[Any]]]:
-    """All probes by name: those in `lens_probes/probes/`, and those installed under the entry point `lens_probes.probes`.
+    """All probes by name: those in `lens_probes/probes/` and those of the entry point group `lens_probes.probes`.
 
     >>> sorted(probes())[:2]
     ['Density', 'Movement']
@@ -128,7 +128,9 @@ def siblings() -> dict[str, type[Any]]:
         for file in pkgutil.iter_modules(package.__path__):
             module = importlib.import_module(f"lens_probes.{folder}.{file.name}")
             for name, kind in vars(module).items():
-                if isinstance(kind, type) and kind.__module__ == module.__name__ and not name.startswith("_"):
-                    if issubclass(kind, Probe | Experiment | Result) and found.setdefault(name, kind) is not kind:
-                        raise ValueError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
+                own = isinstance(kind, type) and kind.__module__ == module.__name__ and not name.startswith("_")
+                if not own or not issubclass(kind, Probe | Experiment | Result):
+                    continue
+                if found.setdefault(name, kind) is not kind:
+                    raise ValueError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
     return found

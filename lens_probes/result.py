@@ -44,7 +44,7 @@ FORMAT = "lens_probes result 1"
 # What a field says of itself
 
 
-def unit(says: str, *, low: float = -math.inf, high: float = math.inf) -> dict[str, Any]:
+def unit(says: str, *, low: int | float = -math.inf, high: int | float = math.inf) -> dict[str, Any]:
     """Metadata of a tensor field: what its numbers are, in which unit, and between which bounds."""
     return {"says": says, "low": low, "high": high}
 
@@ -112,6 +112,16 @@ class Provenance:
     n_prompts: int = 0
     n_tokens: int = 0
 
+    def describe(self) -> str:
+        """Model, state of its weights, precision and numbers, for the second line of a title."""
+        weights = "processed" if self.processed else "raw"
+        numbers = f"{_amount(self.n_prompts, 'prompt')}, {_amount(self.n_tokens, 'token')}"
+        return f"{self.model} ({weights} weights, {self.dtype}), {numbers}"
+
+
+def _amount(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
 
 R = TypeVar("R", bound="Result")
 
@@ -147,7 +157,7 @@ class Result(abc.ABC):
                     )
 
     def labels(self, axis: str) -> Any:
-        """The labels of an axis: the field of its name (`other_topic` shares those of `topic`), None if there is none."""
+        """The labels of an axis: the field of its name (`other_topic` is `topic` again), or None."""
         axis = axis.removeprefix("other_")
         return getattr(self, axis) if axis in self.__dataclass_fields__ else None
 
@@ -172,7 +182,7 @@ class Result(abc.ABC):
     # Tables
 
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
-        """Tidy, one row a cell: the fields and properties that share the axes of field `name` (the first) as columns."""
+        """Tidy, one row a cell; the fields and properties with the axes of field `name` (the first) as columns."""
         schema_ = schema(type(self))
         axes = {**schema_.axes, **schema_.derived}
         if name is None:
@@ -272,7 +282,7 @@ class Result(abc.ABC):
     # Showing
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{size} {axis}s" if size != 1 else f"1 {axis}" for axis, size in self._sizes().items())
+        sizes = ", ".join(f"{axis} {size:,}" for axis, size in self._sizes().items())
         return f"{type(self).__name__}({sizes}; content {self.content_hash()})"
 
     def _sizes(self) -> dict[str, int]:
@@ -293,8 +303,7 @@ class Result(abc.ABC):
         by = self.provenance
         lines = [
             f"<b>{type(self).__name__}</b> of {html.escape(by.probe)}",
-            f"{html.escape(by.model)} ({html.escape(by.model_class)}, {'processed' if by.processed else 'raw'} weights, "
-            f"{html.escape(by.dtype)}), {by.n_prompts:,} prompts, {by.n_tokens:,} tokens",
+            html.escape(by.describe()),
         ]
         for name, dims in schema(type(self)).axes.items():
             if getattr(self, name) is not None:

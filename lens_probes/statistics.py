@@ -22,7 +22,6 @@ from torch import Tensor
 
 from lens_probes.prompts import Tokens
 
-
 RESAMPLES = 1000
 PERMUTATIONS = 1000
 PROMPTS_FOR_INTERVAL = 5

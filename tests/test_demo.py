@@ -141,9 +141,7 @@ def test_a_failing_pip_is_told_with_what_was_asked_and_what_to_do_without_a_netw
 
 def test_a_wheel_with_another_hash_is_not_unpacked(pip: Pip, cache: Path) -> None:
     pip.wheel += b"tampered"
-    with pytest.raises(
-        OSError, match=r"with sha256 [0-9a-f]{64} and got [0-9a-f]{64}, so nothing was unpacked"
-    ):
+    with pytest.raises(OSError, match=r"with sha256 [0-9a-f]{64} and got [0-9a-f]{64}, so nothing was unpacked"):
         model_folder("minilm")
     assert list(cache.iterdir()) == []
 
@@ -163,9 +161,7 @@ def test_an_unknown_demo_model_is_refused_with_the_names_there_are() -> None:
         model_folder("gpt2")
 
 
-@pytest.mark.parametrize(
-    "name", ["./no/such", "~/no-such", "/no/such", "no/such/folder", ".hidden", "a file"]
-)
+@pytest.mark.parametrize("name", ["./no/such", "~/no-such", "/no/such", "no/such/folder", ".hidden", "a file"])
 def test_a_path_without_a_folder_is_refused_and_no_hub_is_asked(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,10 +182,7 @@ def test_a_hub_that_does_not_answer_is_announced_and_told_in_one_sentence(
     with pytest.raises(OSError, match=r"asked the model hub for 'owner/model' and got no model") as caught:
         load_model("owner/model")
     assert "(We couldn't connect to the hub); without a hub pass" in str(caught.value)
-    assert (
-        capsys.readouterr().err
-        == "lens_probes: 'owner/model' is no folder here: asking the model hub for it\n"
-    )
+    assert capsys.readouterr().err == "lens_probes: 'owner/model' is no folder here: asking the model hub for it\n"
 
 
 # What goes to TransformerLens unchanged

@@ -70,9 +70,8 @@ class DensityResult(Result):
         table = self.by_word_class().set_index("word_class")
         return figures.bars(
             {name: (row["median"], row["low"], row["high"]) for name, row in table.iterrows()},
-            notes={name: f"{int(row['types']):,} types" for name, row in table.iterrows()},
-            title=f"How crowded is the embedding around a word?\n{self.provenance.model}, {self.provenance.probe}; "
-            f"{self.provenance.n_prompts:,} prompts",
+            notes={name: figures.amount(int(row["types"]), "type") for name, row in table.iterrows()},
+            title=f"How crowded is the embedding around a word?\n{self.provenance.describe()}",
             y_title="mean cosine with the nearest (-1 to 1)",
         )
 

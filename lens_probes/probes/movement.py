@@ -119,9 +119,9 @@ class MovementResult(Result):
         return figures.lines(
             panels,
             self.layer,
-            title=f"How does each layer move the tokens?\n{self.provenance.model}; {self.provenance.n_prompts:,} "
-            f"prompts, {self.provenance.n_tokens:,} tokens",
+            title=f"How does each layer move the tokens?\n{self.provenance.describe()}",
             x_title="layer",
+            logarithmic=[titles["relative_length"]],
         )
 
 
@@ -148,7 +148,7 @@ class Movement(Probe[MovementResult]):
         layers = model.layers(self.layers)
         prompts = prompt_table(tokens)
         own = ~tokens.special
-        count = torch.stack([own[tokens.prompt == prompt].sum() for prompt in prompts.prompt]).double()
+        count = torch.stack([own[tokens.prompt == prompt].sum() for prompt in prompts.prompt])
         length, norm, cosine, sums = [], [], [], []
         for layer in layers:
             before = reading[model.hook("resid_pre", layer)].float().cpu()
@@ -168,8 +168,8 @@ class Movement(Probe[MovementResult]):
             agreement=mean_pairwise_cosine(prompt_sum, count.expand(len(layers), -1)).float(),
             unit_sum=prompt_sum.sum(1),
             square_sum=prompt_sum.square().sum((1, 2)),
-            count=count.sum(),
-            square_count=count.square().sum(),
+            count=count.sum().double(),
+            square_count=count.square().sum().double(),
         )
 
 

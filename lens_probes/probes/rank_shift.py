@@ -41,6 +41,7 @@ from lens_probes.vocabulary import METRICS, Metric, kept, nearest, ranks
 Reference = Literal["embed", "embed_pos", "unembed"]
 
 STATES_AT_ONCE = 2**23  # numbers in the states held in float32 at a time: 32 MiB
+FEW_WORDS = 5
 SCORE_UNITS = {"cosine": "cosine, -1 to 1", "dot": "product", "euclidean": "distance, at least 0"}
 
 
@@ -79,7 +80,8 @@ class RankShiftResult(Result):
     @property
     def anisotropy(self) -> Float[Tensor, " layer"]:
         """Mean cosine over all pairs of compared states, special tokens out: 0 if directions are spread evenly."""
-        return mean_pairwise_cosine(self.unit_sum, (~self.token.special).sum()).float()
+        n = (~self.token.special).sum().expand(len(self.layer))
+        return mean_pairwise_cosine(self.unit_sum, n).float()
 
     def shift(self) -> Int[Tensor, "layer token"]:
         """How many places the rank has moved since the first layer of this result; positive is away from the token."""
@@ -126,25 +128,26 @@ class RankShiftResult(Result):
         }
 
     def figure(self) -> go.Figure:
-        """Median rank and score by word class over layers, with 95 % intervals; the null as a dotted line."""
+        """Median rank and score by word class over layers, with 95 % intervals; the null as a dotted line.
+
+        Classes of fewer than five words are left out, unless there are no others.
+        """
         table = self.by_word_class()
-        classes = list(dict.fromkeys(table["word_class"]))
-        n = table.groupby("word_class")["words"].max()
+        n = table.groupby("word_class", sort=False)["words"].max()
+        classes = list(n.index[n >= FEW_WORDS]) or list(n.index)
         panels: dict[str, list[figures.Line]] = {self._rank_title(): [], self._score_title(): []}
         for word_class in classes:
             colour = figures.class_colour(word_class, classes)
             own = table[table["word_class"] == word_class].set_index("quantity")
-            name = f"{word_class} ({n[word_class]:,} words)"
             for title, quantity in zip(panels, ("rank", "score"), strict=True):
                 rows = own.loc[[quantity]]
-                panels[title].append(
-                    figures.Line(name, list(rows["median"]), list(rows["low"]), list(rows["high"]), colour)
-                )
+                name = f"{word_class} ({figures.amount(int(n[word_class]), 'word')})"
+                median, low, high = (list(rows[column]) for column in ("median", "low", "high"))
+                panels[title].append(figures.Line(name, median, low, high, colour))
             if "null_rank" in own.index:
                 null = list(own.loc[["null_rank"], "median"])
-                panels[self._rank_title()].append(
-                    figures.Line(f"{word_class}: another such token", null, colour=colour, dashed=True)
-                )
+                line = figures.Line(f"null: another {word_class} token", null, colour=colour, dashed=True)
+                panels[self._rank_title()].append(line)
         return figures.lines(
             panels,
             self.layer,
@@ -159,15 +162,15 @@ class RankShiftResult(Result):
         rows = self._rows_of(prompt)
         self._position(rows, prompt, token)
         texts = [self.token.text[i] for i in rows]
-        classes = ["special" if self.token.special[i] else self.token.word_class[i] for i in rows]
+        classes = ["special" if self.token.special[i] else self.token.word_class[i] or "no word" for i in rows]
         return figures.paths(
             [
-                figures.TokenPath(text, self.rank[:, i].tolist(), figures.class_colour(kind or "special", classes))
+                figures.TokenPath(text, kind, self.rank[:, i].tolist(), figures.class_colour(kind, classes))
                 for text, kind, i in zip(texts, classes, rows, strict=True)
             ],
             bold=token,
             x=self.layer,
-            title=self._title(f"The tokens of prompt {prompt}: blue content, orange function, green number"),
+            title=self._title(f"How near are the tokens of prompt {prompt} to themselves?"),
             x_title="state",
             y_title=self._rank_title(),
             upside_down=True,
@@ -188,8 +191,8 @@ class RankShiftResult(Result):
         }
         shade = [["white"] * len(self.layer)] * 2
         for k in range(ids.shape[1]):
-            columns[str(k)] = [
-                f"{figures.visible(self.vocab[i], 14)} {score:.2f}"
+            columns[f"rank {k}"] = [
+                f"{figures.visible(self.vocab[i], 11)} {score:.2f}"
                 for i, score in zip(ids[:, k].tolist(), scores[:, k].tolist(), strict=True)
             ]
             shade.append(["#FFE9B0" if i == own else "white" for i in ids[:, k]])
@@ -212,17 +215,14 @@ class RankShiftResult(Result):
         return rows[token]
 
     def _rank_title(self) -> str:
-        return f"rank of the own entry (0 closest, {self.n_vocab - 1:,} farthest)"
+        return f"rank of own entry (0 to {self.n_vocab - 1:,})"
 
     def _score_title(self) -> str:
         return f"score ({SCORE_UNITS[self.metric]})"
 
     def _title(self, question: str) -> str:
-        by = self.provenance
-        return (
-            f"{question}\n{by.model} ({'processed' if by.processed else 'raw'} weights), {self.at} against "
-            f"{self.reference}, {self.metric}{', centred' if self.centered else ''}; {by.n_prompts:,} prompts"
-        )
+        centred = ", centred" if self.centered else ""
+        return f"{question}\n{self.at} against {self.reference}, {self.metric}{centred}; {self.provenance.describe()}"
 
 
 @final

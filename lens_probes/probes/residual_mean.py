@@ -74,8 +74,7 @@ class ResidualMeanResult(Result):
                 ]
             },
             self.layer,
-            title=f"How much of {self.at} do all tokens share?\n"
-            f"{self.provenance.model}, {int(self.count):,} tokens of {self.provenance.n_prompts:,} prompts",
+            title=f"How much of {self.at} do all tokens share?\n{self.provenance.describe()}",
             x_title="state",
         )
 

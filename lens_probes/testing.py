@@ -1,0 +1,319 @@
+"""check_probe and check_experiment: what every probe and experiment promises, as one call in a test.
+
+    def test_my_probe_keeps_the_contract():
+        check_probe(MyProbe())
+
+Each promise is one function below; a broken one raises an AssertionError that says which and on which model. Numbers
+count as the same if floats agree to 1e-4 of the largest and at most 2 % of whole numbers (ranks, ids) differ: float32
+rounding decides between near ties, and batches of other shapes round otherwise.
+"""
+
+import dataclasses
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from lens_probes import tiny
+from lens_probes.model import ModelView
+from lens_probes.probe import Experiment, Probe
+from lens_probes.prompts import Table, tokenize
+from lens_probes.result import ROW_AXES, Result, schema
+from lens_probes.run import Reading, pad
+
+PROMPTS = (
+    "Time flies like an arrow.",
+    "Fruit flies like a banana, and the cat likes none of it.",
+    "The old man the boat.",
+)
+SHARE_OF_INTEGERS = 0.02
+TOLERANCE = 1e-4
+
+
+def check_probe(probe: Probe[Any], models: Sequence[Any] | None = None) -> None:
+    """Check all that a probe promises on some models (by default tiny ones of several architectures).
+
+    A default model that the probe refuses is passed over, but not all of them may be.
+
+    >>> import lens_probes as lp
+    >>> check_probe(lp.Movement(), models=[lp.tiny.bridge()])
+    """
+    check_declaration(probe)
+    chosen = list(_default_models()) if models is None else list(models)
+    accepted = [model for model in chosen if models is not None or _accepts(probe, model)]
+    assert accepted, f"{probe!r} refuses every model of the kit: pass models=[...] that it reads"
+    for model in accepted:
+        for check in PROMISES:
+            with _told(f"{check.__name__} of {probe!r} on {ModelView(model).name}"):
+                check(probe, model)
+    if models is None:
+        with _told(f"check_model_classes_agree of {probe!r}"):
+            check_model_classes_agree(probe)
+
+
+def check_experiment(experiment: Experiment[Any], model: Any = None, prompts: Sequence[str] = PROMPTS) -> None:
+    """Check what an experiment promises: its declaration, a result like any other, seeded, the model as before."""
+    check_declaration(experiment)
+    model = tiny.bridge() if model is None else model
+    with _told(f"check_experiment of {experiment!r} on {ModelView(model).name}"):
+        with _unchanged(model):
+            first, second = (experiment.run(model, list(prompts), progress=False) for _ in range(2))
+        assert_same(first, second, "a second run (is everything random seeded?)")
+        check_result(first)
+
+
+# The promises of a probe
+
+
+def check_declaration(asked: Probe[Any] | Experiment[Any]) -> None:
+    """A frozen dataclass whose repr makes it again; a module docstring with an equation and a source."""
+    kind = type(asked)
+    assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen, (
+        f"{kind.__name__} is no frozen dataclass"
+    )  # pyright: ignore[reportAttributeAccessIssue]
+    assert not kind.__subclasses__(), f"{kind.__name__} has subclasses: probes are final, add a field or wrap it"
+    assert repr(asked).startswith(f"{kind.__name__}("), f"repr is the call that makes it, not {asked!r}"
+    if "content " not in repr(asked):  # a data-valued setting prints as its name and content hash
+        again = eval(repr(asked), {kind.__name__: kind})
+        assert repr(again) == repr(asked), f"{asked!r} makes {again!r}"
+    text = sys.modules[kind.__module__].__doc__ or ""
+    assert re.search(r"^ {4,}\S.*=", text, re.MULTILINE), f"the docstring of {kind.__module__} has no indented equation"
+    source = r"arxiv|doi\.|https?://|github\.com|\bsource\b"
+    assert re.search(source, text, re.IGNORECASE), f"the docstring of {kind.__module__} names no source"
+
+
+def check_batches(probe: Probe[Any], model: Any) -> None:
+    """The result does not depend on the size of batches, and so neither on padding."""
+    whole = _run(probe, model, PROMPTS)
+    for batch_size in (1, 2):
+        assert_same(whole, _run(probe, model, PROMPTS, batch_size=batch_size), f"batches of {batch_size}")
+
+
+def check_order(probe: Probe[Any], model: Any) -> None:
+    """The order of prompts changes their numbers and nothing else."""
+    whole, reverse = _run(probe, model, PROMPTS), _run(probe, model, PROMPTS[::-1])
+    assert_same(whole, _with_prompts_reversed(reverse), "the prompts in reverse")
+
+
+def check_from_cache(probe: Probe[Any], model: Any) -> None:
+    """`from_cache` on the same activations gives what `run` gives, padded or not."""
+    view = ModelView(model)
+    for prompts in (PROMPTS[:1], PROMPTS):
+        ids, mask = pad(tokenize(list(prompts), view), view)
+        cache = view.activations(ids, mask, probe.hooks(view))
+        whole = _run(probe, model, prompts)
+        assert_same(whole, probe.from_cache(model, list(prompts), cache), "from_cache with texts")
+        ids_only = probe.from_cache(model, ids, cache, attention_mask=mask)
+        assert_same(whole, ids_only, "from_cache with ids and a mask")
+
+
+def check_merge(probe: Probe[Any], model: Any) -> None:
+    """`merge` is associative and equals one run over everything."""
+    a, b, c = (_run(probe, model, [prompt]) for prompt in PROMPTS)
+    whole = _run(probe, model, PROMPTS)
+    assert_same(whole, Result.merge([a, b, c]), "merge of one prompt each")
+    assert_same(whole, Result.merge([Result.merge([a, b]), c]), "merge from the left")
+    assert_same(whole, Result.merge([a, Result.merge([b, c])]), "merge from the right")
+
+
+def check_measured(probe: Probe[Any], model: Any) -> None:
+    """The result is finite and in range, has its provenance, draws itself, and survives a file."""
+    result = _run(probe, model, PROMPTS)
+    provenance = result.provenance
+    assert provenance.n_prompts == len(PROMPTS) and provenance.probe == repr(probe), f"provenance says {provenance}"
+    check_result(result)
+
+
+def check_model_untouched(probe: Probe[Any], model: Any) -> None:
+    """Parameters, gradients, modes, hooks and settings of the model are as before, also after an error."""
+    with _unchanged(model):
+        _run(probe, model, PROMPTS)
+    with _unchanged(model):
+        try:
+            _run(_Failing(probe), model, PROMPTS)
+        except _Deliberate:
+            return
+        raise AssertionError("an error in measure did not reach the caller")
+
+
+PROMISES: tuple[Callable[[Probe[Any], Any], None], ...] = (
+    check_batches,
+    check_order,
+    check_from_cache,
+    check_merge,
+    check_measured,
+    check_model_untouched,
+)
+
+
+def check_model_classes_agree(probe: Probe[Any]) -> None:
+    """On TransformerLens 3.x: HookedTransformer and TransformerBridge give the same numbers, raw and processed."""
+    for architecture in ("gpt2", "llama"):
+        for processed in (False, True):
+            try:
+                hooked = tiny.hooked(architecture, processed=processed)
+            except ImportError:
+                return  # TransformerLens 4 has one class
+            bridge = tiny.bridge(architecture, processed=processed)
+            if _accepts(probe, hooked) and _accepts(probe, bridge):
+                other = f"a TransformerBridge of {architecture}, {'processed' if processed else 'raw'}"
+                assert_same(_run(probe, hooked, PROMPTS), _run(probe, bridge, PROMPTS), other)
+
+
+# The promises of a result
+
+
+def check_result(result: Result) -> None:
+    """Finite and in its stated range; figure, table and file work from what is stored."""
+    for name in schema(type(result)).axes:
+        tensor, says = getattr(result, name), result.__dataclass_fields__[name].metadata
+        assert "says" in says, f"field {name!r} does not say its unit: field(metadata=unit(...))"
+        if tensor is not None:
+            assert not torch.isinf(tensor).any(), f"{name!r} holds infinities"
+            known = tensor[~torch.isnan(tensor)].double()
+            assert ((known >= says["low"] - TOLERANCE) & (known <= says["high"] + TOLERANCE)).all(), (
+                f"{name!r} leaves its range {says['low']} to {says['high']}: {known.min():g} to {known.max():g}"
+            )
+    with mock.patch("torch.nn.Module.__call__", side_effect=AssertionError("figure() ran a module")):
+        drawn = result.figure()
+    assert isinstance(drawn, go.Figure), f"figure() gave a {type(drawn).__name__}"
+    assert len(result.to_frame()), "to_frame() is empty"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.safetensors"
+        result.save(path)
+        loaded = type(result).load(path)
+    assert_same(result, loaded, "its own file", tolerance=0.0)
+    assert loaded.provenance == result.provenance, "the provenance was not kept in the file"
+    assert loaded.figure() == drawn, "a loaded result draws another figure"
+
+
+def assert_same(one: Result, other: Result, what: str, *, tolerance: float = TOLERANCE) -> None:
+    """Two results hold the same labels and numbers, up to rounding; provenance aside."""
+    assert type(one) is type(other), f"{type(one).__name__} against {type(other).__name__}"
+    for name, value in one._values().items():
+        _assert_same_value(
+            f"{type(one).__name__}.{name} differs from that of {what}", value, getattr(other, name), tolerance
+        )
+
+
+def _assert_same_value(message: str, one: Any, other: Any, tolerance: float) -> None:
+    if isinstance(one, Table):
+        for name, column in one.columns().items():
+            _assert_same_value(f"{message} in column {name!r}", column, other.columns()[name], 0.0)
+    elif isinstance(one, Tensor) and isinstance(other, Tensor):
+        assert one.shape == other.shape and one.dtype == other.dtype, f"{message}: {one.shape} and {other.shape}"
+        if one.is_floating_point():
+            scale = max(1.0, float(one.nan_to_num().abs().max())) if one.numel() else 1.0
+            assert torch.allclose(one, other, rtol=0, atol=tolerance * scale, equal_nan=True), (
+                f"{message}: by up to {(one - other).nan_to_num().abs().max():g}"
+            )
+        elif one.numel():
+            share = float((one != other).double().mean())
+            assert share <= (SHARE_OF_INTEGERS if tolerance else 0.0), f"{message}: in {share:.1%} of its entries"
+    else:
+        assert one == other, f"{message}: {one!r} and {other!r}"
+
+
+# The kit's own parts
+
+
+def _default_models() -> Iterator[Any]:
+    yield tiny.bridge("gpt2")
+    yield tiny.bridge("gpt2", processed=True)
+    yield tiny.bridge("llama", padding_side="left")
+    yield tiny.bridge("bert")
+
+
+def _accepts(probe: Probe[Any], model: Any) -> bool:
+    try:
+        probe.hooks(ModelView(model))
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _run(probe: Probe[Any], model: Any, prompts: Sequence[str], batch_size: int = len(PROMPTS)) -> Any:
+    return probe.run(model, list(prompts), batch_size=batch_size, progress=False)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """An error with a note of which promise was checked on which model."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {what}")
+        raise
+
+
+def _with_prompts_reversed(result: Result) -> Result:
+    """The result as if its prompts had come in the opposite order."""
+    n = result.provenance.n_prompts
+    changed: dict[str, Any] = {}
+    order: dict[str, Tensor] = {}
+    for axis in ROW_AXES:
+        table = result.labels(axis)
+        if isinstance(table, Table):
+            number = n - 1 - table.columns()["prompt"]
+            order[axis] = number.argsort(stable=True)
+            changed[axis] = dataclasses.replace(table, prompt=number)[order[axis]]  # pyright: ignore[reportCallIssue]
+    for name, dims in schema(type(result)).axes.items():
+        tensor = getattr(result, name)
+        for dim, axis in enumerate(dims):
+            if axis in order and tensor is not None:
+                changed[name] = tensor = tensor.index_select(dim, order[axis])
+    return dataclasses.replace(result, **changed)
+
+
+class _Deliberate(Exception):
+    """Raised by `_Failing`, so that no other error is taken for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failing(Probe[Any]):
+    """Reads what a probe reads, then fails."""
+
+    probe: Probe[Any]
+
+    def hooks(self, model: ModelView) -> list[str]:
+        """Those of the probe."""
+        return self.probe.hooks(model)
+
+    def measure(self, reading: Reading) -> Any:
+        """Fail."""
+        raise _Deliberate
+
+
+@contextmanager
+def _unchanged(model: Any) -> Iterator[None]:
+    """What the caller can see of the model, and of torch, is the same afterwards."""
+    before = _seen(model)
+    yield
+    after = _seen(model)
+    changed = [name for name, value in before.items() if after.get(name) != value]
+    assert before.keys() == after.keys() and not changed, f"the model was changed: {', '.join(changed[:3])}"
+
+
+def _seen(model: Any) -> dict[str, Any]:
+    view = ModelView(model)
+    seen: dict[str, Any] = {
+        "gradient mode": torch.is_grad_enabled(),
+        "cfg": repr(model.cfg),
+        "padding side": view.padding_side,
+    }
+    for name, parameter in model.named_parameters():
+        bits = parameter.detach().cpu().double()
+        seen[f"parameter {name}"] = (bits.sum().item(), bits.abs().sum().item(), parameter.requires_grad)
+        seen[f"gradient of {name}"] = None if parameter.grad is None else parameter.grad.sum().item()
+    for name, module in view.modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        seen[f"mode and hooks of {name}"] = (module.training, *map(len, hooks))
+    return seen
