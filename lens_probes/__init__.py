@@ -44,7 +44,7 @@ __all__ = [
     "tiny",
     "words",
     *siblings(),
-]
+]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
 

@@ -10,9 +10,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+
+from lens_probes.result import amount
 
 # Colours of Okabe and Ito, told apart with colour-blind eyes too.
 CLASS_COLOURS = {
@@ -74,15 +78,6 @@ def _seen(character: str) -> str:
     return named or character
 
 
-def amount(n: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> amount(1, "prompt"), amount(1200, "token")
-    ('1 prompt', '1,200 tokens')
-    """
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
 def class_colour(name: str, among: Sequence[str]) -> str:
     """The colour of a word class; classes of the user's own get the next free one."""
     own = [each for each in among if each not in CLASS_COLOURS]
@@ -101,6 +96,18 @@ class Line:
     dashed: bool = False
 
 
+def class_lines(table: pd.DataFrame, quantity: str, classes: Sequence[str]) -> list[Line]:
+    """The median of a quantity over layers with its interval, a line a word class, from a table by word class."""
+    drawn = []
+    for word_class in classes:
+        rows = table[(table["quantity"] == quantity) & (table["word_class"] == word_class)]
+        if len(rows):
+            name = f"{word_class} ({amount(max(rows['words']), 'word')})"
+            colour = class_colour(word_class, classes)
+            drawn.append(Line(name, list(rows["median"]), list(rows["low"]), list(rows["high"]), colour))
+    return drawn
+
+
 def lines(
     panels: Mapping[str, Sequence[Line]],
     x: Sequence[str],
@@ -113,8 +120,8 @@ def lines(
 ) -> go.Figure:
     """Panels side by side, each with its y title as key; lines of one name share a colour and a legend entry.
 
-    `upside_down` names the panels whose small values stand on top, `logarithmic` those with a logarithmic axis; `levels`
-    draws a dotted reference in a panel.
+    `upside_down` names the panels whose small values stand on top, `logarithmic` those with a logarithmic axis;
+    `levels` draws a dotted reference in a panel.
     """
     figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.12)
     shown: set[str] = set()
@@ -141,12 +148,12 @@ def lines(
         figure.update_yaxes(
             title_text=y_title,
             autorange="reversed" if y_title in upside_down else True,
-            **({"type": "log", "dtick": "D2"} if y_title in logarithmic else {}),
+            **_scale(y_title in logarithmic),
             row=1,
             col=column,
         )
         if levels and y_title in levels:
-            figure.add_hline(levels[y_title], line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)  # pyright: ignore[reportArgumentType]
+            figure.add_hline(levels[y_title], line={"color": GREY, "dash": "dot"}, row=1, col=column)  # pyright: ignore
     figure.update_layout(template=TEMPLATE, title=_title(title), width=480 * len(panels) + 60, height=500)
     return figure
 
@@ -179,7 +186,7 @@ def _faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.15)"
 
 
-def _ticks(x: Sequence[str]) -> dict[str, object]:
+def _ticks(x: Sequence[str]) -> dict[str, Any]:
     """All labels of a layer axis in their order, as many of them written out as there is room for."""
     room = max(1, 400 // (9 * max(map(len, x), default=1) + 12))
     return {
@@ -191,7 +198,11 @@ def _ticks(x: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _title(title: str) -> dict[str, object]:
+def _scale(logarithmic: bool) -> dict[str, Any]:
+    return {"type": "log", "dtick": "D2"} if logarithmic else {}
+
+
+def _title(title: str) -> dict[str, Any]:
     """A title whose second and later lines are smaller."""
     first, *rest = title.split("\n")
     small = "".join(f"<br><span style='font-size:12px;color:#555555'>{html.escape(line)}</span>" for line in rest)

@@ -208,7 +208,7 @@ def _read_one(prompt: Any) -> Prompt:
             raise TypeError(f"token ids are whole numbers; a tensor of {prompt.dtype} came: pass ids as integers")
         return Prompt(ids=tuple(prompt.tolist()))
     if _is_ids(prompt):
-        return Prompt(ids=tuple(prompt))
+        return Prompt(ids=tuple(int(i) for i in prompt))
     raise TypeError(
         f"a prompt is a text, an lp.Prompt, or a 1-d sequence of token ids; "
         f"{f'a {prompt.ndim}-d tensor' if isinstance(prompt, Tensor) else repr(prompt)[:80]} came"

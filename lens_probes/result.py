@@ -115,11 +115,16 @@ class Provenance:
     def describe(self) -> str:
         """Model, state of its weights, precision and numbers, for the second line of a title."""
         weights = "processed" if self.processed else "raw"
-        numbers = f"{_amount(self.n_prompts, 'prompt')}, {_amount(self.n_tokens, 'token')}"
+        numbers = f"{amount(self.n_prompts, 'prompt')}, {amount(self.n_tokens, 'token')}"
         return f"{self.model} ({weights} weights, {self.dtype}), {numbers}"
 
 
-def _amount(n: int, noun: str) -> str:
+def amount(n: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> amount(1, "prompt"), amount(1200, "token")
+    ('1 prompt', '1,200 tokens')
+    """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
@@ -385,7 +390,7 @@ def _end_to_end(name: str, dims: tuple[str, ...], values: list[Tensor]) -> Tenso
     return torch.cat(values, dim=row_axes[0])
 
 
-def _align(part: R, name: str, dims: tuple[str, ...], labels: dict[str, tuple[str, ...]], kind: str) -> Tensor:
+def _align(part: Result, name: str, dims: tuple[str, ...], labels: dict[str, tuple[str, ...]], kind: str) -> Tensor:
     """A part's tensor on the union of all parts' labels."""
     tensor = getattr(part, name)
     for dim, axis in enumerate(dims):

@@ -117,7 +117,8 @@ def by_word_class(
     if not frames:
         raise ValueError("no token here belongs to a word: pass text, or ids that decode to text")
     frame = pd.concat(frames, ignore_index=True)
-    return frame[["quantity", "layer", *(column for column in frame if column not in ("quantity", "layer"))]]
+    first = ["quantity", "layer"]
+    return frame.reindex(columns=[*first, *(column for column in frame.columns if column not in first)])
 
 
 def with_layers(frame: pd.DataFrame, layer: Sequence[str]) -> pd.DataFrame:
@@ -194,7 +195,9 @@ def compare(
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
-    stratum, present, n_strata = _strata_of(strata, order, tokens, ~np.isnan(values).any(axis=0), first, second)
+    stratum, present, n_strata = _strata_of(
+        strata, order, tokens, np.asarray(np.isfinite(values).all(axis=0)), first, second
+    )
     chosen, stratum, values = tokens[torch.from_numpy(present)], stratum[present], values[:, present]
     is_first = np.asarray(chosen.word_class) == first
     effect = common_language(values, stratum)
@@ -397,7 +400,8 @@ def prompt_means(
     known = ordered[:, ~np.isnan(ordered).any(axis=0)]
     n = known.shape[1]
     if n == 0:
-        return (np.full(len(values), np.nan),) * 3 + (0,)
+        missing = np.full(len(values), np.nan)
+        return missing, missing, missing, 0
     low, high = interval(lambda times: known @ times / n, n, seed=seed)
     return known.mean(axis=1), low, high, n
 

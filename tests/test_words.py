@@ -1,7 +1,5 @@
 """Content and function words: hand-labelled texts, awkward characters, spaCy beside the list, merges."""
 
-# ruff: noqa: RUF001 (curly apostrophes and the like are what is tested)
-
 import random
 import sys
 from collections.abc import Callable

@@ -21,7 +21,7 @@ from lens_probes import figures, statistics
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import Tokens
-from lens_probes.result import Result, unit
+from lens_probes.result import Result, amount, unit
 from lens_probes.run import Reading
 from lens_probes.vocabulary import nearest
 
@@ -67,10 +67,12 @@ class DensityResult(Result):
 
     def figure(self) -> go.Figure:
         """Median density by word class, with the 95 % interval."""
-        table = self.by_word_class().set_index("word_class")
+        table = self.by_word_class()
+        columns = (list(table[name]) for name in ("word_class", "median", "low", "high", "types"))
+        rows = list(zip(*columns, strict=True))
         return figures.bars(
-            {name: (row["median"], row["low"], row["high"]) for name, row in table.iterrows()},
-            notes={name: figures.amount(int(row["types"]), "type") for name, row in table.iterrows()},
+            {name: (median, low, high) for name, median, low, high, _ in rows},
+            notes={name: amount(types, "type") for name, *_, types in rows},
             title=f"How crowded is the embedding around a word?\n{self.provenance.describe()}",
             y_title="mean cosine with the nearest (-1 to 1)",
         )

@@ -93,19 +93,8 @@ class MovementResult(Result):
         """Relative length and cosine by word class, and the agreement of a prompt's steps beside its control."""
         table = self.by_word_class()
         classes = list(dict.fromkeys(table["word_class"]))
-        panels: dict[str, list[figures.Line]] = {}
-        titles = {
-            "relative_length": "step / state (ratio of lengths)",
-            "cosine": "cosine of step and state (-1 to 1)",
-        }
-        for quantity, title in titles.items():
-            panels[title] = []
-            for word_class in classes:
-                rows = table[(table["quantity"] == quantity) & (table["word_class"] == word_class)]
-                colour = figures.class_colour(word_class, classes)
-                panels[title].append(
-                    figures.Line(word_class, list(rows["median"]), list(rows["low"]), list(rows["high"]), colour)
-                )
+        titles = {"relative_length": "step / state (ratio of lengths)", "cosine": "cosine of step and state (-1 to 1)"}
+        panels = {title: figures.class_lines(table, quantity, classes) for quantity, title in titles.items()}
         agreement = self.agreement_table()
         panels["mean cosine between steps (-1 to 1)"] = [
             figures.Line(

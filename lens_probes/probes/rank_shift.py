@@ -17,7 +17,7 @@ numbers multiply by untransposed weights and use one position for all tokens; th
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, final, get_args
 
 import numpy as np
@@ -133,21 +133,18 @@ class RankShiftResult(Result):
         Classes of fewer than five words are left out, unless there are no others.
         """
         table = self.by_word_class()
-        n = table.groupby("word_class", sort=False)["words"].max()
-        classes = list(n.index[n >= FEW_WORDS]) or list(n.index)
-        panels: dict[str, list[figures.Line]] = {self._rank_title(): [], self._score_title(): []}
-        for word_class in classes:
-            colour = figures.class_colour(word_class, classes)
-            own = table[table["word_class"] == word_class].set_index("quantity")
-            for title, quantity in zip(panels, ("rank", "score"), strict=True):
-                rows = own.loc[[quantity]]
-                name = f"{word_class} ({figures.amount(int(n[word_class]), 'word')})"
-                median, low, high = (list(rows[column]) for column in ("median", "low", "high"))
-                panels[title].append(figures.Line(name, median, low, high, colour))
-            if "null_rank" in own.index:
-                null = list(own.loc[["null_rank"], "median"])
-                line = figures.Line(f"null: another {word_class} token", null, colour=colour, dashed=True)
-                panels[self._rank_title()].append(line)
+        classes = list(dict.fromkeys(table["word_class"]))
+        large = set(table.loc[table["words"] >= FEW_WORDS, "word_class"])
+        shown = [each for each in classes if each in large] or classes
+        null = [
+            replace(line, name=f"null: another {word_class} token", low=None, high=None, dashed=True)
+            for word_class in shown
+            for line in figures.class_lines(table, "null_rank", [word_class])
+        ]
+        panels = {
+            self._rank_title(): figures.class_lines(table, "rank", shown) + null,
+            self._score_title(): figures.class_lines(table, "score", shown),
+        }
         return figures.lines(
             panels,
             self.layer,
