@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 from lens_probes import demo, figures, statistics, tiny, words
 from lens_probes.demo import load_model
 from lens_probes.model import ModelView
-from lens_probes.probe import Experiment, Probe, probes, siblings
+from lens_probes.probe import Experiment, Probe, siblings
 from lens_probes.prompts import Prompt, PromptTable, Table, Tokens
 from lens_probes.result import Provenance, Result
-from lens_probes.run import Reading, run
+from lens_probes.run import Reading
 
 __version__ = _metadata.version("lens-probes")
 
-# `probes` and `run` are the functions; the folder and the file of these names are imported by their full paths.
 globals().update(siblings())
+
+# Last, because importing a folder or file called `probes` or `run` binds these names to the modules.
+from lens_probes.probe import probes  # noqa: E402
+from lens_probes.run import run  # noqa: E402
 
 __all__ = [
     "Experiment",

@@ -28,6 +28,7 @@ CLASS_COLOURS = {
 }
 OTHER_COLOURS = ("#56B4E9", "#E69F00", "#117733", "#882255", "#332288")
 Numbers = Sequence[float] | Sequence[int]
+FEW_WORDS = 5
 GREY = "#9A9A9A"
 INK = "#222222"
 
@@ -96,6 +97,13 @@ class Line:
     dashed: bool = False
 
 
+def shown_classes(table: pd.DataFrame) -> list[str]:
+    """The word classes of a table that have enough words for a line of their own; all of them if none has."""
+    classes = list(dict.fromkeys(table["word_class"]))
+    large = set(table.loc[table["words"] >= FEW_WORDS, "word_class"])
+    return [each for each in classes if each in large] or classes
+
+
 def class_lines(table: pd.DataFrame, quantity: str, classes: Sequence[str]) -> list[Line]:
     """The median of a quantity over layers with its interval, a line a word class, from a table by word class."""
     drawn = []
@@ -123,7 +131,8 @@ def lines(
     `upside_down` names the panels whose small values stand on top, `logarithmic` those with a logarithmic axis;
     `levels` draws a dotted reference in a panel.
     """
-    figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.12)
+    width = min(480, 1080 // len(panels))
+    figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.24 / len(panels))
     shown: set[str] = set()
     for column, (y_title, drawn) in enumerate(panels.items(), start=1):
         for line in drawn:
@@ -144,7 +153,7 @@ def lines(
                 col=column,
             )
             shown.add(line.name)
-        figure.update_xaxes(title_text=x_title, row=1, col=column, **_ticks(x))
+        figure.update_xaxes(title_text=x_title, row=1, col=column, **_ticks(x, width - 80))
         figure.update_yaxes(
             title_text=y_title,
             autorange="reversed" if y_title in upside_down else True,
@@ -154,7 +163,7 @@ def lines(
         )
         if levels and y_title in levels:
             figure.add_hline(levels[y_title], line={"color": GREY, "dash": "dot"}, row=1, col=column)  # pyright: ignore
-    figure.update_layout(template=TEMPLATE, title=_title(title), width=480 * len(panels) + 60, height=500)
+    figure.update_layout(template=TEMPLATE, title=_title(title), width=width * len(panels) + 60, height=500)
     return figure
 
 
@@ -186,9 +195,9 @@ def _faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.15)"
 
 
-def _ticks(x: Sequence[str]) -> dict[str, Any]:
+def _ticks(x: Sequence[str], width: int) -> dict[str, Any]:
     """All labels of a layer axis in their order, as many of them written out as there is room for."""
-    room = max(1, 400 // (9 * max(map(len, x), default=1) + 12))
+    room = max(1, width // (9 * max(map(len, x), default=1) + 12))
     return {
         "type": "category",
         "categoryorder": "array",
@@ -261,7 +270,7 @@ def paths(
             font={"color": tokens[i].colour, "size": 14 if i == bold else 11},
             showarrow=False,
         )
-    figure.update_xaxes(title_text=x_title, **_ticks(x))
+    figure.update_xaxes(title_text=x_title, **_ticks(x, 600))
     figure.update_yaxes(title_text=y_title, autorange="reversed" if upside_down else True)
     figure.update_layout(template=TEMPLATE, title=_title(title), width=860, height=560, margin={"r": 170})
     return figure

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_probes.demo import HEADLESS
+
 ReadPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 """Where in a block a state of width d_model is read: the residual stream at three places, or what a part writes."""
 
@@ -152,6 +154,8 @@ class ModelView:
         On BERT and RoBERTa through the language-model head (dense layer, GELU, norm). From the last layer's states
         this is what the model returns.
         """
+        if self.name in HEADLESS:
+            raise ValueError(f"{self.name} was trained without a language-model head: its logits mean nothing")
         with undisturbed(self.model):
             if self.encoder:
                 states = torch.nn.functional.gelu(self.model.mlm_head(states[None])[0])

