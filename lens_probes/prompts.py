@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
@@ -194,8 +195,12 @@ def _is_ids(prompt: object) -> bool:
         isinstance(prompt, Sequence)
         and not isinstance(prompt, str)
         and len(prompt) > 0
-        and all(isinstance(i, int) for i in prompt)
+        and all(_is_id(i) for i in prompt)
     )
+
+
+def _is_id(i: object) -> bool:
+    return isinstance(i, Integral) and not isinstance(i, bool)  # True would be read as id 1
 
 
 def _read_one(prompt: Any) -> Prompt:
@@ -264,6 +269,9 @@ def _tokenize_one(
 
 
 def _check_ids(ids: Sequence[int], number: int, d_vocab: int) -> None:
+    for i in ids:
+        if not _is_id(i):
+            raise TypeError(f"prompt {number} holds {i!r}, and token ids are whole numbers: pass ids as integers")
     outside = [i for i in ids if not 0 <= i < d_vocab]
     if outside:
         raise ValueError(

@@ -44,7 +44,7 @@ def describe(values: Values, tokens: Tokens, word_classes: Sequence[str], *, see
 
     One row a word class and unit: `unit` (its number), `word_class`, `tokens`, `words`, `types`, `prompts`, `median`,
     `lower_quartile`, `upper_quartile`, `low`, `high`. The 95 % interval resamples the prompts that have the class;
-    with fewer than five it is NaN. Missing values (NaN) are left out.
+    with fewer than five it is NaN. Missing values (NaN) are left out, of the numbers of tokens to prompts too.
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
@@ -54,8 +54,7 @@ def describe(values: Values, tokens: Tokens, word_classes: Sequence[str], *, see
     for word_class in word_classes:
         member = (label == word_class) & known
         if member.any():
-            group = tokens[torch.from_numpy(member)]
-            frames.append(_description(values[:, member], group, lambda weights: weights, word_class, seed))
+            frames.append(_description(values[:, member], tokens[torch.from_numpy(member)], word_class, seed))
     if not frames:
         raise ValueError(f"no token of class {' or '.join(word_classes)} has a value: there is nothing to describe")
     return pd.concat(frames, ignore_index=True)
@@ -67,35 +66,41 @@ def describe_types(values: Values, tokens: Tokens, *, seed: int = 0) -> pd.DataF
     In a resample of prompts a type counts if any drawn prompt has it.
     """
     order, tokens = in_own_order(tokens)
-    own = _of_one_class(tokens)
-    order, tokens = order[own], tokens[torch.from_numpy(own)]
-    label = np.asarray(tokens.word_class)
+    values = values[:, order]
+    own = _of_one_class(tokens) & ~np.isnan(values).all(axis=0)
+    label = np.where(own, tokens.word_class, "")
     frames = []
     for word_class in _classes(label):
         member = label == word_class
         group = tokens[torch.from_numpy(member)]
-        first, once = _types(group)
-        frames.append(_description(values[:, order[member][first]], group, once, word_class, seed))
+        frames.append(_description(values[:, member], group, word_class, seed, by_type=True))
     if not frames:
         raise ValueError("no token here belongs to a word of one class: there is nothing to describe")
     return pd.concat(frames, ignore_index=True)
 
 
 def _description(
-    values: Values, group: Tokens, count: Callable[[PerToken], PerToken], word_class: str, seed: int
+    values: Values, group: Tokens, word_class: str, seed: int, *, by_type: bool = False
 ) -> pd.DataFrame:
-    """The rows of one word class; `count` turns weights of tokens into weights of what is described."""
-    quantile = quantiles(values)
-    everyone = count(np.ones(len(group)))
-    low, high = prompt_interval(lambda weights: quantile(0.5, count(weights)), group, seed=seed)
+    """The rows of one word class, each token counted or each type."""
+    first, once = _types(group)
+    quantile = quantiles(values[:, first] if by_type else values)
+
+    def counted(q: float, weights: PerToken) -> PerUnit:
+        return quantile(q, once(weights) if by_type else weights)
+
+    everyone = np.ones(len(group))
+    n = pd.DataFrame([counts(group[torch.from_numpy(known)]) for known in ~np.isnan(values)])
+    bounds = prompt_interval(lambda weights: counted(0.5, weights), group, seed=seed)
+    low, high = np.where(n["prompts"] >= PROMPTS_FOR_INTERVAL, bounds, np.nan)
     return pd.DataFrame(
         {
             "unit": np.arange(len(values)),
             "word_class": word_class,
-            **counts(group),
-            "median": quantile(0.5, everyone),
-            "lower_quartile": quantile(0.25, everyone),
-            "upper_quartile": quantile(0.75, everyone),
+            **n,
+            "median": counted(0.5, everyone),
+            "lower_quartile": counted(0.25, everyone),
+            "upper_quartile": counted(0.75, everyone),
             "low": low,
             "high": high,
         }
@@ -145,7 +150,7 @@ def counts(tokens: Tokens) -> dict[str, int]:
 
 
 def quantiles(values: Values) -> Callable[[float, PerToken], PerUnit]:
-    """The q-quantile of each unit's values as a function of q and of weights, one a token.
+    """The q-quantile (0 < q < 1) of each unit's values as a function of q and of weights, one a token.
 
     Midway between two values where q falls between them; NaN values do not count.
 
@@ -191,7 +196,8 @@ def compare(
     discovery rate over units. Then the numbers of tokens, words, types and prompts, and the null in `attrs["null"]`.
 
     With `strata` (a label or a number a token; numbers are cut into deciles, NaN is left out) pairs are compared within
-    a stratum only. Strata that lack one class are dropped; `strata` and `strata_dropped` count them.
+    a stratum only. Strata that lack one class are dropped; `strata` and `strata_dropped` count them. A token whose
+    value is missing (NaN) in any unit is left out.
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]

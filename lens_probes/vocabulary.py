@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 Metric = Literal["cosine", "euclidean", "dot"]
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean", "dot")
 
-ENTRIES = 4096  # vocabulary entries and states in one product: 16 MiB of scores, whatever the model
+ENTRIES = 2048  # vocabulary entries and states in one product: 8 MiB of scores, whatever the model
 STATES = 1024
 
 
@@ -43,11 +43,15 @@ def ranks(
     >>> ranks(torch.tensor([[1.0, 0.1]]), torch.eye(2), torch.tensor([[0, 1]]))[0]
     tensor([[0, 1]])
     """
-    known = targets.clamp(min=0)
     asked = _directions(states, metric)
-    own_entries = _entries(vocabulary[known.flatten()], origin)
-    own = _closeness(asked, own_entries.unflatten(0, known.shape), metric)
-    score = _distance(states, own_entries.unflatten(0, known.shape)) if metric == "euclidean" else own
+    own = torch.empty(targets.shape, device=states.device)
+    score = torch.empty_like(own) if metric == "euclidean" else own
+    for first in range(0, len(asked), STATES):
+        here = slice(first, first + STATES)
+        entries = _entries(vocabulary[targets[here].clamp(min=0)], origin)
+        own[here] = _closeness(asked[here], entries, metric)
+        if metric == "euclidean":
+            score[here] = _distance(states[here], entries)
     row, column, entry = _equal_entries(vocabulary, targets)
 
     closer = torch.zeros_like(targets)
@@ -113,8 +117,8 @@ def _blocks(
 
 
 def _entries(
-    rows: Float[Tensor, "entry d_model"], origin: Float[Tensor, " d_model"] | None
-) -> Float[Tensor, "entry d_model"]:
+    rows: Float[Tensor, "... d_model"], origin: Float[Tensor, " d_model"] | None
+) -> Float[Tensor, "... d_model"]:
     return rows.float() if origin is None else rows.float() - origin.float()
 
 

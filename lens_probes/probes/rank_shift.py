@@ -40,7 +40,7 @@ from lens_probes.vocabulary import METRICS, Metric, kept, nearest, ranks
 
 Reference = Literal["embed", "embed_pos", "unembed"]
 
-STATES_AT_ONCE = 2**23  # numbers in the states held in float32 at a time: 32 MiB
+STATES_AT_ONCE = 2**22  # numbers in the states held in float32 at a time: 16 MiB, and a few copies of it
 SCORE_UNITS = {"cosine": "cosine, -1 to 1", "dot": "product", "euclidean": "distance, at least 0"}
 
 
