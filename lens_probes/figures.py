@@ -177,6 +177,7 @@ def _band(line: Line, x: Sequence[str]) -> go.Scatter:
     return go.Scatter(
         x=[label for label, _, _ in known] + [label for label, _, _ in reversed(known)],
         y=[high for _, _, high in known] + [low for _, low, _ in reversed(known)],
+        mode="lines",
         fill="toself",
         fillcolor=_faint(line.colour),
         line={"width": 0},

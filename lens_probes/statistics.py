@@ -234,13 +234,15 @@ def compare_types(
 ) -> pd.DataFrame:
     """`compare` for a fact about a token's id: each type counts once, ids of more than one class are left out.
 
-    Labels are permuted among types (of a stratum: that of the type's first token); intervals resample prompts, and a
-    type counts if any drawn prompt has it.
+    A type has the stratum of its first token, and deciles are of types. Labels are permuted among the types of a
+    stratum; intervals resample prompts, and a type counts if any drawn prompt has it.
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
-    stratum, present, n_strata = _strata_of(strata, order, tokens, _of_one_class(tokens), first, second)
-    chosen, stratum, values = tokens[torch.from_numpy(present)], stratum[present], values[:, present]
+    known = _of_one_class(tokens) & ~np.isnan(values).any(axis=0) & _is_first_of_type(tokens)
+    stratum, present, n_strata = _strata_of(strata, order, tokens, known, first, second)
+    again = torch.isin(tokens.id, tokens.id[torch.from_numpy(present)])  # every token of the types that take part
+    chosen, stratum, values = tokens[again], stratum[again.numpy()], values[:, again.numpy()]
     is_first = np.asarray(chosen.word_class) == first
     start, once = _types(chosen)
     effect = common_language(values[:, start], stratum[start])
@@ -329,7 +331,7 @@ def common_language(
     ordered = np.take_along_axis(values, order, axis=1)
     stratum_of = stratum[order]
     new_stratum = np.diff(stratum_of, axis=1, prepend=stratum.min() - 1) != 0
-    new_value = new_stratum | (np.diff(ordered, axis=1, prepend=np.nan) != 0)
+    new_value = new_stratum | (ordered != np.roll(ordered, 1, axis=1))
     at = np.broadcast_to(np.arange(n), values.shape)
     # For each token, in sorted order: where its stratum starts, and where its run of equal values starts and ends.
     start = np.maximum.accumulate(np.where(new_stratum, at, 0), axis=1)
@@ -356,6 +358,8 @@ def permuted(
     label: Bool[np.ndarray, " item"], cell: Int[np.ndarray, " item"], permutations: int, *, seed: int = 0
 ) -> list[Bool[np.ndarray, " item"]]:
     """Labels moved at random among the items of the same cell."""
+    if permutations < 1:
+        raise ValueError(f"permutations is the number of times that labels are moved, at least 1; {permutations} came")
     by_cell = np.argsort(cell, kind="stable")
     random = np.random.default_rng(seed)
     labels = []
@@ -391,7 +395,11 @@ def interval(
     if n_prompts < PROMPTS_FOR_INTERVAL:
         return np.full((2, len(statistic(np.ones(n_prompts)))), np.nan)
     drawn = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=RESAMPLES)
-    return np.nanquantile(np.stack([statistic(times.astype(float)) for times in drawn]), BOUNDS, axis=0)
+    of_drawn = np.stack([statistic(times.astype(float)) for times in drawn])
+    known = ~np.isnan(of_drawn).all(axis=0)  # nanquantile warns of what is never known
+    bounds = np.full((2, len(known)), np.nan)
+    bounds[:, known] = np.nanquantile(of_drawn[:, known], BOUNDS, axis=0)
+    return bounds
 
 
 def prompt_means(
@@ -447,6 +455,11 @@ def _types(tokens: Tokens) -> tuple[Int[np.ndarray, " type"], Callable[[PerToken
     return first, lambda weights: (np.bincount(type_of, weights) > 0).astype(float)
 
 
+def _is_first_of_type(tokens: Tokens) -> Bool[np.ndarray, " token"]:
+    """Which tokens are the first of their type."""
+    return np.isin(np.arange(len(tokens)), _types(tokens)[0])
+
+
 def _of_one_class(tokens: Tokens) -> Bool[np.ndarray, " token"]:
     """Which tokens have an id that is of one word class wherever it occurs."""
     classes: dict[int, set[str]] = defaultdict(set)
@@ -459,7 +472,7 @@ def _strata(
     strata: Strata, order: Int[np.ndarray, " token"], present: Bool[np.ndarray, " token"]
 ) -> Int[np.ndarray, " token"]:
     """A stratum number a token, -1 where it is missing: labels as they are, numbers by the deciles of those present."""
-    given = strata.numpy() if isinstance(strata, Tensor) else np.asarray(strata)
+    given = np.asarray(strata.tolist() if isinstance(strata, Tensor) else strata)
     if given.shape != order.shape:
         raise ValueError(
             f"strata is one label or number a token, special tokens too: there are {len(order)} tokens, and an array "
@@ -470,5 +483,6 @@ def _strata(
         return np.unique(given, return_inverse=True)[1]
     number = given.astype(float)
     known = present & ~np.isnan(number)
-    edges = np.unique(np.quantile(number[known], np.arange(0.1, 1.0, 0.1))) if known.any() else np.empty(0)
+    deciles = np.arange(1, 10) / 10  # as values that occur: between -inf (the log of no count) and another lies none
+    edges = np.unique(np.quantile(number[known], deciles, method="inverted_cdf")) if known.any() else np.empty(0)
     return np.where(np.isnan(number), -1, np.searchsorted(edges, number, side="left"))

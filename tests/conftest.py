@@ -1,8 +1,9 @@
 """Fixtures: tiny models of every architecture, raw and processed, in every class that this TransformerLens has."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
+from itertools import product
 from typing import Any, NamedTuple
 
 import jaxtyping
@@ -21,10 +22,6 @@ class Cell(NamedTuple):
     architecture: str
     processed: bool
 
-    @property
-    def encoder(self) -> bool:
-        return self.architecture in tiny.ENCODERS
-
     def build(self, **options: Any) -> Any:
         """A model of this cell, one for all tests: who changes a model makes one with `tiny`."""
         return _built(self, **options)
@@ -35,28 +32,42 @@ def _built(cell: Cell, **options: Any) -> Any:
     return getattr(tiny, cell.maker)(cell.architecture, processed=cell.processed, **options)
 
 
-def _matrix() -> Iterator[Any]:
-    """Every cell, and with a reason those that the installed TransformerLens cannot fill."""
-    for processed in (False, True):
-        weights = "processed" if processed else "raw"
-        for architecture in tiny.ARCHITECTURES:
-            absent = HAS_HOOKED and architecture == "roberta"
-            skip = pytest.mark.skip(reason="TransformerLens 3 has no bridge for RoBERTa")
-            cell = Cell("bridge", architecture, processed)
-            yield pytest.param(cell, id=f"bridge-{architecture}-{weights}", marks=[skip] if absent else [])
-        for architecture in tiny.DECODERS if HAS_HOOKED else ():
-            yield pytest.param(Cell("hooked", architecture, processed), id=f"hooked-{architecture}-{weights}")
-    if not HAS_HOOKED:
-        skip = pytest.mark.skip(reason="TransformerLens 4 has no HookedTransformer")
-        yield pytest.param(None, id="hooked", marks=skip)
+def _cells(architectures: Sequence[str], weights: Sequence[str] = ("raw", "processed")) -> Iterator[Any]:
+    """The cells of these architectures, and with a reason those that the installed TransformerLens cannot fill."""
+    for maker, architecture, weight in product(("bridge", "hooked"), architectures, weights):
+        skip, name = [], f"{maker}-{architecture}-{weight}"
+        if maker == "hooked" and (architecture in tiny.ENCODERS or not HAS_HOOKED):
+            continue
+        if maker == "bridge" and architecture == "roberta" and HAS_HOOKED:
+            skip = [pytest.mark.skip(reason="TransformerLens 3 has no bridge for RoBERTa")]
+        yield pytest.param(Cell(maker, architecture, weight == "processed"), id=name, marks=skip)
+    if not HAS_HOOKED and set(architectures) & set(tiny.DECODERS):
+        yield pytest.param(
+            None, id="hooked", marks=pytest.mark.skip(reason="TransformerLens 4 has no HookedTransformer")
+        )
 
 
-MATRIX = tuple(_matrix())
-
-
-@pytest.fixture(params=MATRIX)
+@pytest.fixture(params=_cells(tiny.ARCHITECTURES))
 def cell(request: pytest.FixtureRequest) -> Cell:
     """Every cell of the matrix in turn."""
+    return request.param
+
+
+@pytest.fixture(params=_cells(tiny.DECODERS))
+def decoder(request: pytest.FixtureRequest) -> Cell:
+    """Those of them that are decoders."""
+    return request.param
+
+
+@pytest.fixture(params=_cells(tiny.ENCODERS))
+def encoder(request: pytest.FixtureRequest) -> Cell:
+    """Those of them that are encoders."""
+    return request.param
+
+
+@pytest.fixture(params=_cells(tiny.ARCHITECTURES, weights=["raw"]))
+def raw(request: pytest.FixtureRequest) -> Cell:
+    """Those of them with raw weights, where processing has no bearing."""
     return request.param
 
 
