@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from lens_probes.demo import HEADLESS
 
@@ -151,19 +152,25 @@ class ModelView:
     def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """Logits as the model itself would read them from these states: final norm, unembedding, soft cap.
 
-        On BERT and RoBERTa through the language-model head (dense layer, GELU, norm). From the last layer's states
-        this is what the model returns.
+        On BERT and RoBERTa through the language-model head (dense layer, activation, norm). From the last layer's
+        states this is what the model returns.
         """
         if self.name in HEADLESS:
             raise ValueError(f"{self.name} was trained without a language-model head: its logits mean nothing")
         with undisturbed(self.model):
             if self.encoder:
-                states = torch.nn.functional.gelu(self.model.mlm_head(states[None])[0])
+                states = self._mlm_activation(self.model.mlm_head(states[None])[0])
             logits = self.model.unembed(self.model.ln_final(states[None]))[0]
             cap = float(getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0)
             if self.is_bridge and hasattr(self.model.adapter, "apply_output_logits_transform"):
                 return self.model.adapter.apply_output_logits_transform(logits)
             return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    @property
+    def _mlm_activation(self) -> Any:
+        """The function after the head's dense layer: BERT's configuration chooses it, RoBERTa's is always GELU."""
+        parts = self.model.original_model.modules()
+        return next((part.transform_act_fn for part in parts if hasattr(part, "transform_act_fn")), gelu)
 
     # Names of activations
 
@@ -185,10 +192,11 @@ class ModelView:
         """
         if at not in READ_POINTS:
             raise ValueError(f"read point {at!r} is not one of {', '.join(READ_POINTS)}")
+        (layer,) = self.layers([layer])
         if self.encoder and at == "resid_mid":
             return f"blocks.{layer}.ln1.hook_in"
         if self.encoder and at == "attn_out":
-            return f"blocks.{layer}.attn.hook_out"
+            return f"blocks.{layer}.attn.o.hook_out"  # hook_attn_out, as attn.hook_out, is after the norm
         name = f"blocks.{layer}.hook_{at}"
         if name not in self.model.hook_dict:
             present = [point for point in READ_POINTS if f"blocks.{layer}.hook_{point}" in self.model.hook_dict]
@@ -207,10 +215,8 @@ class ModelView:
         for name in names:
             if name not in self.model.hook_dict:
                 close = difflib.get_close_matches(name, self.model.hook_dict, n=3)
-                raise ValueError(
-                    f"activation {name!r} does not exist in {self.name} ({self.class_name}): "
-                    f"{'did you mean ' + ', '.join(close) if close else 'list(model.hook_dict) names those that do'}?"
-                )
+                hint = f"did you mean {', '.join(close)}?" if close else "list(model.hook_dict) names those that do"
+                raise ValueError(f"activation {name!r} does not exist in {self.name} ({self.class_name}): {hint}")
 
     # The forward pass
 

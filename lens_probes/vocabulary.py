@@ -168,9 +168,13 @@ def _equal_entries(
 
 
 def _hashes(vocabulary: Float[Tensor, "vocab d_model"]) -> Int[Tensor, " vocab"]:
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[vocabulary.element_size()]
     random = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (vocabulary.shape[1],), generator=random) * 2 + 1
     odd = odd.to(vocabulary.device)
-    blocks = (vocabulary[start : start + ENTRIES] + 0.0 for start in range(0, len(vocabulary), ENTRIES))  # -0 is 0
-    return torch.cat([(block.view(bits).long() * odd).sum(-1) for block in blocks])
+    hashes = []
+    for start in range(0, len(vocabulary), ENTRIES):
+        block = vocabulary[start : start + ENTRIES].float() + 0.0  # -0 is 0
+        mixed = block.view(torch.int32).long() * odd
+        # Numbers of few digits (of a bfloat16 checkpoint, or 1 and -1) end in zeros, which a product keeps.
+        hashes.append((mixed ^ (mixed >> 32)).sum(-1))
+    return torch.cat(hashes)

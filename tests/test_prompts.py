@@ -1,4 +1,4 @@
-"""Every form of prompts becomes one table of tokens: the ids that the model's class gives, and words checked by hand."""
+"""Every form of prompts becomes one table of tokens: the ids the model's class gives, and words checked by hand."""
 
 import re
 from typing import Any

@@ -1,0 +1,73 @@
+"""`python -m lens_probes`: the table, the page, and one sentence where it cannot."""
+
+import subprocess
+import sys
+
+import pytest
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.__main__ import main
+
+
+@pytest.fixture
+def tiny_model(monkeypatch):
+    monkeypatch.setattr(lp, "load_model", lambda name: tiny.bridge(name))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "neox", "bert"])
+@pytest.mark.usefixtures("tiny_model")
+def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    assert main(["--model", architecture, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Median rank of a token's own embedding" in printed
+    assert "0_mid" in printed or (architecture == "neox" and "0_post" in printed)
+    assert "The null: within a prompt" in printed
+    page = out.read_text(encoding="utf-8")
+    for name in lp.probes():
+        assert f"<h2>{name}</h2>" in page
+    assert page.count("<section>") == len(lp.probes()) + 2
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_it_reads_a_text_file_one_prompt_a_line(tmp_path, capsys):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The cat sat on the mat.\n\nA dog chased the <b>cat</b>.\n", encoding="utf-8")
+    assert main(["--model", "gpt2", "--text-file", str(texts), "--out", str(tmp_path / "page.html")]) == 0
+    assert "2 texts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text-file", "nowhere.txt"], "nowhere.txt"),
+        (["--out", "nowhere/page.html"], "--out nowhere/page.html lies in a folder that does not exist"),
+        (["--model", "./no-such-folder"], "no-such-folder"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("lens_probes: ") and message in error and "\n" not in error
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_an_empty_text_file_is_refused(tmp_path, capsys):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    assert main(["--text-file", str(empty)]) == 2
+    assert "holds no text: write one prompt a line" in capsys.readouterr().err
+
+
+def test_help_comes_without_importing_transformerlens():
+    code = (
+        "import sys, runpy; sys.argv = ['lens_probes', '--help']\n"
+        "try: runpy.run_module('lens_probes', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for option in ("--model", "--text-file", "--out", "gpt2", "SmolLM2"):
+        assert option in run.stdout

@@ -1,0 +1,370 @@
+"""What is read of a model is what its names say, on every architecture, and reading leaves no trace."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lens_probes import tiny
+from lens_probes.model import READ_POINTS, ModelView, ReadPoint, undisturbed
+from lens_probes.prompts import tokenize
+from lens_probes.run import pad
+
+TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and the cat likes none of it.", "The old man"]
+EXACT = 1e-5  # of float32 states of length 5 or so: what two ways to add the same numbers differ by
+LEARNED_POSITIONS = ("gpt2", "opt", "bert", "roberta")
+
+
+def batch_of(view: ModelView) -> tuple[Tensor, Tensor]:
+    return pad(tokenize(TEXTS, view), view)
+
+
+def states(view: ModelView, *names: str) -> list[Tensor]:
+    """The valid rows of these activations of the three texts."""
+    ids, mask = batch_of(view)
+    found = view.activations(ids, mask, names)
+    return [found[name][mask] for name in names]
+
+
+def reference(architecture: str, ids: Tensor, mask: Tensor) -> Any:
+    """Hugging Face's own states and logits of the same weights."""
+    with torch.no_grad():
+        return tiny.huggingface(architecture)(ids, attention_mask=mask.long(), output_hidden_states=True)
+
+
+def assert_close(one: Tensor, other: Tensor, tolerance: float = EXACT) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+# Names of activations
+
+
+@pytest.mark.parametrize("at", READ_POINTS)
+def test_every_read_point_of_every_layer_is_there_or_refused_with_those_that_are(at: ReadPoint, cell: Any) -> None:
+    view = ModelView(cell.build())
+    if (cell.architecture, at) == ("neox", "resid_mid"):
+        with pytest.raises(
+            ValueError,
+            match=r"'resid_mid' does not exist in tiny-neox \(.*parallel.*\): "
+            r"use one of resid_pre, resid_post, attn_out, mlp_out$",
+        ):
+            view.hook(at, 1)
+        return
+    names = [view.hook(at, layer) for layer in range(3)]
+    view.check_hooks(names)
+    ids, mask = batch_of(view)
+    found = view.activations(ids, mask, names)
+    assert list(found) == names
+    assert {tuple(state.shape) for state in found.values()} == {(*ids.shape, 32)}
+    assert len({float(state[mask].norm()) for state in found.values()}) == 3  # three states, not one
+
+
+def test_a_layers_state_after_is_the_next_layers_state_before(view: ModelView) -> None:
+    for layer, following in pairwise(range(3)):
+        after, before = states(view, view.hook("resid_post", layer), view.hook("resid_pre", following))
+        assert torch.equal(after, before)
+
+
+def test_the_states_between_layers_are_those_of_hugging_face(raw: Any) -> None:
+    view = ModelView(raw.build())
+    ids, mask = batch_of(view)
+    hidden = reference(raw.architecture, ids, mask).hidden_states
+    found = states(view, *(view.hook("resid_pre", layer) for layer in range(3)))
+    for layer, state in enumerate(found):
+        assert_close(state, hidden[layer][mask], 1e-4)
+    if raw.architecture in tiny.ENCODERS:  # a decoder's last one has gone through its final norm
+        assert_close(states(view, view.hook("resid_post", 2))[0], hidden[3][mask], 1e-4)
+
+
+def test_a_decoders_state_is_the_sum_of_what_its_parts_write(decoder: Any) -> None:
+    view = ModelView(decoder.build())
+    for layer in range(3):
+        points: tuple[ReadPoint, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        before, attention, mlp, after = states(view, *(view.hook(at, layer) for at in points))
+        assert attention.norm() > 1
+        assert mlp.norm() > 1
+        assert_close(before + attention + mlp, after)
+        if decoder.architecture != "neox":
+            assert_close(before + attention, states(view, view.hook("resid_mid", layer))[0])
+
+
+def test_an_encoders_resid_mid_is_the_sum_before_its_norm_and_attn_out_what_attention_adds(encoder: Any) -> None:
+    view = ModelView(encoder.build())
+    for layer in range(3):
+        before, attention, mid = states(view, *(view.hook(at, layer) for at in ("resid_pre", "attn_out", "resid_mid")))
+        assert_close(before + attention, mid)
+        normed, mlp, after = states(
+            view, f"blocks.{layer}.ln1.hook_out", view.hook("mlp_out", layer), view.hook("resid_post", layer)
+        )
+        norms = view.model.blocks[layer].ln1.original_component, view.model.blocks[layer].ln2.original_component
+        with torch.no_grad():
+            assert_close(norms[0](mid), normed)
+            assert_close(norms[1](normed + mlp), after)
+
+
+def test_a_state_is_labelled_by_its_layer_and_the_place_in_it(gpt2: Any) -> None:
+    view = ModelView(gpt2)
+    assert [view.label(at, 2) for at in READ_POINTS] == ["2_pre", "2_mid", "2_post", "2_attn_out", "2_mlp_out"]
+
+
+def test_an_unknown_read_point_is_refused_with_those_there_are(gpt2: Any, as_users_run_it: None) -> None:
+    at: Any = "resid_final"
+    with pytest.raises(ValueError, match="read point 'resid_final' is not one of resid_pre, resid_mid, resid_post"):
+        ModelView(gpt2).hook(at, 0)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bert"])
+def test_a_hook_of_a_layer_that_does_not_exist_is_refused_as_such(architecture: str) -> None:
+    view = ModelView(tiny.bridge(architecture))
+    for at in READ_POINTS:
+        with pytest.raises(ValueError, match=f"layer 3 was asked for and tiny-{architecture} has layers 0 to 2"):
+            view.hook(at, 3)
+
+
+def test_layers_are_all_or_those_asked_for_and_negative_ones_count_from_the_end(gpt2: Any) -> None:
+    view = ModelView(gpt2)
+    assert view.layers(None) == (0, 1, 2)
+    assert view.layers([2, 0]) == (2, 0)
+    assert view.layers(range(-2, 0)) == (1, 2)
+    for layers, message in (
+        ([3], "layer 3 was asked for and tiny-gpt2 has layers 0 to 2"),
+        ([0, -4], "layer -4 was asked for"),
+        ([], "names no layer, or one twice: list each layer once"),
+        ([2, -1], r"layers=\[2, -1\] names no layer, or one twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            view.layers(layers)
+
+
+def test_an_unknown_hook_is_refused_with_names_that_are_close(view: ModelView) -> None:
+    with pytest.raises(ValueError, match=r"'blocks\.1\.hook_resid_pots' does not exist in tiny-\w+ \(\w+\): did you"):
+        view.check_hooks(["blocks.0.hook_resid_pre", "blocks.1.hook_resid_pots"])
+    with pytest.raises(ValueError, match=r"did you mean .*blocks\.1\.hook_resid_post.*\?$"):
+        view.check_hooks(["blocks.1.hook_resid_pots"])
+    with pytest.raises(ValueError, match=r"'§' does not exist .*: list\(model.hook_dict\) names those that do$"):
+        view.check_hooks(["§"])
+
+
+# The forward pass
+
+
+def test_only_the_named_activations_come_back_under_the_names_asked_for(view: ModelView) -> None:
+    ids, mask = batch_of(view)
+    names = ["blocks.1.hook_resid_post", "blocks.0.attn.hook_z"]
+    assert list(view.activations(ids, mask, names)) == names
+
+
+def test_without_names_the_model_does_not_run(own_gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(own_gpt2), "forward", None)
+    view = ModelView(own_gpt2)
+    assert view.activations(*batch_of(view), []) == {}
+
+
+@pytest.mark.filterwarnings("ignore:run_with_cache. skipped 1 gated-off hook")
+def test_an_activation_that_is_switched_off_is_refused_with_how_to_switch_it_on(own_gpt2: Any) -> None:
+    view = ModelView(own_gpt2)
+    names = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_result"]
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.hook_result' exists in tiny-gpt2 but was not computed: it"):
+        view.activations(*batch_of(view), names)
+    own_gpt2.set_use_attn_result(True)
+    assert view.activations(*batch_of(view), names)[names[1]].shape[2:] == (4, 32)
+
+
+# Weights
+
+
+def test_raw_weights_are_those_of_hugging_face(raw: Any) -> None:
+    view, hf = ModelView(raw.build()), tiny.huggingface(raw.architecture)
+    embedding = hf.get_input_embeddings().weight
+    if (raw.architecture, raw.maker) == ("gemma2", "hooked"):
+        embedding = embedding * 32**0.5  # that class folds Gemma's factor sqrt(d_model) into W_E
+    assert_close(view.W_E, embedding.detach())
+    assert_close(view.unembedding, hf.get_output_embeddings().weight.detach())
+    assert (view.d_vocab, view.d_model, view.n_layers, view.n_ctx) == (400, 32, 3, 64)
+    assert not view.W_E.requires_grad
+    assert not view.unembedding.requires_grad
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_embedding_at_a_position_is_the_first_state_of_that_token_there(side: Any, cell: Any) -> None:
+    view = ModelView(cell.build(padding_side=side))
+    if cell.architecture not in LEARNED_POSITIONS:
+        with pytest.raises(ValueError, match=f"needs learned absolute positions and tiny-{cell.architecture} has none"):
+            view.embedding_at(0)
+        return
+    tokens = tokenize(TEXTS, view)
+    (first,) = states(view, view.hook("resid_pre", 0))
+    for position in (0, 1, 7, int(tokens.position.max())):
+        rows = tokens.position == position
+        assert_close(view.embedding_at(position)[tokens.id[rows]], first[rows])
+    full = torch.arange(5, 69).expand(1, -1)
+    (last,) = view.activations(full, torch.ones(1, 64, dtype=torch.bool), [view.hook("resid_pre", 0)]).values()
+    assert_close(view.embedding_at(63)[68], last[0, 63])
+
+
+# The unembedding
+
+
+def test_the_last_state_unembeds_to_the_models_own_log_probabilities(cell: Any) -> None:
+    view = ModelView(cell.build())
+    ids, mask = batch_of(view)
+    lens = view.unembed(*states(view, view.hook("resid_post", 2))).log_softmax(-1)
+    with torch.no_grad():
+        own = view.model(ids, attention_mask=mask.long())
+    assert_close(lens, own[mask].log_softmax(-1))
+    assert_close(lens, reference(cell.architecture, ids, mask).logits[mask].log_softmax(-1), 1e-4)
+
+
+def test_in_bfloat16_it_does_so_to_the_models_own_rounding(cell: Any) -> None:
+    view = ModelView(cell.build(dtype=torch.bfloat16))
+    ids, mask = batch_of(view)
+    with torch.no_grad():
+        own = view.model(ids, attention_mask=mask.long())[mask].float()
+    (last,) = states(view, view.hook("resid_post", 2))
+    assert last.dtype == torch.bfloat16
+    logits = view.unembed(last).float()
+    # bfloat16 keeps 8 bits: neighbours are 2**-7 of their size apart, and a matrix product may round the other way.
+    assert_close(logits.log_softmax(-1), own.log_softmax(-1), 2**-7 * float(own.abs().max()))
+
+
+def test_the_soft_cap_is_part_of_the_unembedding() -> None:
+    view = ModelView(tiny.bridge("gemma2"))
+    huge = 100 * torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    assert view.unembed(huge).abs().max() < 5  # the tiny model's cap
+
+
+def test_a_bert_with_another_activation_in_its_head_is_unembedded_with_that() -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    source = tiny.huggingface("bert")
+    source.cls.predictions.transform.transform_act_fn = torch.nn.ReLU()
+    model = TransformerBridge.boot_transformers(
+        "tiny-bert-relu", hf_model=source, tokenizer=tiny.tokenizer("bert"), device="cpu"
+    )
+    view = ModelView(model)
+    ids, mask = batch_of(view)
+    with torch.no_grad():
+        own = model(ids, attention_mask=mask.long())[mask]
+    assert_close(view.unembed(*states(view, view.hook("resid_post", 2))).log_softmax(-1), own.log_softmax(-1))
+
+
+def test_a_model_without_a_trained_head_is_not_unembedded() -> None:
+    model = tiny.bridge("bert")
+    model.cfg.model_name = "/home/someone/all-minilm-l6-v2"
+    with pytest.raises(ValueError, match="all-minilm-l6-v2 was trained without a language-model head"):
+        ModelView(model).unembed(torch.zeros(1, 32))
+
+
+# What the model is
+
+
+def test_a_view_knows_the_class_and_whether_weights_were_processed(cell: Any) -> None:
+    view = ModelView(cell.build())
+    assert view.processed == cell.processed
+    assert view.class_name == {"bridge": "TransformerBridge", "hooked": "HookedTransformer"}[cell.maker]
+    assert view.encoder == (cell.architecture in tiny.ENCODERS)
+    assert view.name == f"tiny-{cell.architecture}"
+    assert ModelView(view).model is view.model
+
+
+def test_a_model_from_a_folder_has_the_name_of_the_folder(own_gpt2: Any) -> None:
+    own_gpt2.cfg.model_name = "/home/someone/models/my-gpt2"
+    assert ModelView(own_gpt2).name == "my-gpt2"
+    own_gpt2.cfg.model_name = "owner/my-gpt2"
+    assert ModelView(own_gpt2).name == "owner/my-gpt2"
+
+
+def test_versions_are_those_of_the_installed_packages(gpt2: Any) -> None:
+    import transformers
+
+    versions = dict(ModelView(gpt2).versions)
+    assert versions["torch"] == torch.__version__.split("+")[0] or versions["torch"] == torch.__version__
+    assert versions["transformers"] == transformers.__version__
+    assert list(versions) == ["lens-probes", "transformer-lens", "transformers", "torch"]
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), tiny.huggingface, lambda: "gpt2"])
+def test_what_is_no_model_of_transformer_lens_is_refused(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"HookedTransformer or a TransformerBridge of TransformerLens; .* came: load"):
+        ModelView(make())
+
+
+def test_a_model_with_two_stacks_is_refused() -> None:
+    import transformers
+    from transformer_lens.model_bridge import TransformerBridge
+
+    config = transformers.T5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+    config.architectures, config.decoder_start_token_id = ["T5ForConditionalGeneration"], 0
+    source = transformers.T5ForConditionalGeneration(config).eval()
+    model = TransformerBridge.boot_transformers(
+        "tiny-t5", hf_model=source, tokenizer=tiny.tokenizer("gpt2"), device="cpu"
+    )
+    with pytest.raises(TypeError, match=r"one stack of blocks .*; tiny-t5 \(TransformerBridge\) is another kind: use"):
+        ModelView(model)
+
+
+@pytest.mark.filterwarnings("ignore:HookedEncoder is deprecated")
+def test_hooked_encoder_is_refused_because_its_names_mean_other_states() -> None:
+    lens: Any = pytest.importorskip("transformer_lens")
+    try:
+        HookedEncoder = lens.HookedEncoder
+    except ImportError:
+        pytest.skip("TransformerLens 4 has no HookedEncoder")
+    config = lens.HookedTransformerConfig(
+        n_layers=1, d_model=32, n_ctx=16, d_head=8, d_vocab=400, act_fn="gelu", model_name="small", device="cpu"
+    )
+    with pytest.raises(TypeError, match="HookedEncoder gives other states under the same hook names: load small as a"):
+        ModelView(HookedEncoder(config))
+
+
+# Leaving no trace
+
+
+def modes(model: Any) -> dict[str, bool]:
+    return {name: module.training for name, module in ModelView(model).modules()}
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_modes_and_gradients_are_as_before_also_after_an_error(error: bool, own_gpt2: Any) -> None:
+    own_gpt2.train()
+    own_gpt2.blocks[1].eval()
+    before = modes(own_gpt2)
+    assert set(before.values()) == {True, False}
+    try:
+        with undisturbed(own_gpt2):
+            assert set(modes(own_gpt2).values()) == {False}
+            assert not torch.is_grad_enabled()
+            if error:
+                raise RuntimeError
+    except RuntimeError:
+        assert error
+    assert modes(own_gpt2) == before
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        with undisturbed(own_gpt2):
+            pass
+        assert not torch.is_grad_enabled()
+
+
+def test_autocast_is_off_inside_and_on_again_afterwards(gpt2: Any) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with undisturbed(gpt2):
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_dropout_of_a_model_in_training_does_not_touch_the_numbers(raw: Any) -> None:
+    still, training = ModelView(raw.build()), ModelView(getattr(tiny, raw.maker)(raw.architecture))
+    training.model.train()
+    name = still.hook("resid_post", 2)
+    if raw.maker == "bridge" and raw.architecture in LEARNED_POSITIONS:  # the others have no dropout
+        ids, mask = batch_of(training)
+        with torch.no_grad():
+            one, other = (training.model(ids, attention_mask=mask.long()) for _ in range(2))
+        assert not torch.equal(one, other)
+    assert torch.equal(states(still, name)[0], states(training, name)[0])
+    state = torch.ones(1, 32)
+    assert torch.equal(still.unembed(state), training.unembed(state))
+    assert set(modes(training.model).values()) == {True}

@@ -1,0 +1,37 @@
+"""What the README shows, run as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import lens_probes as lp
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+
+    assert len(blocks) == 3
+    assert isinstance(names["result"], lp.RankShiftResult)
+    assert (tmp_path / "ranks.safetensors").is_file()
+
+
+def test_the_readme_lists_every_probe():
+    table = README.split("## What it answers")[1].split("## Install")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(lp.probes())
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_page_points_to_exists(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    named = re.findall(r"\]\(((?!http)[^)#]+)\)", text) + re.findall(r"`((?:notebooks|tests|docs)/[\w/.]+)`", text)
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), name
