@@ -28,7 +28,7 @@ CLASS_COLOURS = {
 }
 OTHER_COLOURS = ("#56B4E9", "#E69F00", "#117733", "#882255", "#332288")
 Numbers = Sequence[float] | Sequence[int]
-FEW_WORDS = 5
+FEW_WORDS = 10
 GREY = "#9A9A9A"
 INK = "#222222"
 

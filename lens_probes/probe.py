@@ -4,7 +4,7 @@ import abc
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from lens_probes.model import ModelView
 from lens_probes.prompts import Prompts
 from lens_probes.result import Result
-from lens_probes.run import Reading
+from lens_probes.run import Cache, Reading
 from lens_probes.run import from_cache as _from_cache
 from lens_probes.run import run as _run
 from lens_probes.words import WordClasses
@@ -62,7 +62,7 @@ class Probe(abc.ABC, Generic[R]):
         self,
         model: Any,
         prompts: Prompts,
-        cache: Mapping[str, Tensor],
+        cache: Cache,
         *,
         attention_mask: Tensor | None = None,
         prepend_bos: bool | None = None,

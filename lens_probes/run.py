@@ -3,9 +3,9 @@
 tokens -> padded batch -> activations -> Reading (valid tokens only) -> probe.measure -> merged result
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 TOKENS_PER_BATCH = 512  # what a batch holds, padding included: enough to fill matrix products, little enough to keep
 PARTS_BEFORE_MERGE = 32  # sums of a long corpus are folded together on the way and stay one batch's size
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """Activations by name, as `model.run_with_cache` gives them: an ActivationCache (which is no Mapping) or a dict."""
+
+    def keys(self) -> Iterable[str]: ...  # noqa: D102
+    def __getitem__(self, name: str, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +69,7 @@ class Reading:
                 f"square({name!r}) is about one prompt; this reading has {len(self._mask)}: use by_prompt()"
             )
         valid = self._mask[0].nonzero().flatten().to(self._activation(name).device)
-        return self._activation(name)[0].index_select(-2, valid).index_select(-1, valid)
+        return _finite(name, self._activation(name)[0].index_select(-2, valid).index_select(-1, valid), masked=True)
 
     def _activation(self, name: str) -> Tensor:
         if name not in self._cache:
@@ -71,8 +79,11 @@ class Reading:
         return self._cache[name]
 
 
-def _finite(name: str, activation: Tensor) -> Tensor:
-    if not torch.isfinite(activation).all():
+def _finite(name: str, activation: Tensor, *, masked: bool = False) -> Tensor:
+    finite = torch.isfinite(activation)
+    if masked:
+        finite |= activation == -torch.inf  # the score where attention may not look
+    if not finite.all():
         raise ValueError(
             f"activation {name!r} holds values that are not finite: run the model in float32 or bfloat16, and check "
             f"its weights"
@@ -101,6 +112,8 @@ def run(
     >>> shift.rank.shape == movement.length.shape
     True
     """
+    if not isinstance(probes, Sequence):
+        raise TypeError(f"probes are a list; {probes!r} came: write [{probes!r}]")
     if not probes:
         raise ValueError("there are no probes: pass at least one, such as lens_probes.RankShift()")
     if batch_size is not None and batch_size < 1:
@@ -124,7 +137,7 @@ def from_cache(
     probe: "Probe[Any]",
     model: Any,
     prompts: Prompts,
-    cache: Mapping[str, Tensor],
+    cache: Cache,
     *,
     attention_mask: Tensor | None = None,
     prepend_bos: bool | None = None,
@@ -231,6 +244,6 @@ def pad(tokens: Tokens, view: ModelView) -> tuple[Int[Tensor, "prompt position"]
     return ids, mask
 
 
-def _batched(cache: Mapping[str, Tensor], name: str) -> Tensor:
+def _batched(cache: Cache, name: str) -> Tensor:
     """An activation with its batch axis, which an ActivationCache may have removed."""
     return cache[name] if getattr(cache, "has_batch_dim", True) else cache[name][None]

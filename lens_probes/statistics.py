@@ -79,9 +79,7 @@ def describe_types(values: Values, tokens: Tokens, *, seed: int = 0) -> pd.DataF
     return pd.concat(frames, ignore_index=True)
 
 
-def _description(
-    values: Values, group: Tokens, word_class: str, seed: int, *, by_type: bool = False
-) -> pd.DataFrame:
+def _description(values: Values, group: Tokens, word_class: str, seed: int, *, by_type: bool = False) -> pd.DataFrame:
     """The rows of one word class, each token counted or each type."""
     first, once = _types(group)
     quantile = quantiles(values[:, first] if by_type else values)
@@ -397,7 +395,7 @@ def interval(
     drawn = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=RESAMPLES)
     of_drawn = np.stack([statistic(times.astype(float)) for times in drawn])
     known = ~np.isnan(of_drawn).all(axis=0)  # nanquantile warns of what is never known
-    bounds = np.full((2, len(known)), np.nan)
+    bounds = np.full((2, of_drawn.shape[1]), np.nan)
     bounds[:, known] = np.nanquantile(of_drawn[:, known], BOUNDS, axis=0)
     return bounds
 

@@ -23,6 +23,7 @@ METRICS: tuple[Metric, ...] = ("cosine", "euclidean", "dot")
 
 ENTRIES = 2048  # vocabulary entries and states in one product: 8 MiB of scores, whatever the model
 STATES = 1024
+COLUMNS = 32
 
 
 def ranks(
@@ -168,13 +169,15 @@ def _equal_entries(
 
 
 def _hashes(vocabulary: Float[Tensor, "vocab d_model"]) -> Int[Tensor, " vocab"]:
+    """A number for each entry, the same for equal ones: from a few of its columns, from all where these do not tell."""
+    few = _hash(vocabulary[:, :: max(1, vocabulary.shape[1] // COLUMNS)])
+    _, group, size = few.unique(return_inverse=True, return_counts=True)
+    alike = size[group] > 1
+    return few.index_put((alike,), torch.cat([_hash(block) for block in vocabulary[alike].split(ENTRIES)]))
+
+
+def _hash(rows: Float[Tensor, "entry column"]) -> Int[Tensor, " entry"]:
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
     random = torch.Generator().manual_seed(0)
-    odd = torch.randint(-(2**62), 2**62, (vocabulary.shape[1],), generator=random) * 2 + 1
-    odd = odd.to(vocabulary.device)
-    hashes = []
-    for start in range(0, len(vocabulary), ENTRIES):
-        block = vocabulary[start : start + ENTRIES].float() + 0.0  # -0 is 0
-        mixed = block.view(torch.int32).long() * odd
-        # Numbers of few digits (of a bfloat16 checkpoint, or 1 and -1) end in zeros, which a product keeps.
-        hashes.append((mixed ^ (mixed >> 32)).sum(-1))
-    return torch.cat(hashes)
+    odd = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=random) * 2 + 1
+    return ((rows + 0.0).view(bits).long() * odd.to(rows.device)).sum(-1)  # adding 0 makes -0 the same as 0

@@ -3,11 +3,17 @@
 import html
 import math
 from itertools import pairwise
+from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 
 from lens_probes import figures
 from lens_probes.figures import Line, TokenPath
+
+
+def traces(figure: go.Figure) -> Any:
+    return figure.data
 
 
 @pytest.mark.parametrize(
@@ -36,7 +42,7 @@ def test_what_is_visible_reads_back_as_the_text_that_was_shown():
 
 def test_a_band_leaves_out_points_without_an_interval():
     line = Line("a", [1.0, 2.0, 3.0], low=[0.0, math.nan, 2.0], high=[2.0, math.nan, 4.0])
-    band = figures.lines({"y": [line]}, ["0", "1", "2"], title="t", x_title="x").data[0]
+    (band,) = traces(figures.lines({"y": [line]}, ["0", "1", "2"], title="t", x_title="x"))[:1]
     assert list(band.x) == ["0", "2", "2", "0"]
     assert list(band.y) == [2.0, 4.0, 2.0, 0.0]
     assert band.mode == "lines"
@@ -44,7 +50,7 @@ def test_a_band_leaves_out_points_without_an_interval():
 
 def test_a_name_stands_in_the_legend_once_however_many_panels_have_it():
     figure = figures.lines({"y": [Line("a", [1, 2])], "z": [Line("a", [3, 4])]}, ["0", "1"], title="t", x_title="x")
-    assert [trace.showlegend for trace in figure.data] == [True, False]
+    assert [trace.showlegend for trace in traces(figure)] == [True, False]
     assert figure.layout.width <= 1140
 
 
@@ -69,21 +75,21 @@ def test_labels_at_the_ends_of_paths_keep_a_distance_and_the_bold_one_is_always_
 def test_paths_put_the_bold_one_on_top_and_name_the_groups():
     tokens = [TokenPath("a", "content", [0, 1], "#0072B2"), TokenPath("b", "function", [1, 0], "#D55E00")]
     figure = figures.paths(tokens, 0, ["0", "1"], title="t", x_title="x", y_title="y", upside_down=True)
-    assert [trace.name for trace in figure.data] == ["content", "function", "b", "a"]
-    assert [trace.line.width for trace in figure.data] == [3, 3, 1, 4]
+    assert [trace.name for trace in traces(figure)] == ["content", "function", "b", "a"]
+    assert [trace.line.width for trace in traces(figure)] == [3, 3, 1, 4]
     assert figure.layout.yaxis.autorange == "reversed"
 
 
 def test_bars_show_value_interval_and_note():
     figure = figures.bars({"content": (0.5, 0.4, 0.7)}, title="t", y_title="y", notes={"content": "3 types"})
-    bar = figure.data[0]
+    bar = traces(figure)[0]
     assert bar.y == (0.5,)
     assert bar.error_y.array == pytest.approx((0.2,)) and bar.error_y.arrayminus == pytest.approx((0.1,))
     assert bar.x == ("content<br>3 types",)
 
 
 def test_a_bar_without_an_interval_has_no_whisker():
-    bar = figures.bars({"a": (0.5, math.nan, math.nan)}, title="t", y_title="y", notes={}).data[0]
+    bar = traces(figures.bars({"a": (0.5, math.nan, math.nan)}, title="t", y_title="y", notes={}))[0]
     assert (bar.error_y.array, bar.error_y.arrayminus) == ((0.0,), (0.0,))
 
 

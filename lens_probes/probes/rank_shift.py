@@ -129,7 +129,7 @@ class RankShiftResult(Result):
     def figure(self) -> go.Figure:
         """Median rank and score by word class over layers, with 95 % intervals; the null as a dotted line.
 
-        Classes of fewer than five words are left out, unless there are no others.
+        Classes of fewer than ten words are left out, unless there are no others.
         """
         table = self.by_word_class()
         shown = figures.shown_classes(table)

@@ -1,0 +1,20 @@
+"""The pictures of the README: `python benchmarks/pictures.py` writes them to docs/ (needs `lens-probes[export]`)."""
+
+from pathlib import Path
+
+import lens_probes as lp
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def main() -> None:
+    model = lp.load_model("smollm2-135m")
+    texts = lp.demo.sentences()[:40]
+    mean = lp.ResidualMean().run(model, texts)
+    result = lp.RankShift(center=mean).run(model, texts)
+    result.figure().write_image(DOCS / "rank_shift.png")
+    result.figure_paths(prompt=1, token=2).write_image(DOCS / "paths.png")
+
+
+if __name__ == "__main__":
+    main()

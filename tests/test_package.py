@@ -1,0 +1,70 @@
+"""The package as others get it: what a wheel and an sdist hold, and what importing it costs."""
+
+import subprocess
+import sys
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import lens_probes as lp
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def test_a_wheel_carries_the_package_with_its_types_and_nothing_else(built):
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lens_probes").rglob("*.py")}
+    assert modules <= set(names)
+    assert "lens_probes/py.typed" in names
+    assert all(name.startswith(("lens_probes/", "lens_probes-")) for name in names)
+
+
+def test_an_sdist_carries_the_tests_and_no_environment(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = [name.split("/", 1)[1] for name in archive.getnames() if "/" in name]
+    assert {"README.md", "LICENSE", "pyproject.toml", "tests/test_package.py"} <= set(names)
+    assert not [name for name in names if name.startswith(".venv") or "/site-packages/" in name]
+
+
+def test_an_installed_wheel_imports_from_anywhere_without_transformerlens(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    target = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(target)
+    code = (
+        f"import sys; sys.path.insert(0, {str(target)!r})\n"
+        f"import lens_probes as lp; assert lp.__file__.startswith({str(target)!r}), lp.__file__\n"
+        "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules\n"
+        "print(lp.__version__, sorted(lp.probes()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert run.stdout.startswith("0.1.0 ['Density'")
+
+
+def test_every_public_name_is_there_and_has_a_docstring():
+    for name in lp.__all__:
+        assert getattr(lp, name).__doc__, name
+    assert callable(lp.run) and callable(lp.probes)
+
+
+def test_the_version_is_the_same_everywhere():
+    assert f'version = "{lp.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"version: {lp.__version__}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {lp.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_warning_is_an_error_in_these_tests():
+    with pytest.raises(UserWarning, match="deliberate"):
+        warnings.warn("deliberate", stacklevel=1)

@@ -1,0 +1,521 @@
+"""Batches, padding, caches and contexts change nothing: a probe sees the valid tokens of each prompt, and no more."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, final
+
+import plotly.graph_objects as go
+import pytest
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.model import ModelView
+from lens_probes.probe import Probe
+from lens_probes.prompts import Table, tokenize
+from lens_probes.result import Result, summed
+from lens_probes.run import PARTS_BEFORE_MERGE, TOKENS_PER_BATCH, Reading, pad
+
+HAS_HOOKED = version("transformer-lens").startswith("3.")
+TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and the cat likes none of it.", "The old man"]
+PROBES = [lp.RankShift(at="resid_post"), lp.Movement(), lp.ResidualMean(at="resid_post")]
+STATE = "blocks.1.hook_resid_post"
+PATTERN = "blocks.1.attn.hook_pattern"
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class CountResult(Result):
+    """A number of tokens."""
+
+    count: Float64[Tensor, ""] = field(metadata=summed("number of tokens"))
+
+    def figure(self) -> go.Figure:
+        return go.Figure()
+
+
+@final
+@dataclass(frozen=True)
+class Spy(Probe[CountResult]):
+    """Keeps what it is shown."""
+
+    names: tuple[str, ...] = (STATE,)
+    seen: list[Reading] = field(default_factory=list, repr=False)
+
+    def hooks(self, model: ModelView) -> list[str]:
+        return list(self.names)
+
+    def measure(self, reading: Reading) -> CountResult:
+        self.seen.append(reading)
+        for name in self.names:
+            if "attn" not in name:
+                reading[name]
+        return CountResult(count=torch.tensor(len(reading.tokens), dtype=torch.float64))
+
+
+def spied(model: Any, prompts: Any, *names: str, **options: Any) -> list[Reading]:
+    """The readings that a probe of these names is shown."""
+    spy = Spy(names)
+    spy.run(model, prompts, **{"progress": False, **options})
+    return spy.seen
+
+
+def assert_same(one: Result, other: Result) -> None:
+    """Equal labels, floats equal to 1e-4 of the largest, ranks equal except where float32 decides between near ties.
+
+    Such a rank may be off by one, in at most one entry of a hundred.
+    """
+    for name, value in one._values().items():
+        columns = value.columns() if isinstance(value, Table) else {name: value}
+        others = getattr(other, name).columns() if isinstance(value, Table) else {name: getattr(other, name)}
+        for column, own in columns.items():
+            if not isinstance(own, Tensor):
+                assert own == others[column], (name, column)
+            elif own.is_floating_point():
+                scale = max(1.0, float(own.nan_to_num().abs().max()))
+                torch.testing.assert_close(own, others[column], rtol=0, atol=1e-4 * scale, equal_nan=True)
+            elif name in ("rank", "null_rank"):
+                off = (own - others[column]).abs()
+                assert off.max() <= 1, name
+                assert off.double().mean() <= 0.01, name
+            else:
+                assert torch.equal(own, others[column]), (name, column)
+
+
+# Batches and padding
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_of_different_lengths_gives_what_single_prompts_give(side: Any, cell: Any) -> None:
+    model = cell.build(padding_side=side)
+    alone = [lp.run(PROBES, model, text) for text in TEXTS]
+    for together, *parts in zip(lp.run(PROBES, model, TEXTS), *alone, strict=True):
+        assert_same(together, Result.merge(parts))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_tokens_within_prompts_and_prompts_of_1_and_64_tokens_are_like_any_other(side: Any, cell: Any) -> None:
+    # As in SmolLM2, where pad is the end-of-sequence token: a mask of `ids != pad` would lose it.
+    model = cell.build(padding_side=side)
+    end = ModelView(model).pad_id
+    prompts = [[7, end, 8, end], [end], [9], list(range(10, 74))]
+    together = lp.run(PROBES, model, prompts)
+    assert together[0].token.id.tolist() == [i for prompt in prompts for i in prompt]
+    for batch, single in zip(together, lp.run(PROBES, model, prompts, batch_size=1, progress=False), strict=True):
+        assert_same(batch, single)
+
+
+def test_ids_are_padded_on_the_tokenizers_side_with_an_id_of_the_vocabulary() -> None:
+    for first, mask in (([0, 0, 5], [0, 0, 1]), ([5, 0, 0], [1, 0, 0])):
+        view = ModelView(tiny.bridge("gpt2", padding_side="left" if mask[2] else "right"))
+        view.tokenizer.pad_token = view.tokenizer.bos_token  # id 0
+        ids, valid = pad(tokenize([[5], [6, 7, 8]], view), view)
+        assert ids.tolist() == [first, [6, 7, 8]]
+        assert valid.tolist() == [[bool(one) for one in mask], [True] * 3]
+        view.tokenizer.pad_token_id = 400  # outside, as a token that was added to the tokenizer alone
+        assert pad(tokenize([[5], [6, 7, 8]], view), view)[0].max() < 400
+
+
+def test_a_batch_holds_at_most_512_tokens_padding_included(gpt2: Any) -> None:
+    lengths = [64] * 9 + [1] * 30 + [3, 64, 2]
+    prompts = [[7] * length for length in lengths]
+    seen = spied(gpt2, prompts, STATE)
+    shapes = [reading._mask.shape for reading in seen]
+    assert [shape[0] for shape in shapes] == [
+        8,
+        8,
+        24,
+        2,
+    ]  # 8 of 64, one of 64 with 7 of 1, 23 of 1 with that of 3, the rest
+    assert all(rows * width <= TOKENS_PER_BATCH == 512 for rows, width in shapes)
+    assert torch.cat([reading._mask.sum(1) for reading in seen]).tolist() == lengths
+    assert [len(reading._mask) for reading in spied(gpt2, [[7]] * 5, STATE, batch_size=2)] == [2, 2, 1]
+
+
+def test_results_of_many_batches_are_folded_on_the_way_and_stay_the_same(gpt2: Any) -> None:
+    prompts = [[7, 8 + i % 300] for i in range(2 * PARTS_BEFORE_MERGE + 3)]
+    many = lp.run(PROBES, gpt2, prompts, batch_size=1, progress=False)
+    one = lp.run(PROBES, gpt2, prompts, batch_size=len(prompts), progress=False)
+    for batches, whole in zip(many, one, strict=True):
+        assert_same(batches, whole)
+        assert batches.provenance == whole.provenance
+    assert many[0].token.prompt.tolist() == [i // 2 for i in range(2 * len(prompts))]
+
+
+# One forward pass
+
+
+@pytest.fixture
+def passes(own_gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The names that each forward pass of `own_gpt2` was asked to cache."""
+    asked: list[list[str]] = []
+    run_with_cache = type(own_gpt2).run_with_cache
+
+    def counted(model: Any, *inputs: Any, names_filter: list[str], **options: Any) -> Any:
+        asked.append(names_filter)
+        return run_with_cache(model, *inputs, names_filter=names_filter, **options)
+
+    monkeypatch.setattr(type(own_gpt2), "run_with_cache", counted)
+    return asked
+
+
+def test_several_probes_share_one_forward_pass_a_batch_and_answer_in_order(
+    own_gpt2: Any, passes: list[list[str]]
+) -> None:
+    probes = [lp.Movement(), lp.Density(), lp.RankShift(at="resid_post"), lp.RankShift(at="resid_pre"), lp.Movement()]
+    results = lp.run(probes, own_gpt2, TEXTS, batch_size=2, progress=False)
+    assert len(passes) == 2
+    assert [result.provenance.probe for result in results] == [repr(probe) for probe in probes]
+    assert sorted(passes[0]) == sorted({f"blocks.{i}.hook_resid_{at}" for i in range(3) for at in ("pre", "post")})
+    assert [result.provenance.hooks for result in results] == [
+        tuple(probe.hooks(ModelView(own_gpt2))) for probe in probes
+    ]
+    for probe, result in zip(probes, results, strict=True):
+        assert_same(result, probe.run(own_gpt2, TEXTS))
+
+
+def test_a_probe_without_hooks_needs_no_forward_pass(own_gpt2: Any, passes: list[list[str]]) -> None:
+    assert len(lp.Density().run(own_gpt2, TEXTS).token) > 10
+    assert passes == []
+
+
+def test_only_the_named_activations_are_kept_and_shown(own_gpt2: Any, passes: list[list[str]]) -> None:
+    (reading,) = spied(own_gpt2, TEXTS, STATE)
+    assert passes == [[STATE]]
+    assert list(reading._cache) == [STATE]
+    with pytest.raises(ValueError, match=rf"'blocks\.0\.hook_resid_pre' was not asked for: .* name {STATE}"):
+        reading["blocks.0.hook_resid_pre"]
+    with pytest.raises(ValueError, match="was not asked for: the probe's hooks name none"):
+        spied(own_gpt2, TEXTS)[0][STATE]
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda model: lp.Movement(layers=[3]).run(model, "one"), "layer 3 was asked for"),
+        (lambda model: Spy(("blocks.9.hook_resid_pre",)).run(model, "one"), r"'blocks\.9\.hook_resid_pre' does not"),
+        (lambda model: lp.Movement().run(model, []), "there are no prompts"),
+        (lambda model: lp.Movement().run(model, [[1], [1] * 65]), "prompt 1 has 65 tokens"),
+        (lambda model: lp.Movement().run(model, [[1], [400]]), "prompt 1 holds token id 400"),
+        (lambda model: lp.Movement().run(model, {"one": "text"}), "topic 'one' has 1 prompt"),
+        (lambda model: lp.Movement().run(model, "one", batch_size=0), "at least 1; 0 came"),
+        (lambda model: lp.run([], model, "one"), "there are no probes: pass at least one"),
+        (lambda model: lp.run(lp.Movement(), model, "one"), r"probes are a list; Movement\(layers=None\) came"),
+    ],
+)
+def test_a_mistake_is_refused_before_the_forward_pass(
+    ask: Callable[[Any], Any], message: str, own_gpt2: Any, passes: list[list[str]]
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        ask(own_gpt2)
+    assert passes == []
+
+
+def test_run_hands_on_how_to_read_texts(gpt2: Any) -> None:
+    def one_word(text: str) -> list[lp.words.Word]:
+        return [lp.words.Word(0, len(text), "all")]
+
+    for ask in (lp.Movement().run, lambda *given, **options: lp.run([lp.Movement()], *given, **options)[0]):
+        with_bos, without = (ask(gpt2, TEXTS, prepend_bos=flag, word_class=one_word).token for flag in (True, False))
+        assert len(with_bos) == len(without) + 3
+        assert set(with_bos.word_class) == {"all", ""}
+
+
+# What a probe sees
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_reading_holds_the_valid_tokens_end_to_end_and_by_prompt(side: Any, cell: Any) -> None:
+    model = cell.build(padding_side=side)
+    (reading,) = spied(model, TEXTS, STATE)
+    singles = [spied(model, text, STATE)[0] for text in TEXTS]
+    assert reading[STATE].shape == (len(reading.tokens), 32)
+    torch.testing.assert_close(reading[STATE], torch.cat([one[STATE] for one in singles]), rtol=0, atol=1e-5)
+    parts = list(reading.by_prompt())
+    assert [part.tokens.prompt.unique().tolist() for part in parts] == [[0], [1], [2]]
+    for part, single in zip(parts, singles, strict=True):
+        assert part.tokens.id.tolist() == single.tokens.id.tolist()
+        assert part.tokens.text == single.tokens.text
+        torch.testing.assert_close(part[STATE], single[STATE], rtol=0, atol=1e-5)
+
+
+def test_prompts_are_numbered_from_zero_in_a_reading_and_through_in_the_result(gpt2: Any) -> None:
+    readings = spied(gpt2, [[7, 8], [9], [10]], STATE, batch_size=2)
+    assert [reading.tokens.prompt.tolist() for reading in readings] == [[0, 0, 1], [0]]
+    assert lp.Movement().run(gpt2, [[7, 8], [9], [10]], batch_size=2).prompt.prompt.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_square_of_attention_is_one_prompts_own_and_its_rows_sum_to_one(side: Any, raw: Any) -> None:
+    model = raw.build(padding_side=side)
+    if HAS_HOOKED and raw.maker == "bridge" and raw.architecture in ("opt", "bert"):
+        with pytest.raises(ValueError, match=rf"'{PATTERN}' exists in tiny-{raw.architecture} but was not computed"):
+            spied(model, TEXTS, PATTERN)  # that bridge has the hook, and never calls it
+        return
+    (reading,) = spied(model, TEXTS, PATTERN)
+    for part, text in zip(reading.by_prompt(), TEXTS, strict=True):
+        square = part.square(PATTERN)
+        n = len(part.tokens)
+        assert square.shape == (4, n, n)
+        torch.testing.assert_close(square.sum(-1), torch.ones(4, n), rtol=0, atol=1e-5)
+        future = square.triu(diagonal=1)
+        assert bool(future.any()) == (raw.architecture in tiny.ENCODERS)
+        torch.testing.assert_close(square, spied(model, text, PATTERN)[0].square(PATTERN), rtol=0, atol=1e-5)
+
+
+def test_what_is_square_is_not_given_end_to_end_and_one_square_is_of_one_prompt(gpt2: Any) -> None:
+    (reading,) = spied(gpt2, TEXTS, PATTERN)
+    with pytest.raises(ValueError, match=r"hook_pattern' of shape \(3, 4, \d+, \d+\) has no token axis .*by_prompt"):
+        reading[PATTERN]
+    with pytest.raises(ValueError, match=r"square\('blocks\.1\.attn\.hook_pattern'\) is about one prompt; .* has 3"):
+        reading.square(PATTERN)
+
+
+def test_what_a_probe_changes_in_a_reading_does_not_reach_the_next_probe(gpt2: Any) -> None:
+    (reading,) = spied(gpt2, TEXTS, STATE)
+    before = reading[STATE].clone()
+    reading[STATE].zero_()
+    assert torch.equal(reading[STATE], before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_refused_by_name(value: float, own_gpt2: Any) -> None:
+    with torch.no_grad():
+        for parameter in own_gpt2.blocks[1].parameters():
+            parameter.fill_(value)
+    with pytest.raises(ValueError, match=r"activation 'blocks\.1\.hook_resid_post' holds values that are not finite"):
+        lp.RankShift(at="resid_post").run(own_gpt2, TEXTS)
+    assert lp.RankShift(at="resid_post", layers=[0]).run(own_gpt2, TEXTS).layer == ("0_post",)
+
+
+def test_an_attention_pattern_of_nan_is_refused_by_name_and_masked_scores_are_not(own_gpt2: Any) -> None:
+    scores = "blocks.1.attn.hook_attn_scores"  # -inf or the like where attention may not look
+    (masked,) = spied(own_gpt2, "one two", scores)
+    assert masked.square(scores).min() < -1e30
+    with torch.no_grad():
+        for parameter in own_gpt2.blocks[0].parameters():
+            parameter.fill_(float("nan"))
+    (reading,) = spied(own_gpt2, "one two three", PATTERN)
+    with pytest.raises(ValueError, match=r"activation 'blocks\.1\.attn\.hook_pattern' holds values that are not"):
+        reading.square(PATTERN)
+
+
+# A cache that the user has
+
+
+def own_cache(model: Any, ids: Tensor, mask: Tensor | None = None, names: list[str] | None = None) -> Any:
+    """As a user makes it."""
+    mask = torch.ones_like(ids) if mask is None else mask.long()
+    return model.run_with_cache(ids, attention_mask=mask, names_filter=names)[1]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_cache_of_ids_and_their_mask_gives_what_run_gives(side: Any, raw: Any) -> None:
+    model = raw.build(padding_side=side)
+    view = ModelView(model)
+    ids, mask = pad(tokenize(TEXTS, view), view)
+    cache = own_cache(model, ids, mask)
+    as_dict = {name: cache[name] for name in cache.keys()}  # noqa: SIM118  (an ActivationCache is no dict)
+    for probe, whole in zip(PROBES, lp.run(PROBES, model, TEXTS), strict=True):
+        assert_same(whole, probe.from_cache(model, ids, cache, attention_mask=mask))
+        assert_same(whole, probe.from_cache(model, ids, as_dict, attention_mask=mask.long()))
+        assert_same(whole, probe.from_cache(model, TEXTS, cache))
+        assert_same(whole, probe.from_cache(model, TEXTS, as_dict, attention_mask=mask))
+        assert probe.from_cache(model, ids, cache, attention_mask=mask).provenance == whole.provenance
+
+
+def test_a_mask_on_the_other_side_than_the_tokenizers_is_heeded(gpt2: Any) -> None:
+    ids = torch.tensor([[0, 0, 7, 8], [9, 10, 11, 12]])  # padded left, and this tokenizer pads right
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    for probe in PROBES:
+        whole = probe.run(gpt2, [[7, 8], [9, 10, 11, 12]])
+        assert_same(whole, probe.from_cache(gpt2, ids, own_cache(gpt2, ids, mask), attention_mask=mask))
+
+
+def test_a_matrix_of_ids_without_a_mask_counts_as_unpadded(raw: Any) -> None:
+    model = raw.build()
+    pads = torch.tensor([[7, 8, 9], [10, 11, ModelView(model).pad_id]])
+    cache = own_cache(model, pads)
+    for probe, whole in zip(PROBES, lp.run(PROBES, model, pads), strict=True):
+        found = probe.from_cache(model, pads, cache)
+        assert_same(whole, found)
+        assert found.provenance.n_tokens == 6
+
+
+def test_a_cache_without_its_batch_axis_gives_what_run_gives(raw: Any) -> None:
+    model = raw.build()
+    ids = tokenize(TEXTS[0], ModelView(model)).id
+    _, cache = model.run_with_cache(ids[None], remove_batch_dim=True)
+    assert cache[STATE].shape == (len(ids), 32)
+    for probe, whole in zip(PROBES, lp.run(PROBES, model, TEXTS[0]), strict=True):
+        for prompts in (TEXTS[0], ids, ids[None], ids.tolist()):
+            assert_same(whole, probe.from_cache(model, prompts, cache))
+
+
+def test_a_cache_of_texts_that_the_model_tokenised_gives_what_run_gives(raw: Any) -> None:
+    model = raw.build()
+    if raw.architecture == "roberta":  # there the model leaves </s> away, and its cache is of other tokens
+        _, cache = model.run_with_cache(TEXTS)
+        with pytest.raises(ValueError, match="pass the token ids that the model was run with"):
+            PROBES[0].from_cache(model, TEXTS, cache)
+        return
+    for texts in (TEXTS[:1], TEXTS):
+        _, cache = model.run_with_cache(texts)
+        for probe, whole in zip(PROBES, lp.run(PROBES, model, texts), strict=True):
+            assert_same(whole, probe.from_cache(model, texts, cache))
+    if raw.architecture != "bert":
+        _, cache = model.run_with_cache(TEXTS, prepend_bos=False)
+        whole = PROBES[1].run(model, TEXTS, prepend_bos=False)
+        assert_same(whole, PROBES[1].from_cache(model, TEXTS, cache, prepend_bos=False))
+
+
+def test_a_cache_with_gradients_gives_a_result_without(gpt2: Any) -> None:
+    ids, names = torch.tensor([[7, 8, 9]]), [name for probe in PROBES for name in probe.hooks(ModelView(gpt2))]
+    cache = {name: value.clone().requires_grad_() for name, value in own_cache(gpt2, ids, names=names).items()}
+    for probe in PROBES:
+        for value in probe.from_cache(gpt2, ids, cache)._values().values():
+            assert not (isinstance(value, Tensor) and value.requires_grad)
+
+
+def test_a_square_of_a_users_cache_is_that_of_a_run(gpt2: Any) -> None:
+    view = ModelView(gpt2)
+    ids, mask = pad(tokenize(TEXTS, view), view)
+    spy = Spy((PATTERN,))
+    spy.from_cache(gpt2, ids, own_cache(gpt2, ids, mask), attention_mask=mask)
+    (ran,) = spied(gpt2, TEXTS, PATTERN)
+    for one, other in zip(spy.seen[0].by_prompt(), ran.by_prompt(), strict=True):
+        torch.testing.assert_close(one.square(PATTERN), other.square(PATTERN), rtol=0, atol=1e-5)
+
+
+IDS = torch.tensor([[7, 8, 9], [10, 11, 0]])
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "mask", "message"),
+    [
+        (IDS, MASK[:, :2], r"attention_mask has shape \(2, 2\) and the ids \(2, 3\): they must be equal"),
+        (IDS, MASK[0], r"attention_mask has shape \(3,\) and the ids \(2, 3\)"),
+        ([[7, 8], [10, 11]], MASK, r"marks \[3, 2\] tokens a prompt and the prompts have \[2, 2\]: pass the mask"),
+        ([[7, 8, 9], [10, 11]], MASK[0], "marks 3 tokens a prompt and the prompts have"),
+        ([[7, 8, 9], [10, 11]], MASK[:1], r"marks \[3\] tokens a prompt and the prompts have \[3, 2\]"),
+        (IDS, torch.zeros_like(MASK), "prompt 0 has no tokens"),
+        (IDS[:1], None, r"of \(1, 3\): pass the token ids that the model was run with"),
+        (IDS[:, :2], None, r"in the cache has shape \(2, 3, 32\) and the prompts make a batch of \(2, 2\): pass the"),
+        ([[7, 8, 9]] * 3, None, r"make a batch of \(3, 3\)"),
+        ([[7] * 32, [8] * 32], None, r"make a batch of \(2, 32\)|has no token axis"),  # 32 is also d_model
+        ([[7, 8, 400], [1, 2, 3]], None, "prompt 0 holds token id 400"),
+        ("a text of other length than the cache", None, "pass the token ids that the model was run with"),
+    ],
+)
+def test_a_cache_of_other_prompts_is_refused(prompts: Any, mask: Tensor | None, message: str, gpt2: Any) -> None:
+    cache = own_cache(gpt2, IDS, MASK)
+    with pytest.raises(ValueError, match=message):
+        lp.Movement().from_cache(gpt2, prompts, cache, attention_mask=mask)
+
+
+def test_a_cache_that_lacks_an_activation_is_refused_with_which_and_how_to_make_one(gpt2: Any) -> None:
+    cache = own_cache(gpt2, IDS, names=["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"])
+    message = r"Movement\(layers=None\) reads blocks\.0\.hook_resid_pre, .* and the cache lacks blocks\.1\.hook_resid_"
+    with pytest.raises(ValueError, match=message + r"pre: run the model with names_filter=probe\.hooks"):
+        lp.Movement().from_cache(gpt2, IDS, cache)
+    assert lp.Movement(layers=[0]).from_cache(gpt2, IDS, cache).layer == ("0",)
+
+
+def test_a_cache_that_is_not_finite_is_refused_but_for_its_padding(gpt2: Any) -> None:
+    cache = {name: own_cache(gpt2, IDS, MASK)[name].clone() for name in lp.Movement().hooks(ModelView(gpt2))}
+    cache[STATE][1, 2] = torch.nan
+    lp.Movement().from_cache(gpt2, IDS, cache, attention_mask=MASK)
+    with pytest.raises(ValueError, match=f"'{STATE}' holds values that are not finite"):
+        lp.Movement().from_cache(gpt2, IDS, cache)
+
+
+# Precision, and what surrounds a run
+
+
+def test_provenance_says_what_was_read_in_which_precision(raw: Any) -> None:
+    for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
+        model = raw.build(dtype=dtype)
+        for result in lp.run([*PROBES, lp.Density()], model, TEXTS, progress=False):
+            assert result.provenance.dtype == name
+            assert (result.provenance.model, result.provenance.processed) == (f"tiny-{raw.architecture}", False)
+            assert result.provenance.n_prompts == 3
+            assert result.provenance.n_tokens == len(tokenize(TEXTS, ModelView(model)))
+            floats = {v.dtype for v in result._values().values() if isinstance(v, Tensor) and v.is_floating_point()}
+            assert floats <= {torch.float32, torch.float64}
+
+
+def test_a_bar_is_shown_for_several_batches_and_can_be_turned_off(gpt2: Any, capsys: pytest.CaptureFixture) -> None:
+    for batch_size, progress, shown in ((1, True, True), (1, False, False), (None, True, False)):
+        lp.Movement().run(gpt2, TEXTS, batch_size=batch_size, progress=progress)
+        printed = capsys.readouterr()
+        assert ("reading: 100%" in printed.err) == shown
+        assert bool(printed.err) == shown
+        assert printed.out == ""
+
+
+def test_hooks_of_the_user_stay_fire_during_the_run_and_fire_afterwards(own_gpt2: Any) -> None:
+    fired = []
+    own_gpt2.add_hook("blocks.0.hook_resid_pre", lambda tensor, hook: fired.append("once") or tensor + 1)
+    own_gpt2.add_hook(STATE, lambda tensor, hook: fired.append("kept"), is_permanent=True)
+    with_hook = lp.Movement().run(own_gpt2, TEXTS)
+    assert fired == ["once", "kept"]
+    own_gpt2(torch.tensor([[7, 8]]))
+    assert fired == ["once", "kept"] * 2
+    own_gpt2.reset_hooks(including_permanent=True)
+    assert not torch.allclose(with_hook.norm, lp.Movement().run(own_gpt2, TEXTS).norm)  # it did what it was to do
+
+
+def test_a_run_inside_the_users_own_hooks_leaves_them_in_place(own_gpt2: Any) -> None:
+    fired = []
+    with own_gpt2.hooks(fwd_hooks=[(STATE, lambda tensor, hook: fired.append(1))]):
+        lp.Movement().run(own_gpt2, TEXTS)
+        own_gpt2(torch.tensor([[7, 8]]))
+    assert len(fired) == 2
+    own_gpt2(torch.tensor([[7, 8]]))
+    assert len(fired) == 2
+
+
+def test_gradients_and_parameters_are_as_before(own_gpt2: Any) -> None:
+    parameters = dict(own_gpt2.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    some = list(parameters)[::2]
+    for name in some:
+        parameters[name].grad = torch.full_like(before[name], 0.5)
+    parameters[some[0]].requires_grad_(False)
+    lp.run([*PROBES, lp.Density()], own_gpt2, TEXTS, progress=False)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, before[name]), name
+        assert (parameter.grad is not None) == (name in some), name
+        assert parameter.grad is None or bool((parameter.grad == 0.5).all()), name
+        assert parameter.requires_grad == (name != some[0]), name
+
+
+def test_the_context_of_the_caller_changes_no_number(raw: Any) -> None:
+    model, probes = raw.build(), [*PROBES, lp.Density()]
+    expected = lp.run(probes, model, TEXTS)
+    for context in (
+        torch.no_grad(),
+        torch.enable_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        with context:
+            found = lp.run(probes, model, TEXTS)
+        for one, other in zip(expected, found, strict=True):
+            assert one.content_hash() == other.content_hash()
+            assert one.provenance == other.provenance
+
+
+def test_a_result_from_inference_mode_serves_outside_of_it(gpt2: Any, tmp_path: Any) -> None:
+    with torch.inference_mode():
+        mean = lp.ResidualMean(at="resid_post").run(gpt2, TEXTS)
+    result = lp.RankShift(at="resid_post", center=mean).run(gpt2, TEXTS)
+    assert result.centered
+    mean.save(tmp_path / "mean.safetensors")
+    both = lp.ResidualMean(at="resid_post").run(gpt2, TEXTS)
+    assert torch.equal(Result.merge([mean, both]).count, 2 * both.count)  # pyright: ignore
