@@ -8,7 +8,7 @@ import difflib
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,11 +111,10 @@ class ModelView:
         """Where the embeddings are, and the token ids must be."""
         return self.W_E.device
 
-    @cached_property
+    @property
     def versions(self) -> tuple[tuple[str, str], ...]:
         """Versions of the packages a number depends on."""
-        packages = ("lens-probes", "transformer-lens", "transformers", "torch")
-        return tuple((package, importlib.metadata.version(package)) for package in packages)
+        return _versions()
 
     # Weights
 
@@ -330,6 +329,12 @@ class ModelView:
         pieces = self.tokenizer.convert_ids_to_tokens(ids)
         texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
         return [_token_text(i, piece, text) for i, piece, text in zip(ids, pieces, texts, strict=True)]
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    packages = ("lens-probes", "transformer-lens", "transformers", "torch")
+    return tuple((package, importlib.metadata.version(package)) for package in packages)
 
 
 def _token_text(i: int, piece: str | None, text: str) -> str:

@@ -199,7 +199,7 @@ class Result(abc.ABC):
         if name not in columns:
             raise ValueError(f"{name!r} was not asked for in this run: see {self.provenance.probe}")
         shape = columns[name].shape
-        index = np.indices(tuple(shape)).reshape(len(shape), -1)
+        index = np.indices(tuple(shape)).reshape(len(shape), shape.numel())
         frames = [self._axis_frame(axis, at) for axis, at in zip(axes[name], index, strict=True)]
         frames.append(pd.DataFrame({other: tensor.flatten().numpy() for other, tensor in columns.items()}))
         return pd.concat(frames, axis=1)
@@ -207,7 +207,8 @@ class Result(abc.ABC):
     def _axis_frame(self, axis: str, at: np.ndarray) -> pd.DataFrame:
         labels = self.labels(axis)
         if isinstance(labels, Table):
-            return labels.to_frame().iloc[at].reset_index(drop=True)
+            frame = labels.to_frame().iloc[at].reset_index(drop=True)
+            return frame.add_prefix("other_") if axis.startswith("other_") else frame
         return pd.DataFrame({axis: at if labels is None else np.asarray(labels, dtype=object)[at]})
 
     def to_xarray(self) -> "xr.Dataset":
@@ -244,11 +245,15 @@ class Result(abc.ABC):
                 for column, values in value.columns().items():
                     (tensors if isinstance(values, Tensor) else plain)[f"{name}.{column}"] = values
             elif isinstance(value, Tensor):
-                tensors[name] = value.contiguous()
+                tensors[name] = value
             else:
                 plain[name] = value
         plain["provenance"] = dataclasses.asdict(self.provenance)
         metadata = {"format": FORMAT, "result": type(self).__name__, "plain": json.dumps(plain)}
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in: make it first")
+        # Copies: safetensors refuses tensors that share memory, as columns of two tables may.
+        tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             save_file(tensors, temporary, metadata=metadata)
@@ -337,8 +342,12 @@ def _rebuild(kind: type[R], tensors: dict[str, Tensor], plain: dict[str, Any], p
             else:
                 values[each.name] = tensors[each.name] if each.name in tensors else _tuples(plain[each.name])
         return kind(**values)
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise ValueError(f"{path} lacks {error} of a {kind.__name__}: it was written by another version") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not fit a {kind.__name__} ({error}): it was written by another version"
+        ) from error
 
 
 def _tuples(value: Any) -> Any:
@@ -369,7 +378,7 @@ def _merged_fields(parts: Sequence[R]) -> dict[str, Any]:
             merged[name] = labels[name]
         elif kind == "rows" and all(value is not None for value in values):
             merged[name] = _end_to_end(name, schema_.axes[name], values)
-        elif kind in ("sum", "max"):
+        elif kind in ("sum", "max") and all(value is not None for value in values):
             aligned_values = [_align(part, name, schema_.axes[name], labels, kind) for part in parts]
             merged[name] = _accumulate(aligned_values, kind)
         elif all(_equal(values[0], value) for value in values[1:]):
@@ -383,7 +392,7 @@ def _merged_fields(parts: Sequence[R]) -> dict[str, Any]:
 
 
 def _end_to_end(name: str, dims: tuple[str, ...], values: list[Tensor]) -> Tensor:
-    row_axes = [i for i, axis in enumerate(dims) if axis in ROW_AXES]
+    row_axes = [i for i, axis in enumerate(dims) if axis.removeprefix("other_") in ROW_AXES]
     shapes = {tuple(size for i, size in enumerate(value.shape) if i not in row_axes) for value in values}
     if len(row_axes) != 1 or len(shapes) > 1:
         raise ValueError(f"field {name!r} [{' '.join(dims)}] cannot be laid end to end: the other axes are {shapes}")
@@ -398,7 +407,8 @@ def _align(part: Result, name: str, dims: tuple[str, ...], labels: dict[str, tup
         if axis in labels and part.labels(axis) != labels[axis]:
             shape = list(tensor.shape)
             shape[dim] = len(labels[axis])
-            wider = tensor.new_full(shape, 0.0 if kind == "sum" else math.nan)
+            missing = math.nan if tensor.is_floating_point() else -1
+            wider = tensor.new_full(shape, 0 if kind == "sum" else missing)
             index = torch.tensor([labels[axis].index(label) for label in part.labels(axis)])
             tensor = wider.index_copy(dim, index, tensor)
     return tensor

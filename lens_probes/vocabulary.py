@@ -177,7 +177,8 @@ def _hashes(vocabulary: Float[Tensor, "vocab d_model"]) -> Int[Tensor, " vocab"]
 
 
 def _hash(rows: Float[Tensor, "entry column"]) -> Int[Tensor, " entry"]:
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
     random = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=random) * 2 + 1
-    return ((rows + 0.0).view(bits).long() * odd.to(rows.device)).sum(-1)  # adding 0 makes -0 the same as 0
+    bits = (rows.float() + 0.0).view(torch.int32).long()  # adding 0 makes -0 the same as 0
+    mixed = bits * odd.to(rows.device)
+    return (mixed ^ (mixed >> 32)).sum(-1)  # numbers of few digits (1 and -1) end in zeros, which a product keeps

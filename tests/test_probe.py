@@ -1,0 +1,208 @@
+"""Probes are found where they are, in our package and in others, and keep the form that the contract gives them."""
+
+import dataclasses
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import lens_probes as lp
+from lens_probes import probe as probe_module
+from lens_probes.probe import ENTRY_POINTS, Experiment, Probe, _probes, probes, siblings
+from lens_probes.result import Result
+
+PACKAGE = Path(lp.__file__).parent
+PLUGIN = Path(__file__).parent / "example_plugin"
+
+
+def written_in(folder: str, base: str) -> set[str]:
+    """The classes of this base in the files of a folder, found by reading and not by importing them."""
+    sources = [path.read_text() for path in (PACKAGE / folder).glob("*.py")]
+    return {name for source in sources for name in re.findall(rf"^class (\w+)\({base}\b", source, re.MULTILINE)}
+
+
+def entry(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name, value, ENTRY_POINTS)
+
+
+@pytest.fixture
+def other_package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Somebody's package with a probe that is called like one of ours, and one that is not."""
+    module = ModuleType("other_package")
+    monkeypatch.setitem(sys.modules, "other_package", module)
+    for name in ("Movement", "Sideways"):
+        kind = type(name, (Probe,), {"__module__": "other_package", "hooks": None, "measure": None})
+        setattr(module, name, kind)
+    return module
+
+
+# Our own
+
+
+def test_every_probe_that_a_file_of_the_folder_defines_is_found() -> None:
+    own = written_in("probes", "Probe")
+    assert {"RankShift", "Movement", "ResidualMean"} <= own
+    assert own <= set(probes())
+    assert {name for name, kind in probes().items() if kind.__module__.startswith("lens_probes.")} == own
+
+
+def test_probes_experiments_and_results_stand_in_the_package_under_their_names() -> None:
+    written = {
+        name
+        for folder in ("probes", "experiments")
+        for base in ("Probe", "Experiment", "Result")
+        for name in written_in(folder, base)
+    }
+    assert set(siblings()) == written
+    assert written <= set(lp.__all__)
+    for name, kind in siblings().items():
+        assert getattr(lp, name) is kind
+        assert not name.startswith("_")
+
+
+def test_two_files_that_define_one_name_are_refused_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    density = import_module("lens_probes.probes.density")
+    kind = type("Movement", (Probe,), {"__module__": density.__name__})
+    monkeypatch.setattr(density, "Movement", kind, raising=False)
+    with pytest.raises(
+        ValueError, match=r"Movement is defined in lens_probes\.probes\.\w+ and in lens_probes\.probes\."
+    ):
+        siblings()
+
+
+@pytest.mark.parametrize("name", sorted(siblings()))
+def test_every_class_is_final_and_frozen(name: str) -> None:
+    kind: Any = siblings()[name]
+    assert dataclasses.is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen
+    assert kind.__final__
+    assert kind.__subclasses__() == []
+    if issubclass(kind, Result):
+        assert not kind.__dataclass_params__.eq
+        assert name.endswith("Result")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in written_in("probes", "Probe")))
+def test_a_probe_prints_as_the_call_that_makes_it(name: str) -> None:
+    kind: Any = probes()[name]
+    made = eval(repr(kind()), {name: kind})
+    assert made == kind()
+    assert repr(made) == repr(kind())
+    if "layers" in kind.__dataclass_fields__:
+        some = kind(layers=[0, 2])
+        assert "layers=[0, 2]" in repr(some)
+        assert eval(repr(some), {name: kind}) == some
+
+
+def test_a_probe_without_hooks_or_measure_cannot_be_made() -> None:
+    class Half(Probe[Any]):
+        def hooks(self, model: Any) -> list[str]:
+            return []
+
+    with pytest.raises(TypeError, match="measure"):
+        Half()  # pyright: ignore[reportAbstractUsage]
+    with pytest.raises(TypeError, match="run"):
+        Experiment()  # pyright: ignore[reportAbstractUsage]
+
+
+def test_a_probes_own_run_takes_what_run_takes() -> None:
+    def settings(function: Any) -> dict[str, Any]:
+        parameters = inspect.signature(function).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+    assert settings(Probe.run) == settings(lp.run)
+    assert settings(Probe.from_cache) == settings(probe_module._from_cache)
+    assert settings(Probe.run) == {"prepend_bos": None, "word_class": None, "batch_size": None, "progress": True}
+
+
+# Those of others
+
+
+def test_a_probe_of_another_package_is_found_beside_ours(other_package: ModuleType) -> None:
+    found = _probes([entry("sideways", "other_package:Sideways")])
+    assert found["Sideways"] is other_package.Sideways
+    assert set(found) == {*written_in("probes", "Probe"), "Sideways"}
+
+
+def test_a_probe_that_two_entry_points_name_is_one_probe(other_package: ModuleType) -> None:
+    twice: Sequence[EntryPoint] = [entry(name, "other_package:Sideways") for name in ("one", "two")]
+    assert _probes(twice)["Sideways"] is other_package.Sideways
+    assert _probes([entry("ours", "lens_probes:Movement")])["Movement"] is lp.Movement
+
+
+def test_two_probes_of_one_name_are_refused_with_both_modules(other_package: ModuleType) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"two probes are called Movement: lens_probes\.probes\.movement and other_package; rename one of them",
+    ):
+        _probes([entry("movement", "other_package:Movement")])
+
+
+@pytest.mark.parametrize("value", ["json:loads", "lens_probes.result:Result", "lens_probes:Experiment", "lens_probes"])
+def test_an_entry_point_that_is_no_probe_is_refused_by_name(value: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"entry point 'wrong' of lens_probes\.probes is {value}, which is not a Probe"
+    ):
+        _probes([entry("wrong", value)])
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example package installed in it, as pip installs it, without a network."""
+    source, target = (tmp_path_factory.mktemp(name) for name in ("source", "target"))
+    shutil.copytree(PLUGIN, source, dirs_exist_ok=True)
+    options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def test_the_example_package_is_found_keeps_the_contract_and_its_results_load(installed: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+import torch
+import lens_probes as lp
+from lens_probes.testing import check_probe
+
+kind = lp.probes()["TokenNorm"]
+print(kind.__module__, sys.modules[kind.__module__].__file__)
+check_probe(kind())
+model = lp.tiny.bridge("gpt2")
+result = kind().run(model, "Time flies like an arrow.")
+_, cache = model.run_with_cache("Time flies like an arrow.")
+by_hand = cache["blocks.1.hook_resid_post"][0].norm(dim=-1) / cache["blocks.0.hook_resid_pre"][0].norm(dim=-1)
+torch.testing.assert_close(result.ratio[1], by_hand.detach())
+result.save(sys.argv[1])
+print(lp.Result.load(sys.argv[1]))
+"""
+    path = os.pathsep.join([str(installed), str(PACKAGE.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "norm")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == f"token_norm {installed / 'token_norm.py'}"
+    assert second.startswith("TokenNormResult(layer 3, token ")
+
+
+def test_without_the_package_its_results_are_refused_with_what_to_import(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    metadata = {"format": "lens_probes result 1", "result": "TokenNormsResult", "plain": "{}"}
+    save_file({}, tmp_path / "norm", metadata=metadata)
+    with pytest.raises(ValueError, match=r"holds a TokenNormsResult .* import the package that defines it first"):
+        Result.load(tmp_path / "norm")
