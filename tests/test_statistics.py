@@ -916,7 +916,8 @@ def test_a_mean_over_four_prompts_has_no_interval_and_over_none_is_missing():
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_the_order_of_prompts_changes_no_digit(seed):
+def test_the_order_of_prompts_changes_no_digit(seed, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
     random = np.random.default_rng(seed)
     tokens = corpus(random, 9, 12, types=60)  # few types, so that prompts share many
     prompts = len(tokens.prompt.unique())
@@ -999,7 +1000,8 @@ def test_permuted_classes_are_taken_for_different_as_rarely_as_stated(strata):
     assert 0 < found <= MOST_BY_CHANCE
 
 
-def test_a_planted_shift_of_six_tenths_of_a_standard_deviation_is_found():
+def test_a_planted_shift_of_six_tenths_of_a_standard_deviation_is_found(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
     random = np.random.default_rng(7)
     planted = np.array([0.6, 0.0, -0.6, 0.0, 0.6])
     expected = stats.norm.cdf(planted / np.sqrt(2))  # P(x > y) of two normal values this far apart

@@ -210,6 +210,15 @@ def test_different_entries_are_not_taken_for_copies():
     assert vocabulary._equal_entries(permuted, torch.arange(5)[:, None])[2].tolist() == list(range(5))
 
 
+def test_entries_that_differ_in_one_number_only_are_not_taken_for_copies():
+    alike = normal(1, 100, seed=5).repeat(200, 1)
+    alike[torch.arange(100), torch.arange(100)] += 1.0  # a hundred entries, each different in another column
+    entry = vocabulary._equal_entries(alike, torch.arange(100)[:, None])[2]
+    assert torch.equal(entry, torch.arange(100))
+    row, _, entry = vocabulary._equal_entries(alike, torch.tensor([[150]]))
+    assert not row.any() and sorted(entry.tolist()) == list(range(100, 200))
+
+
 def test_equal_entries_are_found_for_every_row_and_column(small_blocks):
     entries = torch.tensor([[1.0], [2.0], [1.0], [3.0], [1.0], [2.0]])
     targets = torch.tensor([[0, -1], [3, 5], [-1, -1], [4, 0]])

@@ -1,0 +1,376 @@
+"""check_probe lets good probes pass, and says of a broken one which promise it breaks.
+
+    norm[token] = |h[token]|
+
+Source: none but this file; each toy breaks one promise of the contract.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any, final
+
+import plotly.graph_objects as go
+import pytest
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.model import ModelView
+from lens_probes.probe import Experiment, Probe
+from lens_probes.prompts import Tokens, tokenize
+from lens_probes.result import Result, summed, unit
+from lens_probes.run import Reading
+from lens_probes.testing import assert_same, check_declaration, check_experiment, check_order, check_probe, check_result
+
+HAS_HOOKED = version("transformer-lens").startswith("3.")
+HOOK = "blocks.1.hook_resid_post"
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class NormResult(Result):
+    """Lengths of states."""
+
+    fault: str
+    token: Tokens
+    norm: Float[Tensor, " token"] = field(metadata=unit("length", low=0, high=1000))
+    total: Float64[Tensor, ""] = field(metadata=summed("sum of lengths"))
+    constant: Float[Tensor, ""] = field(metadata=unit("the same for all batches"))
+
+    def figure(self) -> go.Figure:
+        if self.fault == "figure runs a module":
+            torch.nn.Linear(1, 1)(torch.zeros(1))
+        nothing: Any = None
+        return nothing if self.fault == "no figure" else go.Figure(go.Bar(y=self.norm.tolist()))
+
+
+def norm_result(reading: Reading, fault: str) -> NormResult:
+    """Lengths of states, spoiled by one fault."""
+    spoiled = FAULTS.get(fault, lambda norm, reading: norm)(reading[HOOK].norm(dim=-1), reading)
+    return NormResult(
+        fault=fault,
+        token=reading.tokens,
+        norm=spoiled,
+        total=spoiled.double().sum(),
+        constant=torch.tensor(float(len(spoiled)) if fault == "constant" else 1.0),
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Norm(Probe[NormResult]):
+    """Lengths of states, with one fault or none."""
+
+    fault: str = ""
+
+    def hooks(self, model: ModelView) -> list[str]:
+        return [HOOK]
+
+    def measure(self, reading: Reading) -> NormResult:
+        return norm_result(reading, self.fault)
+
+
+def writing(norm: Tensor, do: Callable[[Tensor], Any], reading: Reading) -> Tensor:
+    """Lengths, after something was done to weights that no state of a block feels."""
+    do(reading.model.model.ln_final.weight)
+    return norm
+
+
+FAULTS: dict[str, Callable[[Tensor, Reading], Tensor]] = {
+    "batch": lambda norm, reading: norm / norm.max(),
+    "padding": lambda norm, reading: norm + reading._mask.shape[1],
+    "number of the prompt": lambda norm, reading: norm + reading.tokens.prompt,
+    "random": lambda norm, reading: norm + torch.rand(len(norm)),
+    "seed of the batch": lambda norm, reading: norm + torch.rand(len(norm), generator=torch.manual_seed(0)),
+    "below": lambda norm, reading: -norm,
+    "above": lambda norm, reading: norm + 1000,
+    "infinite": lambda norm, reading: norm / 0,
+    "class": lambda norm, reading: norm + reading.model.is_bridge,
+    "weights": lambda norm, reading: writing(norm, lambda weight: weight.add_(1), reading),
+    "weights swapped": lambda norm, reading: writing(norm, lambda weight: weight.copy_(weight.roll(1)), reading),
+    "weights zeroed": lambda norm, reading: writing(norm, lambda weight: weight.zero_(), reading),
+    "weights frozen": lambda norm, reading: writing(norm, lambda weight: weight.requires_grad_(False), reading),
+    "gradient": lambda norm, reading: writing(
+        norm, lambda weight: setattr(weight, "grad", torch.ones_like(weight)), reading
+    ),
+    "hook": lambda norm, reading: [norm, reading.model.model.blocks[0].register_forward_hook(lambda *_: None)][0],
+    "hook point": lambda norm, reading: [norm, reading.model.model.add_hook(HOOK, lambda *_, **__: None)][0],
+    "setting": lambda norm, reading: [norm, setattr(reading.model.model.cfg, "use_attn_result", True)][0],
+    "padding side": lambda norm, reading: [norm, setattr(reading.model.tokenizer, "padding_side", "left")][0],
+}
+
+
+# Probes
+
+
+@pytest.mark.parametrize("probe", [lp.Movement(), lp.ResidualMean()], ids=repr)
+def test_a_good_probe_passes(probe: Probe[Any]) -> None:
+    check_probe(probe)
+
+
+def test_the_toy_without_a_fault_passes(own_gpt2: Any) -> None:
+    check_probe(Norm(), models=[own_gpt2])
+
+
+@pytest.mark.parametrize(
+    ("fault", "promise", "message"),
+    [
+        ("batch", "check_batches", "NormResult.norm differs from that of batches of 1: by up to"),
+        ("padding", "check_batches", "NormResult.norm differs from that of batches of 1"),
+        ("number of the prompt", "check_batches", "NormResult.norm differs from that of batches of 1"),
+        ("random", "check_batches", "NormResult.norm differs from that of batches of 1"),
+        ("seed of the batch", "check_batches", "NormResult.norm differs from that of batches of 1"),
+        ("constant", "check_batches", "results that differ in 'constant' cannot be merged"),
+        ("below", "check_measured", "'norm' leaves its range 0 to 1000: -"),
+        ("above", "check_measured", "'norm' leaves its range 0 to 1000: 10"),
+        ("infinite", "check_measured", "'norm' holds infinities"),
+        ("figure runs a module", "check_measured", r"figure\(\) ran a module"),
+        ("no figure", "check_measured", r"figure\(\) gave a NoneType"),
+        ("weights", "check_model_untouched", r"the model was changed: tensor \S*ln_f"),
+        ("weights swapped", "check_model_untouched", r"the model was changed: tensor \S*ln_f"),
+        ("weights zeroed", "check_model_untouched", r"the model was changed: tensor \S*ln_f"),
+        ("weights frozen", "check_model_untouched", r"the model was changed: tensor \S*ln_f"),
+        ("gradient", "check_model_untouched", r"the model was changed: gradient of \S*ln_f"),
+        ("hook", "check_model_untouched", r"the model was changed: mode and hooks of blocks\.0"),
+        ("hook point", "check_model_untouched", r"the model was changed: mode and hooks of blocks\.1\.hook_out"),
+        ("setting", "check_model_untouched", "the model was changed: cfg"),
+        ("padding side", "check_model_untouched", "the model was changed: padding side"),
+    ],
+)
+def test_a_broken_promise_is_named(fault: str, promise: str, message: str) -> None:
+    with pytest.raises((AssertionError, ValueError), match=message) as caught:
+        check_probe(Norm(fault), models=[tiny.bridge("gpt2")])
+    assert caught.value.__notes__ == [f"in {promise} of Norm(fault={fault!r}) on tiny-gpt2"]
+
+
+def test_a_probe_that_heeds_the_order_of_prompts_is_named_as_such(gpt2: Any) -> None:
+    check_order(Norm(), gpt2)
+    with pytest.raises(AssertionError, match=r"NormResult\.norm differs from that of the prompts in reverse: by up to"):
+        check_order(Norm("number of the prompt"), gpt2)
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has one class of models")
+def test_a_probe_that_heeds_the_class_of_the_model_is_named_as_such() -> None:
+    message = r"NormResult\.norm differs from that of a TransformerBridge of gpt2, raw"
+    with pytest.raises(AssertionError, match=message) as caught:
+        check_probe(Norm("class"))
+    assert caught.value.__notes__ == ["in check_model_classes_agree of Norm(fault='class')"]
+
+
+@final
+@dataclass(frozen=True)
+class Nowhere(Probe[Any]):
+    """Refuses every model."""
+
+    def hooks(self, model: ModelView) -> list[str]:
+        raise ValueError("not this one")
+
+    def measure(self, reading: Reading) -> Any:
+        raise NotImplementedError
+
+
+def test_a_probe_that_refuses_every_default_model_is_not_passed_over() -> None:
+    with pytest.raises(AssertionError, match=r"Nowhere\(\) refuses every model of the kit: pass models="):
+        check_probe(Nowhere())
+    with pytest.raises(ValueError, match="not this one"):
+        check_probe(Nowhere(), models=[tiny.bridge()])
+
+
+# Declarations
+
+
+def in_module(docstring: str | None, monkeypatch: pytest.MonkeyPatch) -> Probe[Any]:
+    """A good probe in a module with this docstring."""
+    module = ModuleType("somewhere", docstring)
+    monkeypatch.setitem(sys.modules, "somewhere", module)
+    kind: Any = dataclass(frozen=True)(type("Elsewhere", (Probe,), {"hooks": Norm.hooks, "measure": Norm.measure}))
+    kind.__module__ = "somewhere"
+    return kind()
+
+
+@pytest.mark.parametrize(
+    ("docstring", "message"),
+    [
+        (None, "the docstring of somewhere has no indented equation"),
+        ("Says nothing. Source: arXiv 1234.5678", "the docstring of somewhere has no indented equation"),
+        ("An x = y in the text.\n\nSource: arXiv", "the docstring of somewhere has no indented equation"),
+        ("Says it.\n\n    x = y\n\nAnd not whence.", "the docstring of somewhere names no source"),
+        ("Says it.\n\n    x = y\n\nAs in arXiv 1234.5678.", ""),
+        ("Says it.\n\n    x[layer] = y\n\nSource: own.", ""),
+    ],
+)
+def test_the_docstring_of_a_module_has_an_equation_and_a_source(
+    docstring: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = in_module(docstring, monkeypatch)
+    if message:
+        with pytest.raises(AssertionError, match=message):
+            check_probe(probe, models=[])
+    else:
+        check_declaration(probe)
+
+
+class Plain(Probe[Any]):
+    """No dataclass."""
+
+    def hooks(self, model: ModelView) -> list[str]:
+        return []
+
+    def measure(self, reading: Reading) -> Any:
+        raise NotImplementedError
+
+
+@dataclass
+class Thawed(Plain):
+    """A dataclass that is not frozen."""
+
+
+@dataclass(frozen=True)
+class Mute(Plain):
+    """Does not print as its call."""
+
+    def __repr__(self) -> str:
+        return "<Mute>"
+
+
+@dataclass(frozen=True)
+class Forgetful(Plain):
+    """Prints as the call of another."""
+
+    setting: int = 0
+
+    def __repr__(self) -> str:
+        return "Forgetful()" if self.setting else "Forgetful(setting=0)"
+
+
+@dataclass(frozen=True)
+class Parent(Plain):
+    """Has a child."""
+
+
+@dataclass(frozen=True)
+class Child(Parent):
+    """And is one."""
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (Plain(), "Plain is no frozen dataclass"),
+        (Thawed(), "Thawed is no frozen dataclass"),
+        (Mute(), "repr is the call that makes it, not <Mute>"),
+        (Forgetful(1), r"Forgetful\(\) makes Forgetful\(setting=0\)"),
+        (Parent(), "Parent has subclasses: probes are final, add a field or wrap it"),
+    ],
+)
+def test_what_is_no_final_frozen_dataclass_that_prints_as_its_call_is_named(probe: Probe[Any], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_probe(probe)
+
+
+def test_a_setting_that_is_data_may_print_as_its_hash(gpt2: Any) -> None:
+    mean = lp.ResidualMean(at="resid_post").run(gpt2, ["one two", "three"])
+    check_declaration(lp.RankShift(at="resid_post", center=mean))
+
+
+# Results
+
+
+def test_a_field_that_does_not_say_its_unit_is_named(gpt2: Any) -> None:
+    @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+    class BareResult(Result):
+        """A field without metadata."""
+
+        token: Tokens
+        bare: Float[Tensor, " token"]
+
+        def figure(self) -> go.Figure:
+            return go.Figure()
+
+    tokens = tokenize("one", ModelView(gpt2))
+    with pytest.raises(AssertionError, match=r"field 'bare' does not say its unit: field\(metadata=unit\(...\)\)"):
+        check_result(BareResult(token=tokens, bare=torch.zeros(len(tokens))))
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PairResult(Result):
+    """A float and a whole number a row."""
+
+    row: tuple[str, ...]
+    value: Float[Tensor, " row"] = field(metadata=unit("value"))
+    whole: Int[Tensor, " row"] = field(metadata=unit("whole number"))
+
+    def figure(self) -> go.Figure:
+        return go.Figure()
+
+
+def test_the_same_is_floats_to_1e_4_of_the_largest_and_whole_numbers_but_for_2_percent() -> None:
+    value, whole = torch.linspace(0, 50, 100), torch.arange(100)
+    value[3] = torch.nan
+    one = PairResult(row=tuple(map(str, range(100))), value=value, whole=whole)
+    assert_same(one, replace(one, value=value + 0.0049, whole=whole + (torch.arange(100) < 2)), "near")
+    for changes, message in (
+        ({"value": value + 0.0051}, "PairResult.value differs from that of far: by up to 0.0051"),
+        ({"value": value.nan_to_num()}, "PairResult.value differs"),
+        ({"whole": whole + (torch.arange(100) < 3)}, r"PairResult.whole differs from that of far: in 3.0% of its"),
+        ({"row": tuple(map(str, range(1, 101)))}, "PairResult.row differs"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            assert_same(one, replace(one, **changes), "far")
+    with pytest.raises(AssertionError, match=r"PairResult\.value differs"):
+        assert_same(one, replace(one, value=value + 1e-6), "exactly", tolerance=0.0)
+    with pytest.raises(AssertionError, match=r"in 1\.0%"):
+        assert_same(one, replace(one, whole=whole + (torch.arange(100) < 1)), "exactly", tolerance=0.0)
+
+
+# Experiments
+
+
+@final
+@dataclass(frozen=True)
+class Trial(Experiment[NormResult]):
+    """Reads the lengths of states its own way, with one fault or none."""
+
+    fault: str = ""
+
+    def run(self, model: Any, prompts: Any, *, progress: bool = True) -> NormResult:
+        return Norm(self.fault).run(model, prompts, progress=progress)
+
+
+def test_a_good_experiment_passes(own_gpt2: Any) -> None:
+    check_experiment(Trial())
+    check_experiment(Trial(), own_gpt2, prompts=["one", "two three"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("random", r"NormResult.norm differs from that of a second run \(is everything random seeded\?\)"),
+        ("below", "'norm' leaves its range 0 to 1000"),
+        ("figure runs a module", r"figure\(\) ran a module"),
+        ("weights swapped", r"the model was changed: tensor \S*ln_f"),
+        ("hook point", r"the model was changed: mode and hooks of blocks\.1\.hook_out"),
+        ("gradient", r"the model was changed: gradient of \S*ln_f"),
+    ],
+)
+def test_a_broken_promise_of_an_experiment_is_named(fault: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message) as caught:
+        check_experiment(Trial(fault), tiny.bridge())
+    assert caught.value.__notes__ == [f"in check_experiment of Trial(fault={fault!r}) on tiny-gpt2"]
+
+
+def test_an_experiment_is_declared_as_a_probe_is() -> None:
+    class Loose(Experiment[Any]):
+        """No dataclass."""
+
+        def run(self, model: Any, prompts: Any, *, progress: bool = True) -> Any:
+            return None
+
+    with pytest.raises(AssertionError, match="Loose is no frozen dataclass"):
+        check_experiment(Loose())
