@@ -49,6 +49,11 @@ __all__ = [
     *siblings(),
 ]  # pyright: ignore[reportUnsupportedDunderAll]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any: ...  # the names that siblings() adds

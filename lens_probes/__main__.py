@@ -11,7 +11,7 @@ import pandas as pd
 
 import lens_probes as lp
 
-N_SENTENCES = 24
+N_SENTENCES = 16
 N_LAYERS = 7
 
 
@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = Path(options.out)
         if not out.absolute().parent.is_dir():
             raise ValueError(f"--out {out} lies in a folder that does not exist: make the folder first")
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / 'demo.html'}")
         texts = lp.demo.sentences()[:N_SENTENCES] if options.text_file is None else _lines(Path(options.text_file))
         model = lp.load_model(options.model)
         view = lp.ModelView(model)
@@ -33,12 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     _print_ranks("Median rank of a token's own embedding in its state (0 is closest)", results[0])
     _print_ranks("The same with the mean state of each layer and the mean embedding removed", centred)
-    comparison = centred.compare()
-    apart = comparison[comparison["q"] < 0.05]
-    print(
-        f"Content and function words differ (q < 0.05, centred) in {len(apart)} of {len(comparison)} layers. The null: "
-        f"{comparison.attrs['null']}."
-    )
+    print(f"{_compared(centred)}\n")
     sections = [
         (type(result).__name__.removesuffix("Result"), _question(result), result.figure()) for result in results
     ]
@@ -103,9 +100,29 @@ def _print_ranks(title: str, result: Any) -> None:
             rows = table[(table["word_class"] == word_class) & (table["quantity"] == quantity)].set_index("layer")
             columns[heading] = rows["median"].map("{:,.0f}".format)
             if quantity == "rank":
-                columns[f"{heading} 95 %"] = rows.apply(lambda row: f"{row['low']:,.0f} to {row['high']:,.0f}", axis=1)
+                columns[f"{heading} 95 %"] = rows.apply(_interval, axis=1)
     frame = pd.DataFrame(columns).loc[[layer for layer in result.layer if layer in shown]]
     print(f"{title}\n{frame.to_string()}\n")
+
+
+def _compared(result: Any) -> str:
+    """Content against function words in the last layer, and in how many layers they differ."""
+    try:
+        comparison = result.compare()
+    except ValueError as error:  # a text without one of the classes is no mistake
+        return f"Content and function words were not compared: {error}."
+    last, apart = comparison.iloc[-1], int((comparison["q"] < 0.05).sum())
+    known = last["low"] == last["low"]
+    interval = f"{last['low']:.2f} to {last['high']:.2f}" if known else "none, it needs five prompts"
+    return (
+        f"Last layer, centred: a content word is farther from its embedding than a function word with probability "
+        f"{last['effect']:.2f} (95 % interval {interval}); q < 0.05 in {apart} of {len(comparison)} layers. "
+        f"The null: {comparison.attrs['null']}."
+    )
+
+
+def _interval(row: Any) -> str:
+    return f"{row['low']:,.0f} to {row['high']:,.0f}" if row["low"] == row["low"] else "(under 5 prompts)"
 
 
 def _name(result: Any) -> str:

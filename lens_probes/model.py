@@ -175,6 +175,8 @@ class ModelView:
 
     def layers(self, layers: Iterable[int] | None) -> tuple[int, ...]:
         """The layers asked for, in order; `None` is all, negative ones count from the end."""
+        if isinstance(layers, int):
+            raise TypeError(f"layers={layers} is one number: write layers=[{layers}], or None for all layers")
         asked = tuple(range(self.n_layers)) if layers is None else tuple(layers)
         for layer in asked:
             if not -self.n_layers <= layer < self.n_layers:

@@ -3,7 +3,9 @@
 import abc
 import importlib
 import importlib.metadata
+import inspect
 import pkgutil
+import sys
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +30,12 @@ class Probe(abc.ABC, Generic[R]):
     To write one: `hooks` names the activations, `measure` turns one batch into a result. The mathematics is a pure
     function beside the class. A probe over layers has `layers=None` (all) among its settings.
     """
+
+    def __init_subclass__(cls) -> None:
+        # The method card stands once, at the top of the probe's file; help() of the class shows it too.
+        super().__init_subclass__()
+        card = sys.modules[cls.__module__].__doc__ or ""
+        cls.__doc__ = f"{card.strip()}\n\n{inspect.cleandoc(cls.__doc__ or '')}"
 
     @abc.abstractmethod
     def hooks(self, model: ModelView) -> list[str]:

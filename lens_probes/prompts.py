@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lens_probes.words import WordClasses, closed_class
+from lens_probes.words import Word, WordClasses, closed_class
 
 if TYPE_CHECKING:
     from lens_probes.model import ModelView
@@ -193,7 +193,7 @@ def read_prompts(prompts: Prompts) -> list[Prompt]:
 def _is_ids(prompt: object) -> bool:
     return (
         isinstance(prompt, Sequence)
-        and not isinstance(prompt, str)
+        and not isinstance(prompt, str | bytes)
         and len(prompt) > 0
         and all(_is_id(i) for i in prompt)
     )
@@ -286,6 +286,11 @@ def _own_words(
     """The word that owns each token, by the token's first character that is not a space, and that word's class."""
     owner = [-1] * len(text)
     words = word_class(text)
+    if not isinstance(words, list) or not all(isinstance(word, Word) for word in words):
+        raise TypeError(
+            f"word_class takes a text and returns a list of lens_probes.words.Word(start, end, word_class); for "
+            f"{text[:40]!r} it returned {words!r:.80}"
+        )
     for number, (start, end, _) in enumerate(words):
         owner[start:end] = [number] * (end - start)
     numbers = []

@@ -116,6 +116,9 @@ def run(
         raise TypeError(f"probes are a list; {probes!r} came: write [{probes!r}]")
     if not probes:
         raise ValueError("there are no probes: pass at least one, such as lens_probes.RankShift()")
+    for probe in probes:
+        if isinstance(probe, type):
+            raise TypeError(f"probes are made before they are run; the class came: write {probe.__name__}()")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is a number of prompts, at least 1; {batch_size} came")
     view = ModelView(model)

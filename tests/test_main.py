@@ -71,3 +71,20 @@ def test_help_comes_without_importing_transformerlens():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for option in ("--model", "--text-file", "--out", "gpt2", "SmolLM2"):
         assert option in run.stdout
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_a_text_without_function_words_is_drawn_and_not_compared(tmp_path, capsys):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("Hello\n", encoding="utf-8")
+    out = tmp_path / "page.html"
+    assert main(["--model", "gpt2", "--text-file", str(texts), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "were not compared: no token of class 'function'" in printed
+    assert "(under 5 prompts)" in printed
+    assert out.is_file()
+
+
+def test_a_folder_is_no_page(tmp_path, capsys):
+    assert main(["--out", str(tmp_path)]) == 2
+    assert "is a folder: name a file in it" in capsys.readouterr().err

@@ -175,8 +175,8 @@ from lens_probes.testing import check_probe
 
 kind = lp.probes()["TokenNorm"]
 print(kind.__module__, sys.modules[kind.__module__].__file__)
-check_probe(kind())
 model = lp.tiny.bridge("gpt2")
+check_probe(kind(), models=[model, lp.tiny.bridge("bert")])
 result = kind().run(model, "Time flies like an arrow.")
 _, cache = model.run_with_cache("Time flies like an arrow.")
 by_hand = cache["blocks.1.hook_resid_post"][0].norm(dim=-1) / cache["blocks.0.hook_resid_pre"][0].norm(dim=-1)

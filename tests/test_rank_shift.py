@@ -562,3 +562,25 @@ def test_what_a_model_lacks_is_refused_before_the_forward_pass(probe, architectu
     monkeypatch.setattr(type(model), "run_with_cache", None)
     with pytest.raises(ValueError, match=message):
         probe.run(model, TEXTS)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_plausible_slips_are_answered_with_what_to_write_instead():
+    model = tiny.bridge("gpt2")
+    empty = lp.ResidualMean().run(model, "", prepend_bos=True)
+    with pytest.raises(ValueError, match="center holds no states"):
+        lp.RankShift(center=empty).run(model, TEXTS)
+    with pytest.raises(TypeError, match=r"is the result of ResidualMean\(at='resid_mid'\).*; Tensor came"):
+        lp.RankShift(center=torch.zeros(3, 32))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"write layers=\[1\]"):
+        lp.RankShift(layers=1).run(model, TEXTS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"write RankShift\(\)"):
+        lp.run([lp.RankShift], model, TEXTS)
+    for returned in ("long", [(0, 4, "x")], None):
+        with pytest.raises(TypeError, match=r"returns a list of lens_probes\.words\.Word"):
+            lp.RankShift().run(model, TEXTS, word_class=lambda text, returned=returned: returned)
+
+
+def test_help_of_a_probe_is_its_method_card():
+    card = lp.RankShift.__doc__
+    assert "rank[layer, token]" in card and "Source:" in card and "`metric`" in card

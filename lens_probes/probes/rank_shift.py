@@ -252,6 +252,11 @@ class RankShift(Probe[RankShiftResult]):
         ):
             if value not in allowed:
                 raise ValueError(f"RankShift({name}=...) is one of {', '.join(allowed)}; {value!r} came")
+        if self.center is not None and not isinstance(self.center, ResidualMeanResult):
+            raise TypeError(
+                f"RankShift(center=...) is the result of ResidualMean(at={self.at!r}).run(model, texts); "
+                f"{type(self.center).__name__} came"
+            )
         if self.neighbours < 0 or self.overlap < 0:
             raise ValueError(
                 f"RankShift(neighbours=..., overlap=...) are numbers of entries, at least 0; "

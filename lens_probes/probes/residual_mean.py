@@ -49,6 +49,8 @@ class ResidualMeanResult(Result):
 
     def of(self, model: ModelView, at: ReadPoint, layers: Sequence[int]) -> Float[Tensor, "layer d_model"]:
         """The mean states of these layers, refused where they belong to another model or read point."""
+        if not self.count:
+            raise ValueError("center holds no states, all its tokens were special: run ResidualMean on more text")
         labels = [model.label(at, layer) for layer in layers]
         if at != self.at or not set(labels) <= set(self.layer):
             raise ValueError(
