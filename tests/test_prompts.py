@@ -324,6 +324,15 @@ def test_the_users_own_words_are_asked_about_the_text_and_used(view: ModelView) 
     assert set(tokenize("one", view, word_class=lambda text: []).word.tolist()) == {-1}
 
 
+def test_a_token_of_two_words_belongs_to_that_of_its_first_visible_character(view: ModelView) -> None:
+    def letters(text: str) -> list[Word]:
+        return [Word(i, i + 1, letter) for i, letter in enumerate(text) if not letter.isspace()]
+
+    tokens = tokenize(TEXT, view, prepend_bos=False, word_class=letters)
+    assert tokens.word_class == tuple(text.strip()[:1] for text in tokens.text)
+    assert max(len(text.strip()) for text in tokens.text) > 2
+
+
 # The table
 
 
