@@ -69,7 +69,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"--text-file {path} cannot be read ({error}): name a UTF-8 text, one prompt a line"
+        ) from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{path} holds no text: write one prompt a line")
     return lines

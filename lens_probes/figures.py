@@ -124,12 +124,10 @@ def lines(
     x_title: str,
     upside_down: Sequence[str] = (),
     logarithmic: Sequence[str] = (),
-    levels: Mapping[str, int | float] | None = None,
 ) -> go.Figure:
     """Panels side by side, each with its y title as key; lines of one name share a colour and a legend entry.
 
-    `upside_down` names the panels whose small values stand on top, `logarithmic` those with a logarithmic axis;
-    `levels` draws a dotted reference in a panel.
+    `upside_down` names the panels whose small values stand on top, `logarithmic` those with a logarithmic axis.
     """
     width = min(480, 1080 // len(panels))
     figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.24 / len(panels))
@@ -161,8 +159,6 @@ def lines(
             row=1,
             col=column,
         )
-        if levels and y_title in levels:
-            figure.add_hline(levels[y_title], line={"color": GREY, "dash": "dot"}, row=1, col=column)  # pyright: ignore
     figure.update_layout(template=TEMPLATE, title=_title(title), width=width * len(panels) + 60, height=500)
     return figure
 

@@ -176,8 +176,10 @@ def read_prompts(prompts: Prompts) -> list[Prompt]:
     elif isinstance(prompts, Sequence):
         read = [_read_one(prompt) for prompt in prompts]
     else:
+        hint = ": pass its .tolist()" if hasattr(prompts, "tolist") else ""
         raise TypeError(
-            f"prompts are a text, texts, topic -> texts, lp.Prompt objects or token ids; {type(prompts).__name__} came"
+            f"prompts are a text, texts, topic -> texts, lp.Prompt objects or token ids; {type(prompts).__name__} "
+            f"came{hint}"
         )
     if not read:
         raise ValueError("there are no prompts: pass at least one text or one sequence of token ids")

@@ -303,10 +303,11 @@ class Result(abc.ABC):
         return sizes
 
     def content_hash(self) -> str:
-        """Eight hexadecimal digits of the stored tensors: two results that print alike hold the same numbers."""
+        """Eight hexadecimal digits of numbers and labels: two results that print alike hold the same."""
         digest = hashlib.blake2b(digest_size=4)
         for value in self._values().values():
-            digest.update(value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else b"")
+            bits = value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+            digest.update(b"" if isinstance(value, Table) else bits)
         return digest.hexdigest()
 
     def _repr_html_(self) -> str:

@@ -109,6 +109,7 @@ def test_what_is_neither_text_nor_ids_is_refused_with_what_came(prompts: Any, ca
     with pytest.raises(TypeError, match=rf"({came} came)|(tensor of {came} came)") as caught:
         tokenize(prompts, view)
     assert re.search("token ids", str(caught.value))
+    assert ("pass its .tolist()" in str(caught.value)) == isinstance(prompts, np.ndarray)
 
 
 def test_a_prompt_holds_a_text_or_ids_and_not_both_or_neither() -> None:

@@ -35,3 +35,9 @@ def test_every_file_that_a_page_points_to_exists(file):
     assert named
     for name in named:
         assert (ROOT / name).exists(), name
+
+
+def test_the_walk_through_is_the_file_that_the_tests_install():
+    shown = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    file = (ROOT / "tests" / "example_plugin" / "token_norm.py").read_text(encoding="utf-8")
+    assert f"```python\n{file}```" in shown

@@ -697,12 +697,13 @@ def test_a_result_prints_its_sizes_and_a_hash_of_its_content(toy: ToyResult) -> 
     assert repr(big).startswith("PlainResult(row 1,200, column 1; content ")
 
 
-def test_the_hash_is_that_of_the_stored_numbers(toy: ToyResult) -> None:
+def test_the_hash_is_that_of_the_stored_numbers_and_labels(toy: ToyResult) -> None:
     assert len(toy.content_hash()) == 8
     same = part("ab", [0, 0, 2], 4, extra=torch.arange(6.0).reshape(3, 2))
     assert same.content_hash() == toy.content_hash()
     assert replace(toy, rank=toy.rank + 1).content_hash() != toy.content_hash()
     assert replace(toy, extra=None).content_hash() != toy.content_hash()
+    assert replace(toy, layer=("0_pre", "other")).content_hash() != toy.content_hash()
     values = torch.arange(6.0).reshape(2, 3)
     one, other = PlainResult(value=values), PlainResult(value=values.T.contiguous().T)  # laid out otherwise
     assert one.content_hash() == other.content_hash()

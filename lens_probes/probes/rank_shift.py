@@ -127,7 +127,7 @@ class RankShiftResult(Result):
         }
 
     def figure(self) -> go.Figure:
-        """Median rank and score by word class over layers, with 95 % intervals; the null as a dotted line.
+        """Median rank and score by word class over layers, with 95 % intervals; dotted, the null and random states.
 
         Classes of fewer than ten words are left out, unless there are no others.
         """
@@ -138,8 +138,10 @@ class RankShiftResult(Result):
             for word_class in shown
             for line in figures.class_lines(table, "null_rank", [word_class])
         ]
+        middle = [(self.n_vocab - 1) / 2] * len(self.layer)
+        chance = figures.Line("random states", middle, colour=figures.GREY, dashed=True)
         panels = {
-            self._rank_title(): figures.class_lines(table, "rank", shown) + null,
+            self._rank_title(): [*figures.class_lines(table, "rank", shown), *null, chance],
             self._score_title(): figures.class_lines(table, "score", shown),
         }
         return figures.lines(
@@ -148,7 +150,6 @@ class RankShiftResult(Result):
             title=self._title("How near is a state to its own token?"),
             x_title="state",
             upside_down=[self._rank_title()] + ([self._score_title()] if self.metric == "euclidean" else []),
-            levels={self._rank_title(): (self.n_vocab - 1) / 2},
         )
 
     def figure_paths(self, prompt: int = 0, token: int = 0) -> go.Figure:

@@ -51,12 +51,6 @@ class ResidualMeanResult(Result):
         """The mean states of these layers, refused where they belong to another model or read point."""
         if not self.count:
             raise ValueError("center holds no states, all its tokens were special: run ResidualMean on more text")
-        labels = [model.label(at, layer) for layer in layers]
-        if at != self.at or not set(labels) <= set(self.layer):
-            raise ValueError(
-                f"center holds mean states at {self.at} ({self.layer[0]} to {self.layer[-1]}) and {at} "
-                f"({labels[0]} to {labels[-1]}) is asked for: run ResidualMean(at={at!r}) on this model first"
-            )
         own = model.W_E.mean(0, dtype=torch.float32).cpu()
         same = self.embed_mean.shape == own.shape and (self.embed_mean - own).norm() <= 1e-3 * own.norm()
         if not same or self.provenance.processed != model.processed or self.provenance.model != model.name:
@@ -64,6 +58,12 @@ class ResidualMeanResult(Result):
                 f"center holds mean states of {self.provenance.model} "
                 f"({'processed' if self.provenance.processed else 'raw'} weights) and {model.name} "
                 f"({'processed' if model.processed else 'raw'}) is asked: run ResidualMean on the model itself"
+            )
+        labels = [model.label(at, layer) for layer in layers]
+        if at != self.at or not set(labels) <= set(self.layer):
+            raise ValueError(
+                f"center holds mean states at {self.at} ({self.layer[0]} to {self.layer[-1]}) and {at} "
+                f"({labels[0]} to {labels[-1]}) is asked for: run ResidualMean(at={at!r}) on this model first"
             )
         return self.mean[[self.layer.index(label) for label in labels]]
 
