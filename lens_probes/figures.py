@@ -1,4 +1,4 @@
-"""The only file that builds Plotly figures: lines with bands, labelled paths, bars, tables, and a page of them.
+"""The only file that builds Plotly figures: lines with bands, labelled paths, heatmaps, bars, tables, and their page.
 
 Colours mean word classes, the same everywhere. Token text goes through `visible`: spaces and control characters are
 shown, and nothing in it can act as HTML (Plotly reads a part of HTML in every label).
@@ -29,6 +29,8 @@ CLASS_COLOURS = {
 OTHER_COLOURS = ("#56B4E9", "#E69F00", "#117733", "#882255", "#332288")
 Numbers = Sequence[float] | Sequence[int]
 FEW_WORDS = 10
+ROWS, COLUMNS = 60, 40  # of a heatmap: more cannot be read
+CHOSEN = "#0072B2"
 GREY = "#9A9A9A"
 INK = "#222222"
 
@@ -65,11 +67,16 @@ def visible(text: str, longest: int = 24) -> str:
     >>> visible(" a</b>\\n")
     '·a&lt;/b&gt;⏎'
     """
+    return html.escape(spelled(text, longest), quote=False)
+
+
+def spelled(text: str, longest: int = 24) -> str:
+    """`visible` before it is escaped, for names that are escaped where they are drawn."""
     shown = "".join(_seen(character) for character in text)
     shown = shown if len(shown) <= longest else shown[: longest - 1] + "…"
     if any(unicodedata.bidirectional(character) in ("R", "AL") for character in shown):
         shown = f"\u2068{shown}\u2069"  # isolated, or it would turn round the number beside it
-    return html.escape(shown, quote=False)
+    return shown
 
 
 def _seen(character: str) -> str:
@@ -217,12 +224,18 @@ def _title(title: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TokenPath:
-    """One token's values along the x axis."""
+    """One token's values along the x axis, NaN where there is none; `note` stands behind its text on hovering."""
 
     text: str
     group: str
     y: Numbers
     colour: str
+    note: str = ""
+
+    @property
+    def end(self) -> int | None:
+        """Where its last value stands."""
+        return max((i for i, y in enumerate(self.y) if math.isfinite(y)), default=None)
 
 
 def paths(
@@ -235,7 +248,7 @@ def paths(
     y_title: str,
     upside_down: bool = False,
 ) -> go.Figure:
-    """One line a token in the colour of its class, one of them bold, labels at the right end where there is room."""
+    """One line a token in the colour of its group, one of them bold, labels where they end if there is room."""
     figure = go.Figure()
     for group, colour in dict.fromkeys((token.group, token.colour) for token in tokens):
         sample = go.Scatter(
@@ -248,21 +261,21 @@ def paths(
             go.Scatter(
                 x=list(x),
                 y=list(token.y),
-                mode="lines+markers" if len(x) < 3 else "lines",
+                mode="lines" if len(x) > 2 and all(map(math.isfinite, token.y)) else "lines+markers",
                 line={"color": token.colour, "width": 4 if i == bold else 1},
+                marker={"size": 5},
                 opacity=1.0 if i == bold else max(0.25, min(0.7, 12 / len(tokens))),
                 showlegend=False,
                 name=visible(token.text),
-                hovertemplate=f"{visible(token.text)} (token {i})<br>%{{x}}: %{{y:.5g}}<extra></extra>",
+                hovertemplate=f"{visible(token.text)}{html.escape(token.note)}<br>%{{x}}: %{{y:.5g}}<extra></extra>",
             )
         )
-    for i, y in _room([path.y[-1] for path in tokens], bold):
+    for i, end in _room(tokens, bold):
         figure.add_annotation(
-            x=1.0,
-            xref="paper",
+            x=x[end],
             xanchor="left",
             xshift=6,
-            y=y,
+            y=tokens[i].y[end],
             text=f"<b>{visible(tokens[i].text)}</b>" if i == bold else visible(tokens[i].text, 16),
             font={"color": tokens[i].colour, "size": 14 if i == bold else 11},
             showarrow=False,
@@ -273,16 +286,91 @@ def paths(
     return figure
 
 
-def _room(ends: Numbers, bold: int) -> list[tuple[int, int | float]]:
-    """Which paths get a label: the bold one, then every one whose end is a label's height from those labelled."""
-    known = [end for end in ends if math.isfinite(end)]
+def _room(tokens: Sequence[TokenPath], bold: int) -> list[tuple[int, int]]:
+    """Which paths get a label, and where: the bold one, then those that end a label's height from those labelled."""
+    ends = {i: end for i, token in enumerate(tokens) if (end := token.end) is not None}
+    known = [tokens[i].y[end] for i, end in ends.items()]
     height = (max(known) - min(known)) / 24 if known else 0.0
-    labelled: list[tuple[int, int | float]] = []
-    for i in [bold, *(i for i in range(len(ends)) if i != bold)]:
-        free = all(abs(ends[i] - other) > height for _, other in labelled)
-        if math.isfinite(ends[i]) and (free or not labelled):
+    labelled: list[tuple[int, int]] = []
+    for i in sorted(ends, key=lambda i: i != bold):
+        y = tokens[i].y[ends[i]]
+        if not labelled or all(abs(y - tokens[j].y[end]) > height for j, end in labelled):
             labelled.append((i, ends[i]))
     return labelled
+
+
+def heatmap(
+    z: Sequence[Numbers],
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    title: str,
+    x_title: str,
+    y_title: str,
+    colour_title: str,
+    low: float | None = None,
+    high: float | None = None,
+    dark_is_high: bool = True,
+    logarithmic: bool = False,
+    text: Sequence[Sequence[str]] | None = None,
+    hover: Sequence[Sequence[str]] | None = None,
+) -> go.Figure:
+    """A grid of numbers, rows from the top, with a text in each cell; wide ones are thinned to every nth column.
+
+    What is below `low` or above `high` has their colour. `y`, `text` and `hover` must have gone through `visible` where
+    they hold token text.
+    """
+    step = math.ceil(len(x) / COLUMNS)
+    kept = range((len(x) - 1) % step, len(x), step)  # the last column always
+    shown = [[row[i] if math.isfinite(row[i]) else None for i in kept] for row in z]
+    thinned = f"; one column in {step}" if step > 1 else ""
+    colours = [[value and math.log10(value + 1) for value in row] for row in shown] if logarithmic else shown
+    figure = go.Figure(
+        go.Heatmap(
+            z=colours,
+            x=[x[i] for i in kept],
+            y=list(range(len(y))),  # by number: two rows may have one label
+            zmin=low,
+            zmax=high,
+            zauto=False if low is not None and high is not None else None,
+            colorscale="Blues",
+            reversescale=not dark_is_high,
+            colorbar={"title": {"text": colour_title, "side": "right"}, **(_decades(colours) if logarithmic else {})},
+            text=[[row[i] for i in kept] for row in text] if text else None,
+            texttemplate="%{text}" if text else None,
+            textfont={"size": 10},
+            hovertext=[[row[i] for i in kept] for row in hover] if hover else None,
+            hoverinfo="text" if hover else "x+z",
+            xgap=1,
+            ygap=1,
+        )
+    )
+    width = 46 * len(kept) if text else 22 * len(kept)
+    figure.update_xaxes(title_text=x_title, **_ticks([x[i] for i in kept], max(width, 300)))
+    figure.update_yaxes(
+        title_text=y_title,
+        autorange="reversed",
+        tickvals=list(range(len(y))),
+        ticktext=list(y),
+        title_standoff=10,
+        tickfont={"size": 11},
+        automargin=True,
+    )
+    figure.update_layout(
+        template=TEMPLATE,
+        title=_title(f"{title}{thinned}"),
+        width=max(width, 460) + 260,
+        height=max(18 * len(y), 240) + 190,
+        plot_bgcolor="#F4F4F4",
+    )
+    return figure
+
+
+def _decades(colours: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    """Ticks of a colour bar of log10(value + 1), with the values themselves."""
+    highest = max((value for row in colours for value in row if value is not None), default=0.0)
+    ticks = [0, *(10**n for n in range(1, math.floor(highest) + 1))]
+    return {"tickvals": [math.log10(tick + 1) for tick in ticks], "ticktext": [f"{tick:,}" for tick in ticks]}
 
 
 def bars(

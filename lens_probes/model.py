@@ -26,6 +26,8 @@ READ_POINTS: tuple[ReadPoint, ...] = ("resid_pre", "resid_mid", "resid_post", "a
 
 Spans = list[tuple[int, int] | None]
 
+HEAD_TOLERANCE = 0.1  # of the spread of log-probabilities: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by 1
+
 
 class ModelView:
     """What lens_probes reads of a model: its activations by name, its weights, its tokenizer. It writes nothing.
@@ -148,22 +150,65 @@ class ModelView:
         W_pos = self.model.pos_embed.W_pos.detach()
         return W_pos[W_pos.shape[0] - int(self.model.cfg.n_ctx) :]  # OPT and RoBERTa keep two rows of padding first
 
+    @property
+    def unembedding_bias(self) -> Float[Tensor, " vocab"]:
+        """What the unembedding adds to the logit of each token id; zeros where the model has no such bias."""
+        return self.model.b_U.detach()
+
     def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """Logits as the model itself would read them from these states: final norm, unembedding, soft cap.
 
         On BERT and RoBERTa through the language-model head (dense layer, activation, norm). From the last layer's
         states this is what the model returns.
         """
-        if self.name in HEADLESS:
-            raise ValueError(f"{self.name} was trained without a language-model head: its logits mean nothing")
+        with undisturbed(self.model):
+            return self.capped(self.model.unembed(self.normed(states)[None])[0])
+
+    def normed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """What the unembedding reads of these states, in the model's precision: the final norm, or an encoder's head.
+
+        Logits are `capped(normed(states) @ unembedding.T + unembedding_bias)`.
+        """
+        self._refuse_headless()
+        states = states.to(self.W_E.dtype)
         with undisturbed(self.model):
             if self.encoder:
                 states = self._mlm_activation(self.model.mlm_head(states[None])[0])
-            logits = self.model.unembed(self.model.ln_final(states[None]))[0]
-            cap = float(getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0)
-            if self.is_bridge and hasattr(self.model.adapter, "apply_output_logits_transform"):
-                return self.model.adapter.apply_output_logits_transform(logits)
-            return cap * torch.tanh(logits / cap) if cap > 0 else logits
+            return self.model.ln_final(states[None])[0]
+
+    def capped(self, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
+        """What the model does to each logit after unembedding: a soft cap (Gemma) or a factor (Cohere, Granite)."""
+        cap = float(getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0)
+        if self.is_bridge and hasattr(self.model.adapter, "apply_output_logits_transform"):
+            return self.model.adapter.apply_output_logits_transform(logits)
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def check_head(self) -> None:
+        """Raise unless the logits that we read from the last state of a few tokens are the model's own."""
+        self._refuse_headless()
+        if self._head_error > HEAD_TOLERANCE:
+            raise ValueError(
+                f"the logits of {self.name} are not its final norm, unembedding and soft cap alone (they differ by "
+                f"{self._head_error:.2g} of their spread): it cannot be read through its head, use another model"
+            )
+
+    def _refuse_headless(self) -> None:
+        if self.name in HEADLESS:
+            raise ValueError(f"{self.name} was trained without a language-model head: its logits mean nothing")
+        if not hasattr(self.model, "unembed") or not hasattr(self.model, "ln_final"):
+            raise ValueError(f"{self.name} has no language-model head: load it with one, or ask another probe")
+
+    @cached_property
+    def _head_error(self) -> float:
+        """The largest difference between our log-probabilities and the model's own, over their spread."""
+        last = self.hook("resid_post", -1)
+        ids = torch.arange(8, device=self.device)[None] % self.d_vocab
+        with undisturbed(self.model):
+            logits, cache = self.model.run_with_cache(ids, names_filter=[last])
+            own = logits[0].float().log_softmax(-1)
+            states = self.normed(cache[last][0]).float()
+            read = self.capped(states @ self.unembedding.T.float() + self.unembedding_bias.float()).log_softmax(-1)
+        return float((own - read).abs().max() / own.std(-1).mean())
 
     @property
     def _mlm_activation(self) -> Any:

@@ -131,6 +131,20 @@ class Tokens(Table):
         for number in self.prompt.unique().tolist():
             yield number, self[self.prompt == number]
 
+    def rows(self, prompt: int) -> list[int]:
+        """Which rows are those of a prompt."""
+        rows = (self.prompt == prompt).nonzero().flatten().tolist()
+        if not rows:
+            raise ValueError(f"prompt {prompt} was asked for and this result has prompts 0 to {int(self.prompt.max())}")
+        return rows
+
+    def row(self, prompt: int, token: int) -> int:
+        """Which row is that of the token at a position of a prompt."""
+        rows = self.rows(prompt)
+        if not 0 <= token < len(rows):
+            raise ValueError(f"token {token} was asked for and prompt {prompt} has tokens 0 to {len(rows) - 1}")
+        return rows[token]
+
     def of_class(self, word_class: str) -> Bool[Tensor, " token"]:
         """Which tokens are of this word class; special ones never are."""
         return torch.tensor([own == word_class for own in self.word_class], dtype=torch.bool) & ~self.special

@@ -220,6 +220,25 @@ def compare(
     ).pipe(_with_null, WORD_NULL)
 
 
+def compare_by_layer(
+    quantities: Mapping[str, Values],
+    of: str,
+    layer: Sequence[str],
+    tokens: Tokens,
+    first: str,
+    second: str,
+    *,
+    strata: Strata | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`compare` for one of several quantities, with the layers' labels."""
+    if of not in quantities:
+        raise ValueError(f"compare takes one of {', '.join(quantities)}; {of!r} came")
+    frame = compare(quantities[of], tokens, first, second, strata=strata, permutations=permutations, seed=seed)
+    return with_layers(frame, layer)
+
+
 def compare_types(
     values: Values,
     tokens: Tokens,

@@ -1,4 +1,4 @@
-"""Streaming over the vocabulary: ranks and nearest entries, without ever holding [layer, token, vocab] at once.
+"""Streaming over the vocabulary: ranks, nearest entries and predictions; [layer, token, vocab] is never held at once.
 
 Closeness of a state h to an entry w is a product plus a term of the entry alone, so that one matrix product orders the
 vocabulary for every metric:
@@ -10,8 +10,8 @@ vocabulary for every metric:
 All in float32, whatever the model's precision: in bfloat16 nearly half of all ranks are ties.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,8 @@ METRICS: tuple[Metric, ...] = ("cosine", "euclidean", "dot")
 ENTRIES = 2048  # vocabulary entries and states in one product: 8 MiB of scores, whatever the model
 STATES = 1024
 COLUMNS = 32
+
+EqualEntries = tuple[Int[Tensor, " pair"], Int[Tensor, " pair"], Int[Tensor, " pair"]]  # row, column, id
 
 
 def ranks(
@@ -53,22 +55,34 @@ def ranks(
         own[here] = _closeness(asked[here], entries, metric)
         if metric == "euclidean":
             score[here] = _distance(states[here], entries)
-    row, column, entry = _equal_entries(vocabulary, targets)
+    equal = _equal_entries(vocabulary, targets)
 
     closer = torch.zeros_like(targets)
     for start, block in _blocks(vocabulary, origin):
         key, shift = _directions(block, metric), _shift(block, metric)
         for first in range(0, len(asked), STATES):
-            last = min(first + STATES, len(asked))
-            product = _product(asked[first:last], key, shift)
-            for k in range(targets.shape[1]):
-                closer[first:last, k] += (product > own[first:last, k, None]).sum(-1, dtype=torch.int32)
-            here = (entry >= start) & (entry < start + len(block)) & (row >= first) & (row < last)
-            r, k = row[here], column[here]
-            counted = (product[r - first, entry[here] - start] > own[r, k]).to(closer.dtype)
-            closer.index_put_((r, k), -counted, accumulate=True)
+            _count_closer(closer, own, equal, _product(asked[first : first + STATES], key, shift), first, start)
     unknown = targets < 0
     return closer.masked_fill(unknown, -1), score.masked_fill(unknown, torch.nan)
+
+
+def _count_closer(
+    closer: Int[Tensor, "row k"],
+    own: Float[Tensor, "row k"],
+    equal: EqualEntries,
+    product: Float[Tensor, "some entry"],
+    first: int,
+    start: int,
+) -> None:
+    """Add to `closer` the entries of a block, from `start` on, that are above `own` in the rows from `first` on."""
+    rows = slice(first, first + len(product))
+    for k in range(closer.shape[1]):
+        closer[rows, k] += (product > own[rows, k, None]).sum(-1, dtype=torch.int32)
+    row, column, entry = equal
+    here = (entry >= start) & (entry < start + product.shape[1]) & (row >= first) & (row < rows.stop)
+    r, k = row[here], column[here]
+    counted = (product[r - first, entry[here] - start] > own[r, k]).to(closer.dtype)
+    closer.index_put_((r, k), -counted, accumulate=True)
 
 
 def nearest(
@@ -102,6 +116,88 @@ def nearest(
         ]  # one state at a time: [row, k, d_model] at once would be large
         best = torch.cat(rows) if rows else best
     return ids, best
+
+
+class Predictions(NamedTuple):
+    """What states predict over the vocabulary, and how far that is from what the last state predicts."""
+
+    log_prob: Float[Tensor, "token layer target"]
+    rank: Int[Tensor, "token layer target"]
+    entropy: Float[Tensor, "token layer"]
+    kl: Float[Tensor, "token layer"]
+    top_ids: Int[Tensor, "token layer k"]
+    top_log_prob: Float[Tensor, "token layer k"]
+
+
+def predictions(
+    states: Float[Tensor, "token layer d_model"],
+    vocabulary: Float[Tensor, "vocab d_model"],
+    bias: Float[Tensor, " vocab"],
+    targets: Int[Tensor, "token target"],
+    k: int,
+    *,
+    cap: Callable[[Tensor], Tensor] = lambda logits: logits,
+) -> Predictions:
+    """Read (normed) states as distributions p over the vocabulary, the last layer's as the final one, in one pass.
+
+        logit[token, layer, v] = cap(h[token, layer] . w[v] + bias[v]),    p = softmax of it over v
+        entropy  = -sum_v p log p                                          0 to log vocab, nats
+        kl       = sum_v p_final (log p_final - log p)                     KL(final || layer), at least 0, nats
+        log_prob = log p[target],  rank = #{v : logit[v] > logit[target]}  as in `ranks`; NaN and -1 for a target of -1
+
+    Sums are kept relative to the largest logit so far, as a stable softmax does. `cap` acts on each logit alone and
+    keeps their order.
+
+    >>> states = torch.tensor([[[0.0, 0.0], [9.0, 0.0]]])
+    >>> read = predictions(states, torch.eye(2), torch.zeros(2), torch.tensor([[1]]), 1)
+    >>> read.entropy[0, 0].exp(), read.rank[0, :, 0].tolist(), read.top_ids[0, :, 0].tolist()
+    (tensor(2.), [0, 1], [0, 0])
+    """
+    n_tokens, n_layers, _ = states.shape
+    asked, n_targets = states.float(), targets.shape[1]
+    own_entries = vocabulary[targets.clamp(min=0)].float()
+    own = torch.einsum("tld,tnd->tln", asked, own_entries) + bias[targets.clamp(min=0)].float()[:, None]
+    own = cap(own).flatten(0, 1)
+    equal = _equal_entries(vocabulary, targets.repeat_interleave(n_layers, 0))
+    closer = torch.zeros(n_tokens * n_layers, n_targets, dtype=torch.int64, device=asked.device)
+
+    peak = asked.new_full((n_tokens, n_layers), -torch.inf)
+    total, moment, cross = (asked.new_zeros(n_tokens, n_layers, dtype=torch.float64) for _ in range(3))
+    best = asked.new_zeros(n_tokens, n_layers, 0)
+    ids = torch.zeros(n_tokens, n_layers, 0, dtype=torch.int64, device=asked.device)
+    at_once = max(1, STATES // n_layers)
+    for start, block in _blocks(vocabulary, None):
+        shift, found = bias[start : start + len(block)].float(), []
+        for first in range(0, n_tokens, at_once):
+            here = slice(first, first + at_once)
+            rows = asked[here].flatten(0, 1)
+            logits = cap(torch.addmm(shift, rows, block.T))
+            _count_closer(closer, own, equal, logits, first * n_layers, start)
+            logits = logits.unflatten(0, (-1, n_layers))
+            found.append(logits.topk(min(k, len(block))))
+            before, peak[here] = peak[here].clone(), torch.maximum(peak[here], logits.amax(-1))
+            shrink = (before - peak[here]).exp()
+            weights = (logits - peak[here][..., None]).exp_()
+            total[here] = total[here] * shrink + weights.sum(-1)
+            cross[here] = cross[here] * shrink[:, -1:] + (logits * weights[:, -1:]).sum(-1)
+            moment[here] = moment[here] * shrink + logits.mul_(weights).sum(-1)
+        best = torch.cat([best, torch.cat([part.values for part in found])], dim=-1)
+        ids = torch.cat([ids, torch.cat([part.indices for part in found]) + start], dim=-1)
+        best, order = best.topk(min(k, best.shape[-1]))
+        ids = ids.gather(-1, order)
+    normaliser = peak + total.log()
+    entropy = normaliser - moment / total
+    kl = normaliser - cross / total[:, -1:] - entropy[:, -1:]
+    unknown = (targets < 0)[:, None]
+    log_prob = own.unflatten(0, (n_tokens, n_layers)) - normaliser[..., None]
+    return Predictions(
+        log_prob.float().masked_fill(unknown, torch.nan),
+        closer.unflatten(0, (n_tokens, n_layers)).masked_fill(unknown, -1),
+        entropy.clamp(min=0).float(),
+        kl.clamp(min=0).float(),
+        ids,
+        (best - normaliser[..., None]).float(),
+    )
 
 
 def kept(ids: Int[Tensor, "row k"], before: Int[Tensor, "row k"]) -> Float[Tensor, " row"]:
@@ -151,9 +247,7 @@ def _distance(states: Float[Tensor, "row d_model"], entries: Float[Tensor, "row 
     return (states.float()[:, None] - entries).norm(dim=-1)
 
 
-def _equal_entries(
-    vocabulary: Float[Tensor, "vocab d_model"], targets: Int[Tensor, "row k"]
-) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+def _equal_entries(vocabulary: Float[Tensor, "vocab d_model"], targets: Int[Tensor, "row k"]) -> EqualEntries:
     """Every (row, k, id) such that the entry of that id equals the target's number by number; the target is one.
 
     Entries are compared by a 64-bit hash of their bits: two of 250,000 different ones meet once in half a billion

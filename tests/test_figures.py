@@ -64,10 +64,10 @@ def test_a_layer_axis_writes_out_no_more_labels_than_fit(n):
 
 
 def test_labels_at_the_ends_of_paths_keep_a_distance_and_the_bold_one_is_always_there():
-    ends = [float(i) for i in range(200)]
-    labelled = figures._room(ends, bold=37)
-    heights = sorted(y for _, y in labelled)
-    assert labelled[0] == (37, 37.0)
+    paths = [figures.TokenPath(f"{i}", "content", [0.0, float(i), math.nan], "blue") for i in range(200)]
+    labelled = figures._room(paths, bold=37)
+    heights = sorted(paths[i].y[end] for i, end in labelled)
+    assert labelled[0] == (37, 1)
     assert len(labelled) <= 24
     assert min(b - a for a, b in pairwise(heights)) > 199 / 24
 

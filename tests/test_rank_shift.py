@@ -514,7 +514,7 @@ def test_figures_ask_for_what_they_lack():
     result = lp.RankShift().run(tiny.bridge("gpt2"), TEXTS)
     with pytest.raises(ValueError, match=r"run RankShift\(neighbours=10\)"):
         result.figure_neighbours(0)
-    with pytest.raises(ValueError, match="prompt 2 was asked for and this result has 2 prompts"):
+    with pytest.raises(ValueError, match="prompt 2 was asked for and this result has prompts 0 to 1"):
         result.figure_paths(prompt=2)
     with pytest.raises(ValueError, match="token 99 was asked for and prompt 0 has tokens 0 to"):
         result.figure_paths(token=99)

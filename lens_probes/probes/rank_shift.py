@@ -109,13 +109,17 @@ class RankShiftResult(Result):
         See `statistics.compare`. For frequency matching give `strata`, a number a token:
         `lens_probes.words.merge_order(model.tokenizer)[result.token.id]`, or counts of your own.
         """
-        quantities = self._quantities()
-        if of not in quantities:
-            raise ValueError(f"compare takes one of {', '.join(quantities)}; {of!r} came")
-        frame = statistics.compare(
-            quantities[of], self.token, first, second, strata=strata, permutations=permutations, seed=seed
+        return statistics.compare_by_layer(
+            self._quantities(),
+            of,
+            self.layer,
+            self.token,
+            first,
+            second,
+            strata=strata,
+            permutations=permutations,
+            seed=seed,
         )
-        return statistics.with_layers(frame, self.layer)
 
     def _quantities(self) -> dict[str, statistics.Values]:
         """What is summarised, as float64 with NaN for missing."""
@@ -154,14 +158,16 @@ class RankShiftResult(Result):
 
     def figure_paths(self, prompt: int = 0, token: int = 0) -> go.Figure:
         """The ranks of one prompt's tokens through the layers, the token at position `token` bold."""
-        rows = self._rows_of(prompt)
-        self._position(rows, prompt, token)
+        rows = self.token.rows(prompt)
+        self.token.row(prompt, token)
         texts = [self.token.text[i] for i in rows]
         classes = ["special" if self.token.special[i] else self.token.word_class[i] or "no word" for i in rows]
         return figures.paths(
             [
-                figures.TokenPath(text, kind, self.rank[:, i].tolist(), figures.class_colour(kind, classes))
-                for text, kind, i in zip(texts, classes, rows, strict=True)
+                figures.TokenPath(
+                    text, kind, self.rank[:, i].tolist(), figures.class_colour(kind, classes), f" (token {n})"
+                )
+                for n, (text, kind, i) in enumerate(zip(texts, classes, rows, strict=True))
             ],
             bold=token,
             x=self.layer,
@@ -178,7 +184,7 @@ class RankShiftResult(Result):
                 f"figure_neighbours needs the nearest entries and {self.provenance.probe or 'this run'} did not keep "
                 f"them: run RankShift(neighbours=10)"
             )
-        row = self._position(self._rows_of(prompt), prompt, token)
+        row = self.token.row(prompt, token)
         own, ids, scores = self.token.id[row], self.neighbour_ids[:, row], self.neighbour_score[:, row]
         columns = {
             "state": list(self.layer),
@@ -197,17 +203,6 @@ class RankShiftResult(Result):
             title=self._title(f"Nearest entries to token {token} of prompt {prompt}, {text!r}"),
             shade=shade,
         )
-
-    def _rows_of(self, prompt: int) -> list[int]:
-        rows = (self.token.prompt == prompt).nonzero().flatten().tolist()
-        if not rows:
-            raise ValueError(f"prompt {prompt} was asked for and this result has {self.provenance.n_prompts} prompts")
-        return rows
-
-    def _position(self, rows: list[int], prompt: int, token: int) -> int:
-        if not 0 <= token < len(rows):
-            raise ValueError(f"token {token} was asked for and prompt {prompt} has tokens 0 to {len(rows) - 1}")
-        return rows[token]
 
     def _rank_title(self) -> str:
         return f"rank of own entry (0 to {self.n_vocab - 1:,})"

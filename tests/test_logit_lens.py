@@ -1,0 +1,393 @@
+"""LogitLens against the models' own predictions, Hugging Face's states, TransformerLens 4's lens, and by hand."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.model import ModelView
+from lens_probes.probes.logit_lens import following, target_ids
+from lens_probes.run import pad
+from lens_probes.testing import assert_same, check_probe
+
+TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day.", "Hello"]
+
+
+def own_log_probs(model, tokens):
+    """The model's own log-probabilities at every token, prompt by prompt."""
+    with torch.no_grad():
+        return torch.cat([model(prompt.id[None])[0].float().log_softmax(-1) for _, prompt in tokens.by_prompt()])
+
+
+def read_directly(model, result, name):
+    """Full float64 log-probabilities of the states at one hook, prompt by prompt."""
+    view = ModelView(model)
+    read = []
+    for _, prompt in result.token.by_prompt():
+        states = view.activations(prompt.id[None], torch.ones(1, len(prompt), dtype=torch.bool), [name])[name][0]
+        logits = view.normed(states).double() @ view.unembedding.double().T + view.unembedding_bias.double()
+        read.append(view.capped(logits).log_softmax(-1))
+    return torch.cat(read)
+
+
+# The contract
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        lp.LogitLens(),
+        lp.LogitLens(target="own", top_k=2, incl_mid=True),
+        lp.LogitLens(target="final", top_k=0, layers=[1]),
+        lp.LogitLens(target=[3, 50], layers=[0, -1]),
+        lp.LogitLens(target=7, top_k=1),
+    ],
+    ids=repr,
+)
+def test_it_keeps_the_contract(probe):
+    check_probe(probe)
+
+
+# Right
+
+
+def test_the_last_row_is_the_models_own_prediction_on_every_model(cell):
+    model = cell.build()
+    result = lp.LogitLens(target="own", top_k=3).run(model, TEXTS)
+    own = own_log_probs(model, result.token)
+    best = own.topk(3)
+    torch.testing.assert_close(result.log_prob[-1], own.gather(1, result.token.id[:, None])[:, 0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(result.top_log_prob[-1], best.values, rtol=0, atol=1e-4)
+    torch.testing.assert_close(result.entropy[-1], Categorical(logits=own).entropy(), rtol=0, atol=1e-4)
+    assert (result.top_ids[-1] != best.indices).float().mean() < 0.02
+    assert torch.equal(result.final_id, best.indices[:, 0])
+    assert result.kl[-1].max() < 1e-5 and result.kl[0].min() > 1e-3
+
+
+def test_every_layer_equals_torch_distributions_on_full_logits(cell):
+    model = cell.build()
+    result = lp.LogitLens(target="own", layers=[1]).run(model, TEXTS)
+    layer = read_directly(model, result, ModelView(model).hook("resid_post", 1))
+    final = read_directly(model, result, ModelView(model).hook("resid_post", 2))
+    own = layer.gather(1, result.token.id[:, None])
+    assert result.layer == ("1_post",)
+    torch.testing.assert_close(result.log_prob[0].double(), own[:, 0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(result.entropy[0].double(), Categorical(logits=layer).entropy(), rtol=0, atol=1e-4)
+    divergence = kl_divergence(Categorical(logits=final), Categorical(logits=layer))
+    torch.testing.assert_close(result.kl[0].double(), divergence, rtol=0, atol=1e-4)
+    assert (result.rank[0] != (layer > own).sum(1)).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3"])
+def test_the_middle_layers_are_those_of_hugging_face(architecture):
+    source = tiny.huggingface(architecture)
+    result = lp.LogitLens(target="own").run(tiny.bridge(architecture), TEXTS[1])
+    body = source.transformer if architecture == "gpt2" else source.model
+    norm = body.ln_f if architecture == "gpt2" else body.norm
+    with torch.no_grad():
+        states = source(result.token.id[None], output_hidden_states=True).hidden_states[:-1]
+        read = torch.stack([source.lm_head(norm(state))[0].log_softmax(-1) for state in states])
+    log_prob = read.gather(2, result.token.id[None, :, None].expand(len(read), -1, 1))[..., 0]
+    torch.testing.assert_close(result.log_prob[:-1], log_prob, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama", "neox", "gemma2", "qwen3"])
+def test_it_agrees_with_the_lens_of_transformerlens_4(architecture):
+    analysis = pytest.importorskip("transformer_lens.tools.analysis", reason="TransformerLens 3.9 has no logit_lens")
+    model = tiny.bridge(architecture)
+    result = lp.LogitLens(top_k=0).run(model, TEXTS[1])
+    ids = result.token.id[None]
+    theirs = analysis.logit_lens(model, ids[:, :-1], positions=None, targets=ids[:, 1:], return_type="log_probs")
+    assert len(theirs.labels) == len(result.layer) == 4
+    torch.testing.assert_close(result.log_prob[:, :-1], theirs.readout.values[:, 0, :, 0].float(), rtol=0, atol=1e-4)
+    assert torch.equal(result.rank[:, :-1], theirs.rank_trajectory()[:, 0])
+    torch.testing.assert_close(result.entropy[:, :-1], theirs.readout.entropy[:, 0].float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2", "bert"])
+def test_in_bfloat16_ranks_are_those_of_a_float32_product_of_the_same_states(architecture):
+    model = tiny.bridge(architecture, dtype=torch.bfloat16)
+    view, text = ModelView(model), " ".join(TEXTS)
+    result = lp.LogitLens(target="own", layers=[1]).run(model, text)
+    assert result.provenance.dtype == "bfloat16" and result.log_prob.dtype == torch.float32
+    exact = read_directly(model, result, view.hook("resid_post", 1))
+    own = exact.gather(1, result.token.id[:, None])
+    assert (result.rank[0] != (exact > own).sum(1)).float().mean() < 0.02
+    ids, mask = pad(result.token, view)
+    state = view.activations(ids, mask, [view.hook("resid_post", 1)])[view.hook("resid_post", 1)][0]
+    rounded = view.unembed(state)
+    changed = (rounded > rounded.gather(1, result.token.id[:, None])).sum(1) != result.rank[0]
+    assert changed.any(), "the bfloat16 product would have changed none: the test shows nothing"
+
+
+def test_two_layers_and_three_tokens_by_hand():
+    model = tiny.bridge("llama")
+    with torch.no_grad():  # three entries that unembed the first three coordinates, all others far below
+        model.ln_final.original_component.weight.fill_(1.0)
+        head = model.unembed.original_component.weight
+        head.zero_()
+        head[:3, :3] = torch.eye(3)
+        head[3:, 3] = -100.0
+    state = torch.zeros(3, 32)
+    state[0, :3], state[1, :3], state[2, :3] = (torch.tensor(p).log() for p in PROBABILITIES[0])
+    other = torch.zeros(3, 32)
+    other[0, :3], other[1, :3], other[2, :3] = (torch.tensor(p).log() for p in PROBABILITIES[1])
+    states = torch.stack([state, other], dim=1)
+    states[..., 3] = 1.0
+    # The final norm would rescale them, so that the formula is asked with what the unembedding reads.
+    view = ModelView(model)
+    read = lp.vocabulary.predictions(
+        states, view.unembedding, view.unembedding_bias, torch.tensor([[0], [2], [-1]]), 3, cap=view.capped
+    )
+    half, quarter = math.log(2), math.log(4)
+    torch.testing.assert_close(
+        read.log_prob[:2, :, 0], torch.tensor([[-half, -quarter], [-quarter, -quarter]]), rtol=0, atol=1e-5
+    )
+    assert read.rank[..., 0].tolist() == [[0, 1], [1, 1], [-1, -1]] and read.log_prob[2].isnan().all()
+    assert read.entropy[:, 0].tolist() == pytest.approx([1.5 * half, 1.5 * half, math.log(3)], abs=1e-5)
+    # KL((1/4, 1/4, 1/2) || (1/2, 1/4, 1/4)) = -1/4 log 2 + 1/2 log 2; the second token's layers agree
+    assert read.kl[:, 0].tolist() == pytest.approx([half / 4, 0.0, math.log(3) - 1.5 * half], abs=1e-5)
+    assert read.kl[:, 1].tolist() == [0.0, 0.0, 0.0]
+    assert read.top_ids[0, :, 0].tolist() == [0, 2]
+
+
+PROBABILITIES = (
+    ([0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]),
+    ([0.25, 0.25, 0.5], [0.5, 0.25, 0.25], [0.5, 0.25, 0.25]),
+)
+
+
+# Targets
+
+
+def test_the_next_token_is_asked_within_a_prompt_and_the_last_has_none():
+    tokens = lp.LogitLens().run(tiny.bridge("gpt2"), [[5, 6, 7], [8, 9]]).token
+    assert target_ids(tokens, "next")[:, 0].tolist() == [6, 7, -1, 9, -1]
+    assert target_ids(tokens, "own")[:, 0].tolist() == [5, 6, 7, 8, 9]
+    assert target_ids(tokens, (3, 4)).tolist() == [[3, 4]] * 5
+    result = lp.LogitLens().run(tiny.bridge("gpt2"), [[5, 6, 7], [8, 9]])
+    assert result.log_prob.isnan().any(0).tolist() == [False, False, True, False, True]
+    assert result.rank[0, 2] == -1 and result.entropy.isfinite().all()
+    assert result.target_id().tolist() == [6, 7, -1, 9, -1]
+
+
+def test_the_models_own_choice_has_rank_0_in_the_last_layer():
+    result = lp.LogitLens(target="final").run(tiny.bridge("gemma2"), TEXTS)
+    assert (result.rank[-1] == 0).all()
+    torch.testing.assert_close(result.log_prob[-1], result.top_log_prob[-1, :, 0], rtol=0, atol=1e-5)
+    assert torch.equal(result.target_id(), result.final_id)
+
+
+def test_of_several_ids_each_is_told_and_any_of_them():
+    model = tiny.bridge("gpt2")
+    several = lp.LogitLens(target=[40, 9]).run(model, TEXTS)
+    one, other = (lp.LogitLens(target=i).run(model, TEXTS) for i in (40, 9))
+    torch.testing.assert_close(several.target_log_prob[..., 0], one.log_prob)
+    torch.testing.assert_close(several.target_log_prob[..., 1], other.log_prob)
+    torch.testing.assert_close(several.log_prob.exp(), one.log_prob.exp() + other.log_prob.exp())
+    assert torch.equal(several.rank, torch.minimum(one.rank, other.rank))
+    assert torch.equal(several.target_rank, torch.stack([one.rank, other.rank], -1))
+    assert several.target_id().unique().tolist() == [-1] and one.target_id().unique().tolist() == [40]
+    assert set(several.to_frame("target_rank")["target"]) == {40, 9}
+
+
+def test_what_follows_gives_the_class_and_nothing_is_counted_at_special_tokens():
+    result = lp.LogitLens().run(tiny.bridge("gpt2"), ["The cat sat."], prepend_bos=True)
+    tokens, asked = result.token, following(result.token)
+    assert tokens.special.tolist()[0] and asked.word_class[0] == "" and asked.special[0]
+    assert asked.word_class[1:-1] == tokens.word_class[2:] and asked.word_class[-1] == ""
+    assert asked.word[1:-1].tolist() == tokens.word[2:].tolist() and int(asked.word[-1]) == -1
+    assert asked.id[:-1].tolist() == tokens.id[1:].tolist()
+    table = result.by_word_class()
+    counted = table[(table["quantity"] == "log_prob") & (table["layer"] == "2_post")]
+    assert counted.set_index("word_class")["tokens"].to_dict() == {
+        name: asked.word_class.count(name) for name in set(asked.word_class) - {""}
+    }
+
+
+def test_an_encoders_separator_is_no_target():
+    result = lp.LogitLens().run(tiny.bridge("bert"), "The cat sat.")
+    assert following(result.token).special.tolist() == [True, *[False] * (len(result.token) - 3), True, True]
+
+
+# Methods
+
+
+def toy(top, final):
+    """A result whose top entries are given, `[layer token]`."""
+    result = lp.LogitLens(top_k=1, layers=[0, 1]).run(tiny.bridge("gpt2"), [[5, 6, 7, 8]])
+    object.__setattr__(result, "top_ids", torch.tensor(top)[..., None])
+    object.__setattr__(result, "final_id", torch.tensor(final))
+    return result
+
+
+def test_decided_is_the_first_layer_from_which_the_choice_stays():
+    result = toy([[1, 2, 9, 4], [1, 3, 3, 4], [1, 2, 3, 5]], [1, 2, 3, 4])
+    assert result.decided_at().tolist() == [0, 2, 1, -1]
+
+
+def test_tokens_of_interest_are_those_ever_on_top():
+    result = toy([[1, 2, 9, 4], [1, 3, 3, 4], [1, 2, 3, 5]], [1, 2, 3, 4])
+    assert result.tokens_of_interest() == (1, 2, 9, 4, 3, 5)
+    assert result.tokens_of_interest(token=3) == (4, 5)
+
+
+def test_content_words_that_are_never_guessed_compare_as_less_probable():
+    result = lp.LogitLens().run(tiny.bridge("gpt2"), lp.demo.sentences()[:8])
+    classes = following(result.token).word_class
+    content = torch.tensor([name == "content" for name in classes])
+    object.__setattr__(result, "log_prob", torch.where(content, -9.0, -1.0).expand(4, -1).clone())
+    table = result.compare("content", "function", permutations=99)
+    assert (table["effect"] == 0.0).all() and (table["q"] <= 0.02).all()
+    assert (result.compare("function", "content", permutations=99)["effect"] == 1.0).all()
+
+
+# Translators
+
+
+def test_a_translator_is_given_every_state_with_its_label_and_the_final_prediction_stays_the_models_own():
+    model, seen = tiny.bridge("gpt2"), []
+
+    def nothing(state, label):
+        seen.append((label, tuple(state.shape), state.dtype))
+        return torch.zeros_like(state)
+
+    result = lp.LogitLens(translator=nothing, top_k=1).run(model, TEXTS[0])
+    plain = lp.LogitLens(top_k=1).run(model, TEXTS[0])
+    shape = (len(result.token), 32)
+    assert seen == [(label, shape, torch.float32) for label in ("0_pre", "0_post", "1_post", "2_post")]
+    assert torch.equal(result.final_id, plain.final_id) and result.translated
+    torch.testing.assert_close(result.entropy[0], result.entropy[-1])
+    assert (result.kl[-1] > 0.01).all()
+
+
+def test_the_identity_changes_nothing_but_the_record():
+    model = tiny.bridge("llama")
+    translated = lp.LogitLens(translator=lambda state, label: state).run(model, TEXTS)
+    object.__setattr__(translated, "translated", False)
+    assert_same(translated, lp.LogitLens().run(model, TEXTS), "no translator")
+
+
+# Refusals
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said_before_the_forward_pass(monkeypatch):
+    model = tiny.bridge("gpt2")
+    with pytest.raises(ValueError, match=r"one of next, own, final, or token ids; ' Paris' came: for a text, pass"):
+        lp.LogitLens(target=" Paris")
+    for target in ([], [4, 4]):
+        with pytest.raises(ValueError, match="lists each id once"):
+            lp.LogitLens(target=target)
+    with pytest.raises(ValueError, match="at least 0; -1 came"):
+        lp.LogitLens(top_k=-1)
+    with pytest.raises(TypeError, match=r"a function \(state \[token d_model\], layer label\) -> state; int came"):
+        lp.LogitLens(translator=3)
+    with pytest.raises(ValueError, match="target 400 was asked for and the ids of tiny-gpt2 end at 399"):
+        lp.LogitLens(target=400).run(model, TEXTS)
+    with pytest.raises(ValueError, match="top_k=401 was asked for and the vocabulary of tiny-gpt2 has 400"):
+        lp.LogitLens(top_k=401).run(model, TEXTS)
+    with pytest.raises(ValueError, match="'resid_mid' does not exist in tiny-neox"):
+        lp.LogitLens(incl_mid=True).run(tiny.bridge("neox"), TEXTS)
+    monkeypatch.setattr(ModelView, "capped", lambda self, logits: 3 * logits)
+    with pytest.raises(ValueError, match="the logits of tiny-gpt2 are not its final norm, unembedding and soft cap"):
+        lp.LogitLens().run(model, TEXTS)
+
+
+def test_a_model_without_a_head_is_refused():
+    model = tiny.bridge("bert")
+    model.cfg.model_name = "all-minilm-l6-v2"
+    with pytest.raises(ValueError, match="trained without a language-model head"):
+        lp.LogitLens().run(model, TEXTS)
+
+
+def test_a_model_that_scales_its_logits_otherwise_is_refused():
+    model = tiny.bridge("gpt2")
+    model.original_model.lm_head.register_forward_hook(lambda module, inputs, output: output / 3)
+    with pytest.raises(
+        ValueError, match=r"of tiny-gpt2 are not its final norm, unembedding and soft cap alone \(they differ by \d"
+    ):
+        lp.LogitLens().run(model, TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("translator", "came"),
+    [(lambda state, label: state[:, :5], r"gave \(\d+, 5\)"), (lambda state, label: state * math.inf, "not finite")],
+    ids=["shape", "infinite"],
+)
+def test_a_translator_that_returns_something_else_is_refused(translator, came):
+    with pytest.raises(ValueError, match=came):
+        lp.LogitLens(translator=translator).run(tiny.bridge("gpt2"), TEXTS)
+
+
+# Figures
+
+
+def test_the_figure_is_one_prompt_with_its_top_entries():
+    result = lp.LogitLens(top_k=2).run(tiny.bridge("gpt2"), TEXTS)
+    figure = result.figure(prompt=1)
+    (grid,) = figure.data
+    n = int((result.token.prompt == 1).sum())
+    assert len(grid.z) == len(grid.text) == n and grid.x == result.layer
+    first = result.token.rows(1)[0]
+    assert grid.text[0][-1] == lp.figures.visible(result.vocab[int(result.top_ids[-1, first, 0])], 7)
+    assert grid.z[0][-1] == pytest.approx(float(result.log_prob[-1, first]))
+    assert f"{float(result.top_log_prob[-1, first, 1].exp()):.3f}" in grid.hovertext[0][-1]
+    with pytest.raises(ValueError, match="one of log_prob, rank, entropy, kl; 'p' came"):
+        result.figure(of="p")
+
+
+def test_a_long_prompt_is_windowed_and_many_layers_are_thinned():
+    model = tiny.bridge("gpt2")
+    result = lp.LogitLens(top_k=1).run(model, [list(range(5, 64))])
+    grid = result.figure(first=50).data[0]
+    assert len(grid.z) == 9
+    with pytest.raises(ValueError, match="token 59 was asked for and prompt 0 ends before it"):
+        result.figure(first=59)
+    wide = lp.figures.heatmap(
+        [list(range(100))],
+        x=[str(i) for i in range(100)],
+        y=["a"],
+        title="t",
+        x_title="x",
+        y_title="y",
+        colour_title="c",
+    )
+    columns = wide.to_dict()["data"][0]["x"]
+    assert len(columns) <= lp.figures.COLUMNS and columns[-1] == "99"
+    assert "t; one column in 3" in wide.layout.title.text
+
+
+def test_trajectories_follow_what_comes_up_and_fixed_targets_everywhere():
+    model = tiny.bridge("gpt2")
+    result = lp.LogitLens(top_k=3).run(model, TEXTS[0])
+    ids = result.tokens_of_interest(2)
+    everywhere = lp.LogitLens(target=ids, top_k=3).run(model, TEXTS[0])
+    traces = [trace for trace in everywhere.figure_trajectories(2).data if trace.x[0] is not None]
+    assert len(traces) == len(ids)
+    assert all(math.isfinite(value) for trace in traces for value in trace.y)
+    bold = max(traces, key=lambda trace: trace.line.width)
+    assert bold.y[-1] == pytest.approx(float(result.top_log_prob[-1, 2, 0].exp()))
+
+
+def test_without_top_entries_figures_say_what_to_run():
+    result = lp.LogitLens(top_k=0).run(tiny.bridge("gpt2"), TEXTS)
+    assert result.figure().data[0].z is not None and result.top_ids is None
+    for ask in (result.decided_at, result.tokens_of_interest, lambda: result.figure_trajectories(0)):
+        with pytest.raises(ValueError, match=r"run LogitLens\(top_k=5\)"):
+            ask()
+
+
+HOSTILE = "<script>alert(1)</script></b><img src=x onerror=alert(2)>"
+
+
+def test_nothing_in_a_tokens_text_can_act_as_html():
+    result = lp.LogitLens().run(tiny.bridge("gpt2"), TEXTS)
+    object.__setattr__(result.token, "text", tuple(HOSTILE for _ in result.token.text))
+    object.__setattr__(result, "vocab", tuple(HOSTILE for _ in result.vocab))
+    for figure in (result.figure(), result.figure_trajectories(1), result.figure_classes()):
+        drawn = figure.to_json()
+        assert "<script" not in drawn and "<img" not in drawn and "</b><" not in drawn
