@@ -7,6 +7,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from scipy import stats
+from torch.distributions import Categorical
 
 from lens_probes import vocabulary
 from lens_probes.vocabulary import METRICS, kept, nearest, ranks
@@ -417,3 +418,70 @@ def test_the_share_kept_by_chance_is_k_of_the_vocabulary():
     # The number kept is hypergeometric.
     expected, spread = 10 / 50, stats.hypergeom(50, 10, 10).std() / 10
     assert abs(kept(one, other).mean() - expected) < 4 * spread / math.sqrt(2000)
+
+
+# Predictions
+
+
+def distributions(states, entries, bias, cap):
+    """Float64 logits of the whole vocabulary at once."""
+    logits = states.double() @ entries.double().T + bias.double()
+    return Categorical(logits=cap(logits))
+
+
+@pytest.mark.parametrize(("block", "at_once"), [(7, 5), (7, 1000), (1000, 1), (50, 12)])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 300.0], ids=["flat", "plain", "peaked"])
+def test_predictions_are_those_of_the_whole_vocabulary_at_once_however_it_is_cut(block, at_once, scale, monkeypatch):
+    monkeypatch.setattr(vocabulary, "ENTRIES", block)
+    monkeypatch.setattr(vocabulary, "STATES", at_once)
+    states, entries, bias = scale * normal(6, 4, 8), normal(50, 8, seed=1), normal(50, seed=2)
+    targets = drawn(50, 6, 2)
+    targets[3, 1] = -1
+    read = vocabulary.predictions(states, entries, bias, targets, 9)
+    whole = distributions(states, entries, bias, lambda logits: logits)
+    close = {"rtol": 1e-5, "atol": 2e-5 * max(1.0, scale)}
+    torch.testing.assert_close(read.entropy.double(), whole.entropy(), **close)
+    final = whole.logits[:, -1:]  # torch's kl_divergence is infinite where a probability underflows
+    torch.testing.assert_close(read.kl.double(), (final.exp() * (final - whole.logits)).sum(-1), **close)
+    asked = targets[:, None].expand(-1, 4, -1)
+    log_prob = whole.logits.gather(-1, asked.clamp(min=0))
+    rank = (whole.logits[..., None, :] > log_prob[..., None]).sum(-1)
+    torch.testing.assert_close(
+        read.log_prob.double(), log_prob.masked_fill(asked < 0, math.nan), equal_nan=True, **close
+    )
+    assert torch.equal(read.rank, rank.masked_fill(asked < 0, -1))
+    best = whole.logits.topk(9)
+    assert torch.equal(read.top_ids, best.indices)
+    torch.testing.assert_close(read.top_log_prob.double(), best.values, **close)
+
+
+def test_predictions_know_a_cap_and_precise_numbers_come_from_half_precision_weights():
+    states, entries, bias = normal(5, 3, 8), normal(40, 8, seed=1).bfloat16(), normal(40, seed=2).bfloat16()
+
+    def cap(logits):
+        return 2 * torch.tanh(logits / 2)
+
+    read = vocabulary.predictions(states, entries, bias, drawn(40, 5, 1), 3, cap=cap)
+    whole = distributions(states, entries.float(), bias.float(), cap)
+    torch.testing.assert_close(read.entropy.double(), whole.entropy(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(read.top_log_prob.double(), whole.logits.topk(3).values, rtol=0, atol=1e-5)
+
+
+def test_a_target_is_not_outranked_by_an_entry_that_equals_it():
+    entries = normal(30, 8)
+    entries[[4, 11, 29]] = entries[17].clone()
+    read = vocabulary.predictions(normal(50, 2, 8, seed=1), entries, torch.zeros(30), torch.full((50, 1), 17), 1)
+    without = torch.ones(30, dtype=torch.bool)
+    without[[4, 11, 29]] = False
+    alone = vocabulary.predictions(
+        normal(50, 2, 8, seed=1), entries[without], torch.zeros(27), torch.full((50, 1), 15), 1
+    )
+    assert torch.equal(read.rank, alone.rank)
+
+
+def test_of_no_target_and_no_top_entries_the_rest_is_known():
+    read = vocabulary.predictions(
+        normal(3, 2, 8), normal(20, 8), torch.zeros(20), torch.empty(3, 0, dtype=torch.int64), 0
+    )
+    assert read.rank.shape == (3, 2, 0) and read.top_ids.shape == (3, 2, 0)
+    assert read.entropy.isfinite().all()

@@ -42,7 +42,7 @@ from lens_probes.vocabulary import Predictions, predictions
 Target = Literal["next", "own", "final"]
 Translator = Callable[[Float[Tensor, "token d_model"], str], Float[Tensor, "token d_model"]]
 
-STATES_AT_ONCE = 2**24  # numbers in the states held in float32 at a time: 64 MiB, and a copy or two of it
+STATES_AT_ONCE = 2**23  # numbers in the states held in float32 at a time: 32 MiB, and a few copies of it
 FARTHEST = 16.0  # nats: colours end there, or the first layers would leave none for the others
 SHOWN = {  # what a picture shows, and whether more of it is nearer to a decision
     "log_prob": ("log-probability of the target (nats)", True),
