@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from rank_shift import memory, processor, product, timed
@@ -74,7 +75,7 @@ def example(n_tokens: int) -> tuple[object, torch.Tensor, dict[str, torch.Tensor
     return model, ids, {name: torch.randn(1, n_tokens, 576, generator=generator) for name in names}
 
 
-def their_lens(model: object, ids: torch.Tensor, cache: dict[str, torch.Tensor], **selected: object) -> object:
+def their_lens(model: object, ids: torch.Tensor, cache: dict[str, torch.Tensor], **selected: Any) -> object:
     from transformer_lens import ActivationCache
     from transformer_lens.tools.analysis import logit_lens
 

@@ -18,6 +18,7 @@ from lens_probes.probe import Experiment, Probe, siblings
 from lens_probes.prompts import Prompt, PromptTable, Table, Tokens
 from lens_probes.result import Provenance, Result
 from lens_probes.run import Reading
+from lens_probes.vectors import VectorReading, neuron_vectors, ov_vectors, read_vector
 
 __version__ = _metadata.version("lens-probes")
 
@@ -38,10 +39,14 @@ __all__ = [
     "Result",
     "Table",
     "Tokens",
+    "VectorReading",
     "demo",
     "figures",
     "load_model",
+    "neuron_vectors",
+    "ov_vectors",
     "probes",
+    "read_vector",
     "run",
     "statistics",
     "tiny",

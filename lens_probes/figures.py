@@ -373,6 +373,63 @@ def _decades(colours: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     return {"tickvals": [math.log10(tick + 1) for tick in ticks], "ticktext": [f"{tick:,}" for tick in ticks]}
 
 
+def grid_with_bars(
+    z: Sequence[Numbers],
+    bars_: Mapping[str, Numbers],
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    title: str,
+    x_title: str,
+    y_title: str,
+    colour_title: str,
+) -> go.Figure:
+    """A grid of signed numbers, red below and blue above 0, and beside it bars for each of its rows."""
+    largest = max((abs(value) for row in z for value in row if math.isfinite(value)), default=0.0) or 1.0
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, column_widths=[0.62, 0.38], horizontal_spacing=0.2)
+    figure.add_trace(
+        go.Heatmap(
+            z=[[value if math.isfinite(value) else None for value in row] for row in z],
+            x=list(x),
+            y=list(y),
+            zmin=-largest,
+            zmax=largest,
+            colorscale="RdBu",
+            xgap=1,
+            ygap=1,
+            colorbar={"title": {"text": colour_title, "side": "right"}, "x": 0.52, "thickness": 14},
+            hovertemplate="%{y} %{x}: %{z:.3g}<extra></extra>",
+        ),
+        row=1,
+        col=1,
+    )
+    for (name, values), colour in zip(bars_.items(), (CHOSEN, "#E69F00", *OTHER_COLOURS), strict=False):
+        bar = go.Bar(
+            x=list(values),
+            y=list(y),
+            name=name,
+            orientation="h",
+            marker={"color": colour},
+            hovertemplate=f"%{{y}} {html.escape(name)}: %{{x:.3g}}<extra></extra>",
+        )
+        figure.add_trace(bar, row=1, col=2)
+    figure.update_xaxes(title_text=x_title, row=1, col=1, **_ticks(x, 420))
+    figure.update_xaxes(title_text=colour_title, row=1, col=2)
+    labelled = list(y)[:: math.ceil(len(y) / 32)]
+    figure.update_yaxes(
+        autorange="reversed", tickvals=labelled, ticktext=labelled, type="category", showticklabels=True
+    )
+    figure.update_yaxes(title_text=y_title, row=1, col=1)
+    figure.update_layout(
+        template=TEMPLATE,
+        title=_title(title),
+        width=1000,
+        height=max(16 * min(len(y), 60), 240) + 200,
+        barmode="relative",
+    )
+    return figure
+
+
 def bars(
     groups: Mapping[str, tuple[float, float, float]], *, title: str, y_title: str, notes: Mapping[str, str]
 ) -> go.Figure:

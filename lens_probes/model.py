@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from lens_probes.demo import HEADLESS
+
+if TYPE_CHECKING:
+    from lens_probes.result import Provenance
 
 ReadPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 """Where in a block a state of width d_model is read: the residual stream at three places, or what a part writes."""
@@ -27,6 +30,14 @@ READ_POINTS: tuple[ReadPoint, ...] = ("resid_pre", "resid_mid", "resid_post", "a
 Spans = list[tuple[int, int] | None]
 
 HEAD_TOLERANCE = 0.1  # of the spread of log-probabilities: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by 1
+
+
+class Norm(NamedTuple):
+    """A norm as weight * (state - its mean, if centred) / scale + bias."""
+
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    centred: bool
 
 
 class ModelView:
@@ -94,6 +105,11 @@ class ModelView:
         return int(self.model.cfg.n_layers)
 
     @property
+    def n_heads(self) -> int:
+        """Number of query heads of a block."""
+        return int(self.model.cfg.n_heads)
+
+    @property
     def d_model(self) -> int:
         """Width of the residual stream."""
         return int(self.model.cfg.d_model)
@@ -130,6 +146,56 @@ class ModelView:
         """The direction that the unembedding reads for each token id: the columns of W_U as rows."""
         return self.model.W_U.detach().T
 
+    def W_out(self, layer: int) -> Float[Tensor, "unit d_model"]:
+        """What each neuron of a layer writes."""
+        return self.model.blocks[layer].mlp.W_out.detach()
+
+    def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """What each head makes of its mixed values."""
+        return self.model.blocks[layer].attn.W_O.detach()
+
+    def W_V(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
+        """What each head reads as values; with grouped queries several heads share one."""
+        return self._per_head(self.model.blocks[layer].attn.W_V.detach())
+
+    def value_bias(self, layer: int) -> Float[Tensor, "head d_head"]:
+        """The part of each head's values that depends on no token: its bias, and the input norm's bias as it reads it.
+
+        Attention passes it on whole, since a pattern's rows sum to 1; processed weights have it in b_O.
+        """
+        block = self.model.blocks[layer]
+        bias = self._norm(block.ln1)[1] @ self.W_V(layer).float()
+        own = getattr(block.attn, "b_V", None)
+        return bias if own is None else bias + self._per_head(own.detach()).float()
+
+    def attention_bias(self, layer: int) -> Float[Tensor, " d_model"]:
+        """What attention adds whatever the tokens: b_O, and all heads' value biases through W_O."""
+        from_values = torch.einsum("hk,hkd->d", self.value_bias(layer), self.W_O(layer).float())
+        own = getattr(self.model.blocks[layer].attn, "b_O", None)
+        return from_values if own is None else from_values + own.detach().float()
+
+    def final_norm(self) -> "Norm":
+        """What the final norm does to a state, beyond dividing it by its scale."""
+        return self._norm(self.model.ln_final)
+
+    def attention_norm(self, layer: int) -> "Norm | None":
+        """The norm between a block's attention and the residual stream (Gemma), if there is one."""
+        norm = getattr(self.model.blocks[layer], "ln1_post", None)
+        return None if norm is None else self._norm(norm)
+
+    def _norm(self, norm: torch.nn.Module) -> "Norm":
+        """Read off by what it returns: model classes keep a norm's weight in different places, Gemma without its 1."""
+        signs = torch.ones(self.d_model, device=self.device)
+        signs[1::2] = -1.0  # mean 0 and mean square 1: a norm leaves it as it is
+        probes = torch.stack([torch.zeros_like(signs), 100 * signs, 100 * torch.ones_like(signs)])
+        with undisturbed(self.model):
+            bias, signed, constant = norm(probes.to(self.W_E.dtype)[None])[0].float()
+        return Norm((signed - bias) * signs, bias, bool((constant - bias).norm() < 0.1 * (signed - bias).norm()))
+
+    def _per_head(self, shared: Float[Tensor, "kv_head ..."]) -> Float[Tensor, "head ..."]:
+        """One a query head: a Bridge has one a key/value head, HookedTransformer has them repeated."""
+        return shared.repeat_interleave(self.n_heads // len(shared), 0)
+
     def embedding_at(self, position: int) -> Float[Tensor, "vocab d_model"]:
         """What the model itself makes of each token id at this position: W_E + W_pos[position].
 
@@ -142,8 +208,12 @@ class ModelView:
         return rows
 
     @property
+    def _has_positions(self) -> bool:
+        return hasattr(self.model, "pos_embed") and hasattr(self.model.pos_embed, "W_pos")
+
+    @property
     def _W_pos(self) -> Float[Tensor, "position d_model"]:
-        if not hasattr(self.model, "pos_embed") or not hasattr(self.model.pos_embed, "W_pos"):
+        if not self._has_positions:
             raise ValueError(
                 f"reference 'embed_pos' needs learned absolute positions and {self.name} has none: use 'embed'"
             )
@@ -156,22 +226,23 @@ class ModelView:
         return self.model.b_U.detach()
 
     def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
-        """Logits as the model itself would read them from these states: final norm, unembedding, soft cap.
+        """Logits as the model itself would read them from these states, the product with the vocabulary in float32.
 
         On BERT and RoBERTa through the language-model head (dense layer, activation, norm). From the last layer's
-        states this is what the model returns.
+        states this is what the model returns, to its own rounding.
         """
-        with undisturbed(self.model):
-            return self.capped(self.model.unembed(self.normed(states)[None])[0])
+        product = self.normed(states).float() @ self.unembedding.T.float()
+        return self.capped(product + self.unembedding_bias.float())
 
     def normed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """What the unembedding reads of these states, in the model's precision: the final norm, or an encoder's head.
 
-        Logits are `capped(normed(states) @ unembedding.T + unembedding_bias)`.
+        Gradients flow to `states` where the caller has them switched on.
         """
         self._refuse_headless()
         states = states.to(self.W_E.dtype)
-        with undisturbed(self.model):
+        differentiable = torch.is_grad_enabled()
+        with undisturbed(self.model), torch.set_grad_enabled(differentiable):
             if self.encoder:
                 states = self._mlm_activation(self.model.mlm_head(states[None])[0])
             return self.model.ln_final(states[None])[0]
@@ -206,8 +277,7 @@ class ModelView:
         with undisturbed(self.model):
             logits, cache = self.model.run_with_cache(ids, names_filter=[last])
             own = logits[0].float().log_softmax(-1)
-            states = self.normed(cache[last][0]).float()
-            read = self.capped(states @ self.unembedding.T.float() + self.unembedding_bias.float()).log_softmax(-1)
+            read = self.unembed(cache[last][0]).log_softmax(-1)
         return float((own - read).abs().max() / own.std(-1).mean())
 
     @property
@@ -252,9 +322,42 @@ class ModelView:
             )
         return name
 
+    def stream(self, layers: Iterable[int] | None, *, incl_mid: bool = False) -> dict[str, str]:
+        """The residual stream through these layers: label and activation of every state, in the order they come about.
+
+        Layer 0 brings the embeddings, `0_pre`, with it.
+        """
+        points: dict[str, str] = {}
+        for layer in self.layers(layers):
+            first: list[ReadPoint] = ["resid_pre"] if layer == 0 else []
+            middle: list[ReadPoint] = ["resid_mid"] if incl_mid else []
+            for at in (*first, *middle, "resid_post"):
+                points[self.label(at, layer)] = self.hook(at, layer)
+        return points
+
+    def embeddings(self) -> dict[str, str]:
+        """The activations that a decoder's first state is the sum of, and what they are."""
+        # A Bridge lists hook_pos_embed for rotary models too, and never computes it.
+        return {"hook_embed": "embed"} | ({"hook_pos_embed": "position"} if self._has_positions else {})
+
     def label(self, at: ReadPoint, layer: int) -> str:
         """How a layer axis names this state: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""
         return f"{layer}_{at.removeprefix('resid_')}"
+
+    def refuse_other(self, what: str, provenance: "Provenance", embed_mean: Float[Tensor, " d_model"]) -> None:
+        """Raise unless data with this provenance and mean embedding came from this very model."""
+        own = self.embed_mean
+        same = embed_mean.shape == own.shape and (embed_mean - own).norm() <= 1e-3 * own.norm()
+        if not same or provenance.processed != self.processed or provenance.model != self.name:
+            raise ValueError(
+                f"{what} of {provenance.model} ({'processed' if provenance.processed else 'raw'} weights) and "
+                f"{self.name} ({'processed' if self.processed else 'raw'}) is asked: make it with the model itself"
+            )
+
+    @property
+    def embed_mean(self) -> Float[Tensor, " d_model"]:
+        """The mean embedding: data of another model are told by it."""
+        return self.W_E.mean(0, dtype=torch.float32).cpu()
 
     def check_hooks(self, names: Iterable[str]) -> None:
         """Raise for a name that the model does not have: it would pass silently beside a good one."""

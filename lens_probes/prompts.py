@@ -7,10 +7,10 @@ Text is tokenised the way the model's class does it, beginning-of-sequence token
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -52,6 +52,9 @@ Prompts = (
     | Mapping[str, str | Sequence[str]]
 )
 """What `run` accepts: a text, texts, topic -> text(s), `Prompt`s, a matrix of ids, or one sequence of ids a prompt."""
+
+Target = Literal["next", "own", "final"]
+"""What a prediction is asked for: the token that follows, the token itself, or what the model itself predicts."""
 
 T = TypeVar("T", bound="Table")
 
@@ -167,6 +170,39 @@ def prompt_table(tokens: Tokens) -> PromptTable:
         text=tuple("".join(part[~part.special].text).strip() for _, part in parts),
         topic=tuple(part.topic[0] for _, part in parts),
     )
+
+
+def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "token target"]:
+    """The ids that each token is asked for: what follows it in its prompt (-1 at the end), its own, or fixed ones."""
+    if target == "next":
+        ids = tokens.id.roll(-1)
+        return torch.where(_has_next(tokens), ids, -1)[:, None]
+    if target == "own":
+        return tokens.id[:, None]
+    return torch.tensor(target).expand(len(tokens), -1)
+
+
+def following(tokens: Tokens) -> Tokens:
+    """The same tokens with the id, word and class of what follows each in its prompt; the last has no class.
+
+    What is special, or is followed by something special, has none either: no prediction about text is made there.
+    """
+    has_next, after = _has_next(tokens), torch.arange(len(tokens)).roll(-1)
+    special = tokens.special | (tokens.special[after] & has_next)
+    counted = (has_next & ~special).tolist()
+    return replace(
+        tokens,
+        id=tokens.id[after],
+        word=torch.where(has_next, tokens.word[after], -1),
+        word_class=tuple(tokens.word_class[i] if counted[n] else "" for n, i in enumerate(after.tolist())),
+        special=special,
+    )
+
+
+def _has_next(tokens: Tokens) -> Bool[Tensor, " token"]:
+    same = tokens.prompt == tokens.prompt.roll(-1)
+    same[-1] = False
+    return same
 
 
 def read_prompts(prompts: Prompts) -> list[Prompt]:

@@ -198,23 +198,24 @@ def _measure(probes: Sequence["Probe[Any]"], reading: Reading) -> list[Result]:
     for probe in probes:
         with undisturbed(reading.model.model):
             result = probe.measure(reading)
-        results.append(replace(result, provenance=_provenance(probe, reading)))
+        view, hooks = reading.model, probe.hooks(reading.model)
+        read = reading._cache[hooks[0]] if hooks else view.W_E  # cfg.dtype says float32 for a bfloat16 model
+        results.append(replace(result, provenance=provenance(probe, view, reading.tokens, hooks, read.dtype)))
     return results
 
 
-def _provenance(probe: "Probe[Any]", reading: Reading) -> Provenance:
-    view, hooks = reading.model, tuple(probe.hooks(reading.model))
-    read = reading._cache[hooks[0]] if hooks else view.W_E  # cfg.dtype says float32 for a bfloat16 model
+def provenance(asked: object, view: ModelView, tokens: Tokens, hooks: Sequence[str], dtype: torch.dtype) -> Provenance:
+    """How a result came about: who asked, of which model, in which precision, from how much text."""
     return Provenance(
-        probe=repr(probe),
+        probe=repr(asked),
         model=view.name,
         model_class=view.class_name,
         processed=view.processed,
-        dtype=str(read.dtype).removeprefix("torch."),
-        hooks=hooks,
+        dtype=str(dtype).removeprefix("torch."),
+        hooks=tuple(hooks),
         versions=view.versions,
-        n_prompts=len(reading.tokens.prompt.unique()),
-        n_tokens=len(reading.tokens),
+        n_prompts=len(tokens.prompt.unique()),
+        n_tokens=len(tokens),
     )
 
 

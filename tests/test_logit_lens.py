@@ -9,7 +9,7 @@ from torch.distributions import Categorical, kl_divergence
 import lens_probes as lp
 from lens_probes import tiny
 from lens_probes.model import ModelView
-from lens_probes.probes.logit_lens import following, target_ids
+from lens_probes.prompts import following, target_ids
 from lens_probes.run import pad
 from lens_probes.testing import assert_same, check_probe
 
@@ -118,7 +118,9 @@ def test_in_bfloat16_ranks_are_those_of_a_float32_product_of_the_same_states(arc
     assert (result.rank[0] != (exact > own).sum(1)).float().mean() < 0.02
     ids, mask = pad(result.token, view)
     state = view.activations(ids, mask, [view.hook("resid_post", 1)])[view.hook("resid_post", 1)][0]
-    rounded = view.unembed(state)
+    with torch.no_grad():
+        rounded = view.capped(model.unembed(view.normed(state)[None])[0])
+    assert rounded.dtype == torch.bfloat16
     changed = (rounded > rounded.gather(1, result.token.id[:, None])).sum(1) != result.rank[0]
     assert changed.any(), "the bfloat16 product would have changed none: the test shows nothing"
 

@@ -1,6 +1,7 @@
 """Ranks and nearest entries against five words by hand and brute force in float64; ties, copies, blocks, precisions."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -439,20 +440,18 @@ def test_predictions_are_those_of_the_whole_vocabulary_at_once_however_it_is_cut
     targets[3, 1] = -1
     read = vocabulary.predictions(states, entries, bias, targets, 9)
     whole = distributions(states, entries, bias, lambda logits: logits)
-    close = {"rtol": 1e-5, "atol": 2e-5 * max(1.0, scale)}
-    torch.testing.assert_close(read.entropy.double(), whole.entropy(), **close)
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=2e-5 * max(1.0, scale), equal_nan=True)
+    close(read.entropy.double(), whole.entropy())
     final = whole.logits[:, -1:]  # torch's kl_divergence is infinite where a probability underflows
-    torch.testing.assert_close(read.kl.double(), (final.exp() * (final - whole.logits)).sum(-1), **close)
+    close(read.kl.double(), (final.exp() * (final - whole.logits)).sum(-1))
     asked = targets[:, None].expand(-1, 4, -1)
     log_prob = whole.logits.gather(-1, asked.clamp(min=0))
     rank = (whole.logits[..., None, :] > log_prob[..., None]).sum(-1)
-    torch.testing.assert_close(
-        read.log_prob.double(), log_prob.masked_fill(asked < 0, math.nan), equal_nan=True, **close
-    )
+    close(read.log_prob.double(), log_prob.masked_fill(asked < 0, math.nan))
     assert torch.equal(read.rank, rank.masked_fill(asked < 0, -1))
     best = whole.logits.topk(9)
     assert torch.equal(read.top_ids, best.indices)
-    torch.testing.assert_close(read.top_log_prob.double(), best.values, **close)
+    close(read.top_log_prob.double(), best.values)
 
 
 def test_predictions_know_a_cap_and_precise_numbers_come_from_half_precision_weights():

@@ -22,24 +22,24 @@ arXiv 2303.08112.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, final, get_args
+from dataclasses import dataclass, field
+from typing import final, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_probes import figures, statistics
-from lens_probes.model import ModelView, ReadPoint
+from lens_probes.experiments.tuned_lens import TunedLensResult
+from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import Tokens
+from lens_probes.prompts import Target, Tokens, following, target_ids
 from lens_probes.result import Result, unit
 from lens_probes.run import Reading
 from lens_probes.vocabulary import Predictions, predictions
 
-Target = Literal["next", "own", "final"]
 Translator = Callable[[Float[Tensor, "token d_model"], str], Float[Tensor, "token d_model"]]
 
 STATES_AT_ONCE = 2**23  # numbers in the states held in float32 at a time: 32 MiB, and a few copies of it
@@ -317,6 +317,8 @@ class LogitLens(Probe[LogitLensResult]):
     def hooks(self, model: ModelView) -> list[str]:
         """The states of every layer, and the last one, which says what the model predicts."""
         model.check_head()
+        if isinstance(self.translator, TunedLensResult):
+            self.translator.check(model, list(model.stream(self.layers, incl_mid=self.incl_mid)))
         outside = [i for i in self._fixed() if not 0 <= i < model.d_vocab]
         if outside:
             raise ValueError(
@@ -324,12 +326,14 @@ class LogitLens(Probe[LogitLensResult]):
             )
         if self.top_k > model.d_vocab:
             raise ValueError(f"top_k={self.top_k} was asked for and the vocabulary of {model.name} has {model.d_vocab}")
-        return list(dict.fromkeys([*self._points(model).values(), model.hook("resid_post", -1)]))
+        return list(
+            dict.fromkeys([*model.stream(self.layers, incl_mid=self.incl_mid).values(), model.hook("resid_post", -1)])
+        )
 
     def measure(self, reading: Reading) -> LogitLensResult:
         """Predictions of the batch, as many tokens at a time as there is room for."""
         model, tokens, fixed = reading.model, reading.tokens, self._fixed()
-        points = self._points(model)
+        points = model.stream(self.layers, incl_mid=self.incl_mid)
         at_once = max(1, STATES_AT_ONCE // ((len(points) + 1) * model.d_model))
         parts = [self._read(reading, rows) for rows in torch.arange(len(tokens)).split(at_once)]
         log_prob, rank, entropy, kl, ids, best = (torch.cat(each).transpose(0, 1) for each in zip(*parts, strict=True))
@@ -351,20 +355,13 @@ class LogitLens(Probe[LogitLensResult]):
             target_rank=rank[:-1] if fixed else None,
         )
 
-    def _points(self, model: ModelView) -> dict[str, str]:
-        """The label and the activation of every state that is read, in the order in which they come about."""
-        points: dict[str, str] = {}
-        for layer in model.layers(self.layers):
-            first: list[ReadPoint] = ["resid_pre"] if layer == 0 else []
-            middle: list[ReadPoint] = ["resid_mid"] if self.incl_mid else []
-            for at in (*first, *middle, "resid_post"):
-                points[model.label(at, layer)] = model.hook(at, layer)
-        return points
-
     def _read(self, reading: Reading, rows: Int[Tensor, " row"]) -> Predictions:
         """What these tokens' states predict; the last layer is the model's own last state, as it is."""
         model = reading.model
-        states = [self._translated(reading[hook][rows], label) for label, hook in self._points(model).items()]
+        states = [
+            self._translated(reading[hook][rows], label)
+            for label, hook in model.stream(self.layers, incl_mid=self.incl_mid).items()
+        ]
         states.append(reading[model.hook("resid_post", -1)][rows])
         size = (len(rows), len(states))
         normed = model.normed(torch.stack([state.to(model.W_E.dtype) for state in states], dim=1).flatten(0, 1))
@@ -400,39 +397,6 @@ class LogitLens(Probe[LogitLensResult]):
         return tuple(int(i) for i in ([self.target] if isinstance(self.target, int) else self.target))
 
 
-def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "token target"]:
-    """The ids that each token is asked for: what follows it in its prompt (-1 at the end), its own, or fixed ones."""
-    if target == "next":
-        ids = tokens.id.roll(-1)
-        return torch.where(_has_next(tokens), ids, -1)[:, None]
-    if target == "own":
-        return tokens.id[:, None]
-    return torch.tensor(target).expand(len(tokens), -1)
-
-
 def _probabilities(log_prob: Float[Tensor, " layer"]) -> list[float]:
     """NaN where the entry was not kept."""
     return [p if p > 0 else math.nan for p in log_prob.exp().tolist()]
-
-
-def following(tokens: Tokens) -> Tokens:
-    """The same tokens with the id, word and class of what follows each in its prompt; the last has no class.
-
-    What is special, or is followed by something special, has none either: no prediction about text is made there.
-    """
-    has_next, after = _has_next(tokens), torch.arange(len(tokens)).roll(-1)
-    special = tokens.special | (tokens.special[after] & has_next)
-    counted = (has_next & ~special).tolist()
-    return replace(
-        tokens,
-        id=tokens.id[after],
-        word=torch.where(has_next, tokens.word[after], -1),
-        word_class=tuple(tokens.word_class[i] if counted[n] else "" for n, i in enumerate(after.tolist())),
-        special=special,
-    )
-
-
-def _has_next(tokens: Tokens) -> Bool[Tensor, " token"]:
-    same = tokens.prompt == tokens.prompt.roll(-1)
-    same[-1] = False
-    return same

@@ -51,14 +51,7 @@ class ResidualMeanResult(Result):
         """The mean states of these layers, refused where they belong to another model or read point."""
         if not self.count:
             raise ValueError("center holds no states, all its tokens were special: run ResidualMean on more text")
-        own = model.W_E.mean(0, dtype=torch.float32).cpu()
-        same = self.embed_mean.shape == own.shape and (self.embed_mean - own).norm() <= 1e-3 * own.norm()
-        if not same or self.provenance.processed != model.processed or self.provenance.model != model.name:
-            raise ValueError(
-                f"center holds mean states of {self.provenance.model} "
-                f"({'processed' if self.provenance.processed else 'raw'} weights) and {model.name} "
-                f"({'processed' if model.processed else 'raw'}) is asked: run ResidualMean on the model itself"
-            )
+        model.refuse_other("center holds mean states", self.provenance, self.embed_mean)
         labels = [model.label(at, layer) for layer in layers]
         if at != self.at or not set(labels) <= set(self.layer):
             raise ValueError(
@@ -117,5 +110,5 @@ class ResidualMean(Probe[ResidualMeanResult]):
             total=torch.stack(totals),
             square=torch.stack(squares),
             count=own.sum().double(),
-            embed_mean=model.W_E.mean(0, dtype=torch.float32).cpu(),
+            embed_mean=model.embed_mean,
         )

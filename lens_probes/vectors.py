@@ -1,0 +1,158 @@
+"""Any direction of the residual stream, read into tokens: which entries would the model predict from it?
+
+    p[unit] = softmax of unembed(vector[unit])      through final norm (or an encoder's head), unembedding and cap
+
+The final norm makes it a question of direction, not of length. Both ends say something: the sign of a singular vector
+is arbitrary, and a neuron that is mostly negative writes the entries at the bottom.
+
+Source: Geva et al. 2021, "Transformer Feed-Forward Layers Are Key-Value Memories", arXiv 2012.14913; Millidge and Black
+2022, "The Singular Value Decompositions of Transformer Weight Matrices are Highly Interpretable",
+alignmentforum.org/posts/mkbGjzxD8d8XqKHzA.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_probes import figures
+from lens_probes.model import ModelView, undisturbed
+from lens_probes.result import Provenance, Result
+from lens_probes.result import unit as stating
+
+AT_ONCE = 128  # vectors whose logits are held at a time
+ROWS = 30  # of the table figure
+COLUMNS = 8
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class VectorReading(Result):
+    """The most and the least probable entries of each vector."""
+
+    unit: tuple[str, ...]
+    vocab: tuple[str, ...]
+    top_ids: Int[Tensor, "unit k"] = field(metadata=stating("the most probable entries, best first", low=0))
+    top_log_prob: Float[Tensor, "unit k"] = field(metadata=stating("their log-probabilities, nats", high=0))
+    bottom_ids: Int[Tensor, "unit other_k"] = field(metadata=stating("the least probable entries, last first", low=0))
+    bottom_log_prob: Float[Tensor, "unit other_k"] = field(metadata=stating("their log-probabilities, nats", high=0))
+    entropy: Float[Tensor, " unit"] = field(metadata=stating("entropy of the prediction, nats", low=0))
+
+    def figure(self, first: int = 0) -> go.Figure:
+        """A table of thirty vectors, from number `first` on: their most, and then least, probable entries."""
+        rows = range(len(self.unit))[first : first + ROWS]
+        if not rows:
+            raise ValueError(f"vector {first} was asked for and there are {len(self.unit)}, numbered from 0")
+        columns = {"vector": [figures.visible(self.unit[i]) for i in rows]}
+        columns["entropy"] = [f"{self.entropy[i]:.2f}" for i in rows]
+        for name, ids, log_prob in (
+            ("top", self.top_ids, self.top_log_prob),
+            ("bottom", self.bottom_ids, self.bottom_log_prob),
+        ):
+            for k in range(min(ids.shape[1], COLUMNS)):
+                columns[f"{name} {k}"] = [
+                    f"{figures.visible(self.vocab[int(ids[i, k])], 12)} {log_prob[i, k].exp():.2g}" for i in rows
+                ]
+        several = f", {rows[0]} to {rows[-1]} of {len(self.unit)}" if len(rows) < len(self.unit) else ""
+        return figures.table(
+            columns, title=f"What do these vectors predict? With probabilities{several}\n{self.provenance.describe()}"
+        )
+
+
+def read_vector(
+    model: Any,
+    vectors: Float[Tensor, "*unit d_model"],
+    top_k: int = 10,
+    bottom_k: int = 0,
+    *,
+    names: Sequence[str] | None = None,
+) -> VectorReading:
+    """Read one vector, or a matrix with one a row, into the tokens that the model would predict from it.
+
+    Raises ValueError for a model that is not read through its head (see LogitLens), for vectors of another width, and
+    for vectors that are zero or not finite.
+
+    >>> import lens_probes as lp
+    >>> model = lp.tiny.bridge("llama")
+    >>> reading = read_vector(model, lp.neuron_vectors(model, layer=2), top_k=3, bottom_k=2)
+    >>> tuple(reading.top_ids.shape), tuple(reading.bottom_ids.shape)
+    ((64, 3), (64, 2))
+    """
+    view = ModelView(model)
+    view.check_head()
+    rows = torch.atleast_2d(vectors.detach()).to(view.device).float()
+    if rows.ndim != 2 or rows.shape[1] != view.d_model or not len(rows):
+        raise ValueError(
+            f"vectors are [unit d_model] with d_model {view.d_model} for {view.name}; {tuple(vectors.shape)} came"
+        )
+    length = rows.norm(dim=1)
+    if not (torch.isfinite(length) & (length > 0)).all():
+        worst = int((~torch.isfinite(length) | (length == 0)).nonzero()[0])
+        raise ValueError(f"vector {worst} is zero or not finite: it points nowhere, leave it out")
+    if not 0 <= top_k <= view.d_vocab or not 0 <= bottom_k <= view.d_vocab or not top_k + bottom_k:
+        raise ValueError(f"top_k and bottom_k are numbers of entries, not both 0; {top_k} and {bottom_k} came")
+    labels = tuple(map(str, range(len(rows)))) if names is None else tuple(names)
+    if len(labels) != len(rows):
+        raise ValueError(f"{len(rows)} vectors came with {len(labels)} names: give each one a name, or none")
+    # Of the size that the norm expects: its epsilon would tell short vectors from long ones.
+    rows = rows / length[:, None] * view.d_model**0.5
+    parts = []
+    with undisturbed(view.model):
+        for some in rows.split(AT_ONCE):
+            log_prob = view.unembed(some).log_softmax(-1)
+            top, bottom = log_prob.topk(top_k), log_prob.topk(bottom_k, largest=False)
+            entropy = -(log_prob.exp() * log_prob).sum(-1)
+            parts.append((top.indices, top.values, bottom.indices, bottom.values, entropy))
+    ids, values, bottom_ids, bottom_values, entropies = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
+    return VectorReading(
+        unit=labels,
+        vocab=view.vocabulary_texts,
+        top_ids=ids,
+        top_log_prob=values,
+        bottom_ids=bottom_ids,
+        bottom_log_prob=bottom_values,
+        entropy=entropies,
+        provenance=Provenance(
+            probe=f"read_vector(top_k={top_k}, bottom_k={bottom_k})",
+            model=view.name,
+            model_class=view.class_name,
+            processed=view.processed,
+            dtype=str(view.W_E.dtype).removeprefix("torch."),
+            versions=view.versions,
+        ),
+    )
+
+
+def neuron_vectors(model: Any, layer: int) -> Float[Tensor, "unit d_model"]:
+    """What each neuron of a layer's MLP adds to the residual stream when it is active: the rows of W_out."""
+    view = ModelView(model)
+    (layer,) = view.layers([layer])
+    return view.W_out(layer).float().cpu()
+
+
+def ov_vectors(model: Any, layer: int, head: int, k: int = 5) -> Float[Tensor, "k d_model"]:
+    """The k directions that a head writes most strongly: right singular vectors of W_V W_O, of unit length.
+
+    Strongest first; which of a direction's two ends is meant is arbitrary (its largest entry is made positive here).
+
+    >>> import lens_probes as lp
+    >>> tuple(ov_vectors(lp.tiny.bridge("llama"), layer=1, head=3, k=2).shape)
+    (2, 32)
+    """
+    view = ModelView(model)
+    (layer,) = view.layers([layer])
+    W_V, W_O = view.W_V(layer).float(), view.W_O(layer).float()
+    if not 0 <= head < len(W_O):
+        raise ValueError(f"head {head} was asked for and layer {layer} of {view.name} has heads 0 to {len(W_O) - 1}")
+    if not 1 <= k <= W_O.shape[1]:
+        raise ValueError(f"{k} directions were asked for and a head of {view.name} writes at most {W_O.shape[1]}")
+    # W_V W_O = (Q R) (Q' R')^T: the singular value decomposition of a small matrix instead of [d_model d_model].
+    _, read = torch.linalg.qr(W_V[head])
+    basis, write = torch.linalg.qr(W_O[head].T)
+    directions = torch.linalg.svd(read @ write.T).Vh @ basis.T
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    return (directions * largest.sign())[:k].cpu()

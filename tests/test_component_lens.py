@@ -1,0 +1,159 @@
+"""ComponentLens: the parts sum to the model's own logits on every decoder, raw and processed weights agree."""
+
+import math
+
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.model import Norm
+from lens_probes.probes.component_lens import frozen
+from lens_probes.testing import check_probe
+
+TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day."]
+
+
+def centred_logits(model, tokens):
+    """The model's own logits before the soft cap minus their mean, `[token vocab]`, prompt by prompt."""
+    read = []
+    for _, prompt in tokens.by_prompt():
+        with torch.no_grad():
+            _, cache = model.run_with_cache(prompt.id[None], names_filter="unembed.hook_out")
+        read.append(cache["unembed.hook_out"][0].float())
+    logits = torch.cat(read)
+    return logits - logits.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("probe", [lp.ComponentLens(), lp.ComponentLens(target=3, layers=[2])], ids=repr)
+def test_it_keeps_the_contract(probe):
+    check_probe(probe)
+
+
+@pytest.mark.parametrize("target", ["next", "own", "final", 17])
+def test_the_parts_sum_to_the_models_own_logit_minus_the_mean_logit(target, decoder):
+    model = decoder.build()
+    result = lp.ComponentLens(target=target).run(model, TEXTS)
+    own = centred_logits(model, result.token)
+    asked = {
+        "next": result.token.id.roll(-1),
+        "own": result.token.id,
+        "final": own.argmax(-1),
+        17: torch.full((len(own),), 17),
+    }[target]
+    known = ~result.total.isnan()
+    expected = own.gather(1, asked[:, None])[:, 0][known]
+    assert int(known.sum()) == len(own) - (2 if target == "next" else 0)
+    torch.testing.assert_close(result.contribution[:, known].sum(0), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(result.total[known], expected, rtol=0, atol=1e-4)
+    assert result.contribution[:, ~known].isnan().all()
+
+
+def test_raw_and_processed_weights_of_both_classes_agree_part_by_part(decoder):
+    raw = lp.ComponentLens().run(tiny.bridge(decoder.architecture), TEXTS)
+    other = lp.ComponentLens().run(decoder.build(), TEXTS)
+    assert raw.component == other.component
+    torch.testing.assert_close(raw.contribution, other.contribution, rtol=0, atol=1e-4, equal_nan=True)
+
+
+def test_a_head_that_is_switched_off_contributes_nothing_and_the_others_change_the_total_by_what_they_say():
+    model = tiny.bridge("gpt2")
+    before = lp.ComponentLens(target=9).run(model, TEXTS[0])
+    with torch.no_grad():  # the last layer's head 2: nothing comes after it but the MLP and the final norm
+        model.blocks[2].attn.o.original_component.weight[16:24] = 0.0
+    after = lp.ComponentLens(target=9).run(model, TEXTS[0])
+    assert before.of_component("L2H2").abs().min() > 1e-4
+    assert after.of_component("L2H2").abs().max() == 0.0
+
+
+def test_an_embedding_alone_writes_everything():
+    model = tiny.bridge("llama")
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.o.original_component.weight.zero_()
+            block.mlp.out.original_component.weight.zero_()
+    result = lp.ComponentLens(target="own").run(model, TEXTS[0])
+    torch.testing.assert_close(result.of_component("embed"), result.total, rtol=0, atol=1e-4)
+    assert "position" not in result.component
+    assert result.contribution[1:].abs().max() < 1e-6
+
+
+def test_the_layers_that_were_not_asked_for_come_together():
+    model = tiny.bridge("gemma2")
+    whole, part = lp.ComponentLens().run(model, TEXTS), lp.ComponentLens(layers=[1]).run(model, TEXTS)
+    others = [name for name in whole.component if name.startswith(("L0", "L2"))]
+    together = sum(whole.of_component(name) for name in others)
+    torch.testing.assert_close(part.of_component("other_layers"), together, rtol=0, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(part.of_component("L1H3"), whole.of_component("L1H3"), rtol=0, atol=1e-5, equal_nan=True)
+
+
+def test_in_bfloat16_the_parts_sum_to_the_models_own_rounding():
+    model = tiny.bridge("gpt2", dtype=torch.bfloat16)
+    result = lp.ComponentLens(target=17).run(model, TEXTS)
+    own = centred_logits(model, result.token)[:, 17]
+    torch.testing.assert_close(result.contribution.sum(0), own, rtol=0, atol=2**-6 * float(own.abs().max()) + 0.02)
+
+
+@pytest.mark.parametrize("centred", [True, False], ids=["LayerNorm", "RMSNorm"])
+def test_a_frozen_norm_reads_a_direction_of_its_output_from_its_input(centred):
+    random = torch.Generator().manual_seed(0)
+    state, weight, bias, direction = (torch.randn(*size, generator=random) for size in ((4, 6), (6,), (6,), (4, 6)))
+    inner = state - state.mean(-1, keepdim=True) if centred else state
+    scale = inner.square().mean(-1).sqrt()
+    after = weight * inner / scale[:, None] + bias
+    found = frozen(Norm(weight, bias, centred), state, after)
+    torch.testing.assert_close(found.scale, scale)
+    read = (state * found.read(direction)).sum(-1)
+    torch.testing.assert_close(read, ((after - bias) * direction).sum(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_means_over_tokens_and_its_shares_sum_to_one():
+    result = lp.ComponentLens().run(tiny.bridge("gpt2"), lp.demo.sentences()[:6], prepend_bos=True)
+    table = result.mean_contribution()
+    counted = ~result.total.isnan() & ~result.token.special
+    assert table["tokens"].unique().tolist() == [int(counted.sum())] and table["prompts"].unique().tolist() == [6]
+    expected = result.contribution[:, counted].mean(1)
+    assert table["mean"].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert table["share"].sum() == pytest.approx(1.0, abs=1e-4)
+    assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).mean() > 0.95
+    few = lp.ComponentLens().run(tiny.bridge("gpt2"), TEXTS).mean_contribution()
+    assert few["low"].isna().all()
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_decomposed_is_refused():
+    with pytest.raises(ValueError, match="is one of next, own, final, or a token id; 'all' came"):
+        lp.ComponentLens(target="all")
+    with pytest.raises(ValueError, match="target 400 was asked for and the ids of tiny-gpt2 end at 399"):
+        lp.ComponentLens(target=400).run(tiny.bridge("gpt2"), TEXTS)
+    with pytest.raises(ValueError, match="tiny-bert norms after every sum and has a head that is not linear"):
+        lp.ComponentLens().run(tiny.bridge("bert"), TEXTS)
+
+
+def test_a_model_whose_parts_do_not_sum_is_refused():
+    model = tiny.bridge("gpt2")
+    model.original_model.transformer.h[1].register_forward_hook(
+        lambda module, inputs, output: output * 3 if isinstance(output, torch.Tensor) else (output[0] * 3, *output[1:])
+    )
+    with pytest.raises(ValueError, match=r"the parts of tiny-gpt2 do not sum to its last state \(they are off by"):
+        lp.ComponentLens().run(model, TEXTS)
+
+
+def test_figures_show_heads_by_layer_and_say_what_stands_beside_them():
+    result = lp.ComponentLens().run(tiny.bridge("gpt2"), TEXTS)
+    grid, mlp, bias = result.figure_token(2, prompt=1).data
+    row = result.token.row(1, 2)
+    assert grid.z[1][3] == pytest.approx(float(result.of_component("L1H3")[row]))
+    assert mlp.x[2] == pytest.approx(float(result.of_component("L2_mlp")[row]))
+    assert (mlp.name, bias.name) == ("MLP", "attention bias")
+    title = result.figure().layout.title.text
+    assert "embed" in title and "position" in title and "final_bias" in title
+    last = int((result.token.prompt == 0).sum()) - 1
+    with pytest.raises(ValueError, match="has no target: it is the last, ask an earlier one"):
+        result.figure_token(last)
+    with pytest.raises(ValueError, match="component 'L9H9' was asked for and there are embed, position, L0H0"):
+        result.of_component("L9H9")
+    only_one = lp.ComponentLens().run(tiny.bridge("gpt2"), [[5]])
+    with pytest.raises(ValueError, match="no token here has a target"):
+        only_one.figure()
+    assert math.isnan(float(only_one.total[0]))

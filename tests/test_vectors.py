@@ -1,0 +1,107 @@
+"""Any vector read into tokens: against the model's own head and plain linear algebra."""
+
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.model import ModelView
+
+
+def test_a_state_is_read_as_the_lens_reads_it():
+    model = tiny.bridge("gpt2")
+    lens = lp.LogitLens(target="own", top_k=4).run(model, "Time flies like an arrow.")
+    _, cache = model.run_with_cache(lens.token.id[None])
+    reading = lp.read_vector(model, cache["blocks.2.hook_resid_post"][0], top_k=4)
+    assert torch.equal(reading.top_ids, lens.top_ids[-1])
+    torch.testing.assert_close(reading.top_log_prob, lens.top_log_prob[-1], rtol=0, atol=1e-3)
+    torch.testing.assert_close(reading.entropy, lens.entropy[-1], rtol=0, atol=1e-3)
+
+
+def test_the_two_ends_are_the_largest_and_smallest_logits(cell):
+    model = cell.build()
+    vectors = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    reading = lp.read_vector(model, vectors, top_k=3, bottom_k=2)
+    log_prob = ModelView(model).unembed(vectors * 32**0.5 / vectors.norm(dim=1, keepdim=True)).log_softmax(-1)
+    order = log_prob.argsort(-1, descending=True)
+    assert torch.equal(reading.top_ids, order[:, :3])
+    assert torch.equal(reading.bottom_ids, order.flip(-1)[:, :2])
+    torch.testing.assert_close(reading.top_log_prob, log_prob.gather(1, order[:, :3]).detach(), rtol=0, atol=1e-4)
+
+
+def test_length_does_not_matter_and_direction_does():
+    model = tiny.bridge("llama")
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    short, long, back = (lp.read_vector(model, scale * vector, top_k=5) for scale in (1e-6, 1e4, -1.0))
+    assert torch.equal(short.top_ids, long.top_ids) and not torch.equal(short.top_ids, back.top_ids)
+    torch.testing.assert_close(short.top_log_prob, long.top_log_prob, rtol=0, atol=1e-4)
+
+
+def test_an_unembedding_column_is_read_as_its_own_token():
+    model = tiny.bridge("llama")
+    with torch.no_grad():
+        model.ln_final.original_component.weight.fill_(1.0)
+    directions = torch.nn.functional.normalize(ModelView(model).unembedding, dim=1)
+    closest = (directions @ ModelView(model).unembedding.T).argmax(-1)
+    assert torch.equal(lp.read_vector(model, directions, top_k=1).top_ids[:, 0], closest)
+
+
+def test_a_neurons_vector_is_what_it_adds_when_it_is_active(decoder):
+    model, layer = decoder.build(), 1
+    vectors = lp.neuron_vectors(model, layer)
+    ids = torch.arange(5, 12)[None]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(ids)
+    post = cache[f"blocks.{layer}.mlp.hook_post"].reshape(7, -1).float()
+    written = post @ vectors.to(post.device)
+    out = cache[f"blocks.{layer}.hook_mlp_out"][0].float()
+    if decoder.architecture == "gemma2":  # which norms what the MLP adds: the same direction up to that norm's weight
+        return_to = ModelView(model)._norm(model.blocks[layer].ln2_post).weight
+        out = out / return_to
+        out, written = (torch.nn.functional.normalize(x, dim=-1) for x in (out, written))
+    offset = (out - written)[0]  # the MLP's bias, the same at every token
+    torch.testing.assert_close(out - written, offset.expand_as(out), rtol=0, atol=1e-4)
+
+
+def test_a_heads_directions_are_the_singular_vectors_of_its_whole_matrix(decoder):
+    model, view = decoder.build(), ModelView(decoder.build())
+    found = lp.ov_vectors(model, layer=2, head=3, k=4)
+    W_OV = view.W_V(2)[3] @ view.W_O(2)[3]
+    expected = torch.linalg.svd(W_OV).Vh[:4]
+    torch.testing.assert_close((found @ expected.T).abs(), torch.eye(4), rtol=0, atol=1e-3)
+    assert (found.gather(1, found.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_is_no_vector_of_the_model_is_refused():
+    model = tiny.bridge("gpt2")
+    with pytest.raises(ValueError, match=r"vectors are \[unit d_model\] with d_model 32 for tiny-gpt2; \(3, 31\) came"):
+        lp.read_vector(model, torch.ones(3, 31))
+    for bad in (torch.zeros(2, 32), torch.full((1, 32), torch.nan)):
+        with pytest.raises(ValueError, match="vector 0 is zero or not finite"):
+            lp.read_vector(model, bad)
+    with pytest.raises(ValueError, match="numbers of entries, not both 0; 0 and 0 came"):
+        lp.read_vector(model, torch.ones(32), top_k=0)
+    with pytest.raises(ValueError, match="head 4 was asked for and layer 1 of tiny-gpt2 has heads 0 to 3"):
+        lp.ov_vectors(model, 1, 4)
+    with pytest.raises(ValueError, match="9 directions were asked for and a head of tiny-gpt2 writes at most 8"):
+        lp.ov_vectors(model, 1, 0, k=9)
+    with pytest.raises(ValueError, match="layer 3 was asked for"):
+        lp.neuron_vectors(model, 3)
+    with pytest.raises(ValueError, match="2 vectors came with 1 names"):
+        lp.read_vector(model, torch.ones(2, 32), names=["one"])
+
+
+def test_a_reading_has_a_table_a_frame_and_a_file(tmp_path):
+    model = tiny.bridge("gpt2")
+    reading = lp.read_vector(model, lp.neuron_vectors(model, 0), top_k=3, bottom_k=2)
+    assert len(reading.to_frame()) == 128 * 3 and len(reading.to_frame("bottom_ids")) == 128 * 2
+    drawn = reading.figure(first=100)
+    assert len(drawn.to_dict()["data"][0]["cells"]["values"][0]) == 28
+    assert "100 to 127 of 128" in drawn.layout.title.text
+    with pytest.raises(ValueError, match="vector 128 was asked for and there are 128"):
+        reading.figure(first=128)
+    reading.save(tmp_path / "r.safetensors")
+    assert torch.equal(lp.VectorReading.load(tmp_path / "r.safetensors").top_ids, reading.top_ids)
+    named = lp.read_vector(model, lp.ov_vectors(model, 0, 1, k=2), names=["L0H1 first", "<b>L0H1</b>"])
+    assert named.unit == ("L0H1 first", "<b>L0H1</b>") and "<b>L0H1" not in str(named.figure().to_json())
