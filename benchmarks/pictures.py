@@ -14,6 +14,8 @@ def main() -> None:
     result = lp.RankShift(center=mean).run(model, texts)
     result.figure().write_image(DOCS / "rank_shift.png")
     result.figure_paths(prompt=1, token=2).write_image(DOCS / "paths.png")
+    lens = lp.LogitLens().run(model, texts)
+    lens.figure(prompt=4).write_image(DOCS / "logit_lens.png")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_ranks("Median rank of a token's own embedding in its state (0 is closest)", results[0])
     _print_ranks("The same with the mean state of each layer and the mean embedding removed", centred)
     print(f"{_compared(centred)}\n")
+    lenses = [result for result in results if isinstance(result, lp.LogitLensResult)]
+    for lens in lenses:
+        print(f"{_decided(lens)}\n")
     sections = [
         (type(result).__name__.removesuffix("Result"), _question(result), result.figure()) for result in results
     ]
@@ -44,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         1, ("RankShift, centred", f"The same without the mean.\n{centred.provenance.probe}", centred.figure())
     )
     sections.insert(2, ("RankShift, centred: the tokens of one text", texts[0], one))
+    for lens in lenses:
+        heading = "LogitLens: word classes"
+        at = next(i for i, (name, _, _) in enumerate(sections) if name == "LogitLens")
+        sections.insert(at + 1, (heading, "The same over all texts.", lens.figure_classes()))
     lp.figures.write_page(out, f"lens_probes on {view.name}", sections)
     print(f"The figures are in {out}.")
     return 0
@@ -82,10 +89,22 @@ def _lines(path: Path) -> list[str]:
 
 
 def _probes(view: lp.ModelView) -> list[lp.Probe[Any]]:
-    """RankShift first, then all the others; parallel blocks have no state between attention and MLP."""
+    """RankShift first, then all others that read this model; parallel blocks have no middle state."""
     at = "resid_mid" if "blocks.0.hook_resid_mid" in view.model.hook_dict else "resid_post"
     chosen = {"RankShift": lp.RankShift(at=at), "ResidualMean": lp.ResidualMean(at=at)}
-    return [*chosen.values(), *(kind() for name, kind in lp.probes().items() if name not in chosen)]
+    if view.encoder:
+        chosen["LogitLens"] = lp.LogitLens(target="own")
+    others = [kind() for name, kind in lp.probes().items() if name not in chosen]
+    return [probe for probe in (*chosen.values(), *others) if _reads(probe, view)]
+
+
+def _reads(probe: lp.Probe[Any], view: lp.ModelView) -> bool:
+    try:
+        probe.hooks(view)
+    except ValueError as error:
+        print(f"without {type(probe).__name__}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _mean_of(results: Sequence[Any]) -> Any:
@@ -124,6 +143,17 @@ def _compared(result: Any) -> str:
         f"Last layer, centred: a content word is farther from its embedding than a function word with probability "
         f"{last['effect']:.2f} (95 % interval {interval}); q < 0.05 in {apart} of {len(comparison)} layers. "
         f"The null: {comparison.attrs['null']}."
+    )
+
+
+def _decided(lens: Any) -> str:
+    """When the model's own choice comes out on top for good."""
+    decided = lens.decided_at()[~lens.token.special]
+    middle, last = lens.layer[int(decided.median())], len(lens.layer) - 1
+    late = (decided == last).double().mean()
+    return (
+        f"Half of the model's predictions are on top for good from {middle} on, {late:.0%} only in the last state, "
+        f"{lens.layer[last]} ({len(decided)} tokens)."
     )
 
 

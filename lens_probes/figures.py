@@ -384,7 +384,7 @@ def grid_with_bars(
     y_title: str,
     colour_title: str,
 ) -> go.Figure:
-    """A grid of signed numbers, red below and blue above 0, and beside it bars for each of its rows."""
+    """A grid of signed numbers, red below and blue above 0, and bars for each of its rows unless they are all 0."""
     largest = max((abs(value) for row in z for value in row if math.isfinite(value)), default=0.0) or 1.0
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, column_widths=[0.62, 0.38], horizontal_spacing=0.2)
     figure.add_trace(
@@ -403,12 +403,14 @@ def grid_with_bars(
         row=1,
         col=1,
     )
-    for (name, values), colour in zip(bars_.items(), (CHOSEN, "#E69F00", *OTHER_COLOURS), strict=False):
+    written = {name: values for name, values in bars_.items() if any(values)}
+    for (name, values), colour in zip(written.items(), (CHOSEN, "#E69F00", *OTHER_COLOURS), strict=False):
         bar = go.Bar(
             x=list(values),
             y=list(y),
             name=name,
             orientation="h",
+            showlegend=True,
             marker={"color": colour},
             hovertemplate=f"%{{y}} {html.escape(name)}: %{{x:.3g}}<extra></extra>",
         )
@@ -424,7 +426,8 @@ def grid_with_bars(
         template=TEMPLATE,
         title=_title(title),
         width=1000,
-        height=max(16 * min(len(y), 60), 240) + 200,
+        height=max(16 * min(len(y), 60), 240) + 220,
+        margin={"t": 112},
         barmode="relative",
     )
     return figure

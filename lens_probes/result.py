@@ -115,8 +115,8 @@ class Provenance:
     def describe(self) -> str:
         """Model, state of its weights, precision and numbers, for the second line of a title."""
         weights = "processed" if self.processed else "raw"
-        numbers = f"{amount(self.n_prompts, 'prompt')}, {amount(self.n_tokens, 'token')}"
-        return f"{self.model} ({weights} weights, {self.dtype}), {numbers}"
+        numbers = f", {amount(self.n_prompts, 'prompt')}, {amount(self.n_tokens, 'token')}" if self.n_prompts else ""
+        return f"{self.model} ({weights} weights, {self.dtype}){numbers}"
 
 
 def amount(n: int, noun: str) -> str:

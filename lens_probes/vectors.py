@@ -55,7 +55,7 @@ class VectorReading(Result):
         ):
             for k in range(min(ids.shape[1], COLUMNS)):
                 columns[f"{name} {k}"] = [
-                    f"{figures.visible(self.vocab[int(ids[i, k])], 12)} {log_prob[i, k].exp():.2g}" for i in rows
+                    f"{figures.visible(self.vocab[int(ids[i, k])], 10)} {log_prob[i, k].exp():.1g}" for i in rows
                 ]
         several = f", {rows[0]} to {rows[-1]} of {len(self.unit)}" if len(rows) < len(self.unit) else ""
         return figures.table(

@@ -25,9 +25,10 @@ def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp
     assert "0_mid" in printed or (architecture == "neox" and "0_post" in printed)
     assert "The null: within a prompt" in printed
     page = out.read_text(encoding="utf-8")
-    for name in lp.probes():
+    drawn = set(lp.probes()) - ({"ComponentLens"} if architecture == "bert" else set())
+    for name in drawn:
         assert f"<h2>{name}</h2>" in page
-    assert page.count("<section>") == len(lp.probes()) + 2
+    assert page.count("<section>") == len(drawn) + 3
 
 
 @pytest.mark.usefixtures("tiny_model")

@@ -14,6 +14,7 @@ Source: Belrose et al. 2023, "Eliciting Latent Predictions from Transformers wit
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, final
 
 import plotly.graph_objects as go
@@ -69,18 +70,14 @@ class TunedLensResult(Result):
 
     def figure(self) -> go.Figure:
         """KL(final || layer) by layer, of the first step and of the last ones."""
-        steps = self.loss.shape[1]
-        recent = self.loss[:, -RECENT:]
-        lines = (
-            [figures.Line("first step (plain logit lens)", self.loss[:, 0].tolist(), colour=figures.GREY)]
-            if steps
-            else []
-        )
-        lines += [
-            figures.Line(f"mean of the last {recent.shape[1]} steps", recent.mean(1).tolist(), colour=figures.CHOSEN)
-        ]
+        steps, recent = self.loss.shape[1], self.loss[:, -RECENT:]
+        if not steps:
+            raise ValueError("this fit was interrupted before its first step, and there is nothing to draw: resume it")
+        start = figures.Line("first step (plain logit lens)", self.loss[:, 0].tolist(), colour=figures.GREY)
+        name = f"mean of the last {recent.shape[1]} steps"
+        end = figures.Line(name, recent.mean(1).tolist(), colour=figures.CHOSEN)
         return figures.lines(
-            {"KL(final || layer) (nats)": lines},
+            {"KL(final || layer) (nats)": [start, end]},
             self.layer,
             title=f"How far is each layer from the final prediction? {steps} steps\n{self.provenance.describe()}",
             x_title="state",
@@ -133,12 +130,10 @@ class TunedLens(Experiment[TunedLensResult]):
         maps, optimiser, losses = self._start(view, tuple(points), resume)
         hooks = [*points.values(), view.hook("resid_post", -1)]
         done = len(losses)
-        batches = _batches(tokens, self.tokens_per_step, self.seed)
+        batches = islice(_batches(tokens, self.tokens_per_step, self.seed), done, self.steps)
+        bar = tqdm(batches, desc="fitting", unit="step", disable=not progress, initial=done, total=self.steps)
         try:
-            for step in tqdm(range(self.steps), desc="fitting", unit="step", disable=not progress, initial=done):
-                batch = next(batches)
-                if step < done:
-                    continue  # drawn before
+            for step, batch in enumerate(bar, start=done):
                 ids, mask = pad(batch, view)
                 reading = Reading(view, batch, view.activations(ids, mask, hooks), mask)
                 optimiser.param_groups[0]["lr"] = self.learning_rate / (1 + step / 100) ** 0.5
