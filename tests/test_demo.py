@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 import socket
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from lens_probes import demo
-from lens_probes.demo import HEADLESS, load_model, model_folder, sentences
+from lens_probes.demo import HEADLESS, load_model, model_folder, sentences, templates, topics
 
 BOOT = "transformer_lens.model_bridge.TransformerBridge.boot_transformers"
 
@@ -268,3 +270,39 @@ def test_every_sentence_has_function_words_and_content_words_to_compare() -> Non
         classes = [word.word_class for word in closed_class(text)]
         assert classes.count("function") >= 2, text
         assert classes.count("content") >= 3, text
+
+
+# Topics
+
+
+def test_ten_topics_have_the_same_six_templates_ten_times_each() -> None:
+    texts = [(topic, text) for topic, some in topics().items() for text in some]
+    assert len(topics()) == 10 and len(texts) == len({text for _, text in texts}) == len(templates()) == 600
+    cells = Counter(zip((topic for topic, _ in texts), templates(), strict=True))
+    assert len(cells) == 60 and set(cells.values()) == {10}
+
+
+def test_topics_are_matched_in_length() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("smollm2-135m"))
+    length = {topic: [len(tokenizer(text)["input_ids"]) for text in some] for topic, some in topics().items()}
+    every = [n for some in length.values() for n in some]
+    assert (min(every), max(every)) == (10, 19)
+    middle = sum(every) / len(every)
+    assert round(middle, 1) == 13.6
+    assert max(abs(sum(some) / len(some) - middle) for some in length.values()) < 0.4
+
+
+def test_a_template_has_the_same_frame_in_every_topic() -> None:
+    frames = {
+        "advice": r"Never .+ the .+ until the .+ is \w+\.",
+        "contrast": r"Most .+ the .+, but the .+ does not\.",
+        "memory": r"I still remember how the .+ while the .+\.",
+        "plan": r"We plan to .+ the .+ so that the .+ can \w+\.",
+        "question": r"Why did the .+ the .+ before the .+\?",
+        "report": r"Yesterday the .+ showed us how the .+ can be .+ly\.",
+    }
+    texts = [text for some in topics().values() for text in some]
+    for text, template in zip(texts, templates(), strict=True):
+        assert re.fullmatch(frames[template], text), text

@@ -1,0 +1,452 @@
+"""HeadTopicSimilarity: do prompts of one topic give a head more alike outputs than prompts of different topics?
+
+Every head (or block, or state) gives each prompt one vector x, the mean over its tokens, or that of one token:
+
+    topic_similarity[layer, head, topic, other_topic] = mean over pairs of prompts i != j of similarity(x_i, x_j)
+    separation[layer, head] = mean over topics of its diagonal - mean over pairs of topics of the rest
+
+    similarity:  cosine    x . y / (|x| |y|)                  -1 to 1, zero vectors left out
+                 scaled    x . y / (largest |z|^2 of all)     -1 to 1
+                 distance  1 - |x - y| / (|x| + |y|)          0 to 1, two zero vectors are alike
+
+A separation of 0 is what topics that mean nothing to a head give, whatever the similarity of all prompts; `test`
+permutes the prompts' topics. Prompts of a topic also share words, length and form: give them in templates that every
+topic has, and name these as `groups`.
+
+Source: the question is that of "Searching for Modularity in Large Language Models" (lesswrong.com, 2022), whose readers
+asked for single heads, for a similarity under which two near-zero vectors are alike, and for an orthogonal basis.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final, get_args
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from scipy import stats
+from torch import Tensor
+
+from lens_probes import figures, statistics
+from lens_probes.model import ModelView
+from lens_probes.probe import Probe
+from lens_probes.prompts import PromptTable, Tokens, prompt_table
+from lens_probes.result import Result, summed, unit
+from lens_probes.run import Reading
+from lens_probes.similarity import (
+    SIMILARITIES,
+    Features,
+    Similarity,
+    features_of,
+    group_means,
+    group_means_of_pairs,
+    pairwise,
+    separation,
+)
+
+Of = Literal["head", "head_out", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"]
+Basis = Literal["own", "pca"]
+
+PROMPTS_PER_DIRECTION = 10  # with as many directions as prompts every pair looks alike
+DRAWS_AT_ONCE = 16  # permutations or resamples in one product
+NULL = "a prompt's vector does not depend on its topic (within a group); topics permuted among prompts"
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class HeadTopicSimilarityResult(Result):
+    """One vector a prompt and head, and sums by topic. Its vectors grow with the number of prompts."""
+
+    of: Of
+    pool: str | int
+    layer: tuple[str, ...]
+    head: tuple[str, ...]
+    topic: tuple[str, ...]
+    prompt: PromptTable
+    unit_sum: Float64[Tensor, "layer head topic d_head"] = field(
+        metadata=summed("sum over a topic's prompts of the vectors, each divided by its length")
+    )
+    count: Float64[Tensor, "layer head topic"] = field(metadata=summed("how many of them are not zero"))
+    vector: Float[Tensor, "layer head prompt d_head"] | None = field(
+        default=None, metadata=unit("what a head gives a prompt, in the units of the activation")
+    )
+
+    # Similarities
+
+    def similarity(
+        self, layer: int, head: int = 0, *, metric: Similarity = "cosine", center: bool = False, basis: Basis = "own"
+    ) -> Float[Tensor, "prompt other_prompt"]:
+        """The similarity of every pair of prompts; `layer` and `head` are places on these axes."""
+        vectors = self._vectors(center=center, basis=basis)
+        return pairwise(vectors[layer, head], _checked(metric)).float()
+
+    def topic_similarity(
+        self, *, metric: Similarity = "cosine", center: bool = False, basis: Basis = "own"
+    ) -> Float[Tensor, "layer head topic other_topic"]:
+        """The mean similarity over the pairs of prompts of two topics, a prompt with itself left out."""
+        if self.vector is None and _checked(metric) == "cosine" and not center and basis == "own":
+            return self._from_sums().float()
+        means = self._means(metric, center, basis)(self._own_topics())
+        return means.unflatten(0, (len(self.layer), len(self.head))).float()
+
+    def separation(
+        self, *, metric: Similarity = "cosine", center: bool = False, basis: Basis = "own"
+    ) -> Float[Tensor, "layer head"]:
+        """Mean similarity within topics minus mean similarity between them."""
+        self._check_topics()
+        return separation(self.topic_similarity(metric=metric, center=center, basis=basis))
+
+    @property
+    def brightness(self) -> Float[Tensor, "layer head"]:
+        """The largest share that one dimension has of all squared vectors; evenly spread it is 1 / d_head.
+
+        The basis of `hook_z` is arbitrary (W_V and W_O may be turned against each other): read it with `of="head_out"`.
+        """
+        return self._shares().amax(-1)
+
+    @property
+    def brightest(self) -> Int[Tensor, "layer head"]:
+        """Which dimension that is."""
+        return self._shares().argmax(-1)
+
+    @property
+    def pca_rank(self) -> int:
+        """How many directions `basis="pca"` keeps: one for ten prompts, no more than there are."""
+        return max(1, min(len(self.prompt) // PROMPTS_PER_DIRECTION, self.unit_sum.shape[-1]))
+
+    # Tests
+
+    def test(
+        self,
+        *,
+        permutations: int = statistics.PERMUTATIONS,
+        seed: int = 0,
+        groups: Sequence[str] | None = None,
+        metric: Similarity = "cosine",
+        center: bool = False,
+        basis: Basis = "own",
+    ) -> pd.DataFrame:
+        """Per head: separation, its 95 % interval (prompts resampled), p, q over heads, and p of the largest head.
+
+        `groups`, one label a prompt (its template, say): topics are permuted within a group only. `p` is two-sided,
+        (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` counts permutations in which any head is as far
+        out, the family-wise error rate. The null is in `attrs["null"]`.
+        """
+        self._check_topics()
+        order = self._own_order()
+        topic = self._topic_numbers()[order]
+        cell = np.zeros(len(topic), dtype=np.int64) if groups is None else self._cells(groups)[order]
+        if not any(len(set(topic[cell == each])) > 1 for each in set(cell)):
+            raise ValueError("every group has prompts of one topic only: nothing can be permuted within groups")
+        means = self._means(metric, center, basis, torch.from_numpy(order))
+        observed = separation(means(_one_hot(topic, len(self.topic)))).numpy()
+        moved = statistics.permuted(topic, cell, permutations, seed=seed)
+        labels = torch.stack([_one_hot(each, len(self.topic)) for each in moved]).split(DRAWS_AT_ONCE)
+        null = np.concatenate([separation(means(some)).numpy() for some in labels])
+        low, high = np.full((2, len(observed)), np.nan)
+        if len(topic) >= statistics.PROMPTS_FOR_INTERVAL:
+            times = torch.from_numpy(statistics.resamples(len(topic), seed=seed))[:, None]
+            weights = (_one_hot(topic, len(self.topic)) * times).split(DRAWS_AT_ONCE)
+            low, high = statistics.bounds(np.concatenate([separation(means(some)).numpy() for some in weights]))
+        p = statistics.permutation_p(observed, null)
+        places = [(layer, head) for layer in self.layer for head in self.head]
+        frame = pd.DataFrame(places, columns=["layer", "head"]).assign(
+            separation=observed,
+            low=low,
+            high=high,
+            p=p,
+            q=stats.false_discovery_control(p),
+            p_max=statistics.maximum_p(observed, null),
+            prompts=len(topic),
+            topics=len(self.topic),
+            permutations=permutations,
+        )
+        frame.attrs["null"] = NULL
+        return frame
+
+    def held_out(
+        self,
+        *,
+        fraction: float = 0.5,
+        k: int = 10,
+        groups: Sequence[str] | None = None,
+        seed: int = 0,
+        metric: Similarity = "cosine",
+        center: bool = False,
+        basis: Basis = "own",
+    ) -> pd.DataFrame:
+        """The k heads that separate most on one part of the prompts, and how they do on the others.
+
+        Whole groups (templates) go to one side; without groups, prompts. `chosen`: the separation where heads (and the
+        mean, and the principal directions) were chosen, which is too good; `held_out`: where they were not.
+        """
+        self._check_topics()
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction is the share of the prompts on which heads are chosen, 0 to 1; {fraction} came")
+        order = self._own_order()
+        topic = self._topic_numbers()[order]
+        random = np.random.default_rng(seed)
+        if groups is None:  # the same share of every topic
+            first = np.zeros(len(topic), dtype=bool)
+            for each in range(len(self.topic)):
+                members = random.permutation(np.flatnonzero(topic == each))
+                first[members[: round(fraction * len(members))]] = True
+        else:
+            cell = self._cells(groups)[order]
+            names = random.permutation(np.unique(cell))
+            first = np.isin(cell, names[: round(fraction * len(names))])
+        for part in (first, ~first):
+            if min(np.bincount(topic[part], minlength=len(self.topic)), default=0) < 2:
+                raise ValueError("a part has fewer than two prompts of a topic: use more groups, or another fraction")
+        means = self._means(metric, center, basis, torch.from_numpy(order), fit=torch.from_numpy(first))
+        own = _one_hot(topic, len(self.topic))
+        chosen, reported = (separation(means(own * torch.from_numpy(part))).numpy() for part in (first, ~first))
+        places = [(layer, head) for layer in self.layer for head in self.head]
+        frame = pd.DataFrame(places, columns=["layer", "head"]).assign(chosen=chosen, held_out=reported)
+        frame["rank_held_out"] = (-frame["held_out"]).rank(method="min").astype(int) - 1
+        frame = frame.assign(prompts_chosen=int(first.sum()), prompts_held_out=int((~first).sum()))
+        return frame.sort_values("chosen", ascending=False, kind="stable").head(k).reset_index(drop=True)
+
+    # Figures
+
+    def figure(self) -> go.Figure:
+        """Separation by layer and head; a star where the false-discovery rate is below 0.05 (200 permutations).
+
+        Without topics, the mean cosine over all pairs of prompts.
+        """
+        if len(self.topic) < 2:
+            everyone = torch.ones(1, len(self.prompt), dtype=torch.float64)
+            values = self._sums_over(everyone)[..., 0, 0]
+            return self._grid(values, None, "How alike are prompts to each head?", "mean cosine (-1 to 1)")
+        if self.vector is None:
+            return self._grid(self.separation(), None, "Which heads tell topics apart?", "separation (cosine, -2 to 2)")
+        table = self.test(permutations=200)
+        size = (len(self.layer), len(self.head))
+        values = torch.tensor(table["separation"].tolist()).reshape(size)
+        stars = np.asarray(table["q"] < 0.05).reshape(size)
+        title = f"Which heads tell topics apart? Star: q < 0.05 ({int(stars.sum())} of {stars.size})"
+        return self._grid(values, stars, title, "separation (cosine, -2 to 2)")
+
+    def figure_topics(self, layer: int, head: int = 0) -> go.Figure:
+        """The mean cosine of the prompts of two topics, in one head."""
+        means = self.topic_similarity()[layer, head]
+        return figures.heatmap(
+            means.tolist(),
+            x=[figures.visible(topic) for topic in self.topic],
+            y=[figures.visible(topic) for topic in self.topic],
+            title=self._title(f"Topic against topic in {self._name(layer, head)}"),
+            x_title="topic",
+            y_title="topic",
+            colour_title="mean cosine (-1 to 1)",
+            text=[[f"{value:.2f}" for value in row] for row in means.tolist()],
+        )
+
+    def _grid(self, values: Tensor, stars: Bool[np.ndarray, "layer head"] | None, title: str, says: str) -> go.Figure:
+        return figures.heatmap(
+            values.tolist(),
+            x=self.head,
+            y=self.layer,
+            title=self._title(title),
+            x_title="head",
+            y_title="layer",
+            colour_title=says,
+            text=None if stars is None else [["*" if star else "" for star in row] for row in stars.tolist()],
+        )
+
+    def _name(self, layer: int, head: int) -> str:
+        return (
+            f"L{self.layer[layer]}{self.head[head]}"
+            if self.of in ("head", "head_out")
+            else f"layer {self.layer[layer]}"
+        )
+
+    def _title(self, question: str) -> str:
+        pooled = {"mean": "mean over tokens", "last": "last token"}.get(str(self.pool), f"token {self.pool}")
+        return f"{question}\n{self.of}, {pooled}; {self.provenance.describe()}"
+
+    # How it is computed
+
+    def _vectors(
+        self,
+        *,
+        center: bool,
+        basis: Basis,
+        order: Int[Tensor, " prompt"] | None = None,
+        fit: Bool[Tensor, " prompt"] | None = None,
+    ) -> Float64[Tensor, "layer head prompt d_head"]:
+        """The stored vectors, centred or whitened by those prompts that `fit` marks (all)."""
+        if self.vector is None:
+            raise ValueError(
+                "this run kept sums by topic only, which give raw cosines: run HeadTopicSimilarity(keep_vectors=True)"
+            )
+        if basis not in get_args(Basis):
+            raise ValueError(f"basis is one of {', '.join(get_args(Basis))}; {basis!r} came")
+        vectors = self.vector.double() if order is None else self.vector.double()[:, :, order]
+        fitted = vectors if fit is None else vectors[:, :, fit]
+        if basis == "pca":
+            return whitened(vectors, fitted, self.pca_rank)
+        return vectors - fitted.mean(2, keepdim=True) if center else vectors
+
+    def _means(
+        self,
+        metric: Similarity,
+        center: bool,
+        basis: Basis,
+        order: Int[Tensor, " prompt"] | None = None,
+        fit: Bool[Tensor, " prompt"] | None = None,
+    ) -> Callable[[Float64[Tensor, "*draw topic prompt"]], Float64[Tensor, "*draw unit topic other_topic"]]:
+        """Mean similarities by topic as a function of how often each prompt counts in each topic."""
+        metric = _checked(metric)
+        vectors = self._vectors(center=center, basis=basis, order=order, fit=fit).flatten(0, 1)
+        if metric == "distance":
+            pairs = pairwise(vectors, metric)
+            return lambda weights: group_means_of_pairs(pairs, weights)
+        features: Features = features_of(vectors, metric)
+        return lambda weights: group_means(features, weights)
+
+    def _from_sums(self) -> Float64[Tensor, "layer head topic other_topic"]:
+        n = self.count
+        n_pairs = n[..., :, None] * n[..., None, :] - torch.diag_embed(n)
+        sums = self.unit_sum @ self.unit_sum.mT - torch.diag_embed(n)
+        return torch.where(n_pairs > 0, sums / n_pairs, torch.nan)
+
+    def _sums_over(self, weights: Tensor) -> Tensor:
+        """Mean cosine over all prompts, from sums where vectors were not kept."""
+        total, n = self.unit_sum.sum(2), self.count.sum(2)
+        mean = (total.square().sum(-1) - n) / (n * (n - 1)).clamp(min=1)
+        return torch.where(n > 1, mean, torch.nan)[..., None, None]
+
+    def _shares(self) -> Float[Tensor, "layer head d_head"]:
+        squares = self._vectors(center=False, basis="own").square().sum(2)
+        return (squares / squares.sum(-1, keepdim=True)).float()
+
+    def _check_topics(self) -> None:
+        if len(self.topic) < 2:
+            raise ValueError(
+                "topics are compared and the prompts have fewer than two: pass them as {topic: [prompt, prompt, ...]}"
+            )
+
+    def _topic_numbers(self) -> Int[np.ndarray, " prompt"]:
+        return np.asarray([self.topic.index(topic) for topic in self.prompt.topic])
+
+    def _own_topics(self) -> Float64[Tensor, "topic prompt"]:
+        return _one_hot(self._topic_numbers(), len(self.topic))
+
+    def _own_order(self) -> Int[np.ndarray, " prompt"]:
+        """Prompts sorted by topic and text: what is drawn at random does not depend on how they came."""
+        return np.lexsort((np.asarray(self.prompt.text), np.asarray(self.prompt.topic)))
+
+    def _cells(self, groups: Sequence[str]) -> Int[np.ndarray, " prompt"]:
+        if len(groups) != len(self.prompt):
+            raise ValueError(f"groups is one label a prompt: there are {len(self.prompt)}, and {len(groups)} came")
+        return np.unique(np.asarray(groups), return_inverse=True)[1]
+
+
+@final
+@dataclass(frozen=True)
+class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
+    """What each head gives each prompt, for prompts that have topics.
+
+    `of`: a head's mixed values (`head`), the same written to the residual stream (`head_out`), or a block's output or
+    state. `pool`: the mean over a prompt's tokens (special ones out), its `last` token, or a position.
+    `keep_vectors=False` keeps sums by topic only: memory that does not grow with prompts, and raw cosines only.
+
+    >>> import lens_probes as lp
+    >>> topics = {"animals": ["The cat sat.", "A dog ran."], "food": ["The bread rose.", "A soup boiled."]}
+    >>> result = lp.HeadTopicSimilarity().run(lp.tiny.bridge(), topics)
+    >>> tuple(result.topic_similarity().shape), tuple(result.separation().shape)
+    ((3, 4, 2, 2), (3, 4))
+    """
+
+    of: Of = "head"
+    pool: Literal["mean", "last"] | int = "mean"
+    keep_vectors: bool = True
+    layers: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.of not in get_args(Of):
+            raise ValueError(f"HeadTopicSimilarity(of=...) is one of {', '.join(get_args(Of))}; {self.of!r} came")
+        if not isinstance(self.pool, int) and self.pool not in ("mean", "last"):
+            raise ValueError(f"HeadTopicSimilarity(pool=...) is mean, last or a position; {self.pool!r} came")
+
+    def hooks(self, model: ModelView) -> list[str]:
+        """What the unit gives, in every layer."""
+        layers = model.layers(self.layers)
+        if self.of in ("head", "head_out"):
+            return [f"blocks.{layer}.attn.hook_z" for layer in layers]
+        return [model.hook(self.of, layer) for layer in layers]
+
+    def measure(self, reading: Reading) -> HeadTopicSimilarityResult:
+        """The vectors of the batch's prompts and their sums, a layer at a time."""
+        model, prompts = reading.model, prompt_table(reading.tokens)
+        layers = model.layers(self.layers)
+        weights = pooling(reading.tokens, self.pool)
+        vectors = []
+        for layer, hook in zip(layers, self.hooks(model), strict=True):
+            activation = reading[hook].float()
+            pooled = torch.einsum("pt,t...->p...", weights.to(activation.device), activation)
+            if self.of == "head_out":
+                pooled = torch.einsum("phk,hkd->phd", pooled, model.W_O(layer).float())
+            vectors.append((pooled if pooled.ndim == 3 else pooled[:, None]).transpose(0, 1).cpu())
+        vector = torch.stack(vectors)
+        features = features_of(vector.double(), "cosine")
+        topics = tuple(dict.fromkeys(prompts.topic))
+        of_topic = _one_hot(np.asarray([topics.index(topic) for topic in prompts.topic]), len(topics))
+        heads = self.of in ("head", "head_out")
+        return HeadTopicSimilarityResult(
+            of=self.of,
+            pool=self.pool,
+            layer=tuple(str(layer) for layer in layers),
+            head=tuple(f"H{head}" for head in range(vector.shape[1])) if heads else ("block",),
+            topic=topics,
+            prompt=prompts,
+            unit_sum=torch.einsum("tp,lhpd->lhtd", of_topic, features.vectors),
+            count=torch.einsum("tp,lhp->lht", of_topic, features.valid.double()),
+            vector=vector if self.keep_vectors else None,
+        )
+
+
+def pooling(tokens: Tokens, pool: str | int) -> Float[Tensor, "prompt token"]:
+    """How much each token counts in its prompt's vector: an equal share of all but special ones, or one token's all."""
+    rows = []
+    for number, prompt in tokens.by_prompt():
+        own = tokens.prompt == number
+        counted = own & ~tokens.special
+        if not counted.any():
+            raise ValueError(f"prompt {number} of a batch has special tokens only: pass prompts with text")
+        if pool == "mean":
+            rows.append(counted / counted.sum())
+            continue
+        places = counted.nonzero().flatten() if pool == "last" else own.nonzero().flatten()
+        at = -1 if pool == "last" else int(pool)
+        if not -len(places) <= at < len(places):
+            raise ValueError(
+                f"position {at} was asked for and a prompt has {len(prompt)} tokens: pool='mean' or 'last'"
+            )
+        rows.append(torch.nn.functional.one_hot(places[at], len(tokens)))
+    return torch.stack(rows).float()
+
+
+def whitened(
+    vectors: Float64[Tensor, "layer head prompt d_head"], fitted: Float64[Tensor, "layer head some d_head"], rank: int
+) -> Float64[Tensor, "layer head prompt k"]:
+    """Vectors along the `rank` strongest principal directions of `fitted`, each direction with variance 1 there."""
+    mean = fitted.mean(2, keepdim=True)
+    _, strength, directions = torch.linalg.svd(fitted - mean, full_matrices=False)
+    rank = min(rank, strength.shape[-1])
+    scale = strength[..., None, :rank] / fitted.shape[2] ** 0.5
+    along = (vectors - mean) @ directions[..., :rank, :].mT
+    return torch.where(scale > 1e-12, along / scale, 0.0)
+
+
+def _one_hot(topic: Int[np.ndarray, " prompt"], n_topics: int) -> Float64[Tensor, "topic prompt"]:
+    """1 where a prompt is of a topic."""
+    return torch.nn.functional.one_hot(torch.from_numpy(topic), n_topics).T.double()
+
+
+def _checked(metric: Similarity) -> Similarity:
+    if metric not in SIMILARITIES:
+        raise ValueError(f"metric is one of {', '.join(SIMILARITIES)}; {metric!r} came")
+    return metric

@@ -1,0 +1,315 @@
+"""HeadTopicSimilarity: metrics and separation by hand, sums against all pairs, a planted head found, its twin not."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.probes.head_topic_similarity import pooling, whitened
+from lens_probes.testing import assert_same, check_probe
+
+TOPICS = {
+    "animals": ["The cat sat on the mat.", "A dog ran home.", "Birds sing at dawn, they say.", "The horse slept."],
+    "food": ["The bread rose in the oven.", "A soup boiled over.", "She ate cake.", "Salt the water before it boils."],
+    "law": ["The judge left.", "A contract binds both sides.", "They sued the bank again.", "He pleaded guilty."],
+}
+METRICS = ("cosine", "scaled", "distance")
+
+
+def by_all_pairs(result, metric, vectors=None):
+    """Topic means from the similarity of every pair, one head at a time."""
+    vectors = result.vector.double() if vectors is None else vectors
+    n_layers, n_heads = vectors.shape[:2]
+    topic = np.asarray([result.topic.index(each) for each in result.prompt.topic])
+    means = np.full((n_layers, n_heads, len(result.topic), len(result.topic)), np.nan)
+    for layer, head in np.ndindex(n_layers, n_heads):
+        x = vectors[layer, head].numpy()
+        for a, b in np.ndindex(len(result.topic), len(result.topic)):
+            pairs = [(i, j) for i in np.where(topic == a)[0] for j in np.where(topic == b)[0] if i != j]
+            means[layer, head, a, b] = np.mean([one_pair(x, i, j, metric) for i, j in pairs])
+    return torch.from_numpy(means)
+
+
+def one_pair(x, i, j, metric):
+    if metric == "cosine":
+        return x[i] @ x[j] / np.sqrt((x[i] @ x[i]) * (x[j] @ x[j]))
+    if metric == "scaled":
+        return x[i] @ x[j] / max(each @ each for each in x)
+    return 1 - np.linalg.norm(x[i] - x[j]) / (np.linalg.norm(x[i]) + np.linalg.norm(x[j]))
+
+
+def of_vectors(vectors, topics, **fields):
+    """A result with given vectors `[layer head prompt d]` and topics."""
+    n_layers, n_heads, n, _ = vectors.shape
+    names = tuple(dict.fromkeys(topics))
+    ids = torch.arange(n)
+    table = lp.PromptTable(prompt=ids, text=tuple(f"prompt {i}" for i in range(n)), topic=tuple(topics))
+    member = torch.tensor([[topic == name for topic in topics] for name in names]).double()
+    units = normalize(vectors.double(), dim=-1)
+    return lp.HeadTopicSimilarityResult(
+        of="head",
+        pool="mean",
+        layer=tuple(map(str, range(n_layers))),
+        head=tuple(f"H{i}" for i in range(n_heads)),
+        topic=names,
+        prompt=table,
+        unit_sum=torch.einsum("tp,lhpd->lhtd", member, units),
+        count=torch.einsum("tp,lhp->lht", member, (vectors.norm(dim=-1) > 0).double()),
+        vector=vectors,
+        **fields,
+    )
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        lp.HeadTopicSimilarity(),
+        lp.HeadTopicSimilarity(of="head_out", pool="last", layers=[1]),
+        lp.HeadTopicSimilarity(of="resid_post", keep_vectors=False),
+        lp.HeadTopicSimilarity(of="attn_out", pool=2),
+    ],
+    ids=repr,
+)
+def test_it_keeps_the_contract(probe):
+    check_probe(probe)
+
+
+# What is collected
+
+
+def test_a_heads_vector_is_the_mean_of_its_outputs_without_special_tokens(decoder):
+    model = decoder.build()
+    text = TOPICS["animals"][2]
+    result = lp.HeadTopicSimilarity().run(model, text)
+    tokens = lp.RankShift(at="resid_post").run(model, text).token
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens.id[None])
+    z = cache["blocks.1.attn.hook_z"][0][~tokens.special]
+    torch.testing.assert_close(result.vector[1, :, 0], z.mean(0), rtol=0, atol=1e-5)
+    assert result.vector.shape[:3] == (3, 4, 1)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "bert"])
+def test_head_outputs_add_up_to_what_attention_adds(architecture):
+    model = tiny.bridge(architecture)
+    heads = lp.HeadTopicSimilarity(of="head_out").run(model, TOPICS)
+    block = lp.HeadTopicSimilarity(of="attn_out").run(model, TOPICS)
+    b_O = getattr(model.blocks[1].attn, "b_O", None)
+    total = heads.vector[1].sum(0) + (0 if b_O is None else b_O.detach())
+    torch.testing.assert_close(total, block.vector[1, 0], rtol=0, atol=1e-4)
+    assert block.head == ("block",) and heads.head == ("H0", "H1", "H2", "H3")
+
+
+def test_pooling_takes_all_ordinary_tokens_or_one():
+    tokens = lp.LogitLens(top_k=0).run(tiny.bridge("gpt2"), [[0, 5, 6], [7, 8]]).token  # id 0 is special
+    assert pooling(tokens, "mean").tolist() == [[0, 0.5, 0.5, 0, 0], [0, 0, 0, 0.5, 0.5]]
+    assert pooling(tokens, "last").tolist() == [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]]
+    assert pooling(tokens, 1).tolist() == [[0, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
+    with pytest.raises(ValueError, match="position 2 was asked for and a prompt has 2 tokens"):
+        pooling(tokens, 2)
+    with pytest.raises(ValueError, match="has special tokens only"):
+        lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), [[0]])
+
+
+# Similarities
+
+
+@pytest.mark.parametrize(
+    ("metric", "zeros", "same", "opposite"), [("cosine", None, 1, -1), ("scaled", None, 1, -1), ("distance", 1, 1, 0)]
+)
+def test_the_known_values_of_each_metric(metric, zeros, same, opposite):
+    x = torch.tensor([3.0, 4.0])
+    table = of_vectors(torch.stack([x, x, -x])[None, None], ["a", "a", "b"]).similarity(0, metric=metric)
+    assert float(table[0, 1]) == pytest.approx(same) and float(table[0, 2]) == pytest.approx(opposite)
+    nothing = of_vectors(torch.zeros(1, 1, 2, 2), ["a", "b"]).similarity(0, metric=metric)
+    assert float(nothing[0, 1]) == zeros if zeros else nothing.isnan().all()
+
+
+def test_the_separation_of_four_vectors_by_hand():
+    # Topic a: east, north-east; topic b: north, north. Within: cos 45 and 1; between: 0, 0, cos 45, cos 45.
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0], [0.0, 5.0]])[None, None]
+    result = of_vectors(vectors, ["a", "a", "b", "b"])
+    half = 0.5**0.5
+    assert result.topic_similarity()[0, 0].tolist() == [
+        pytest.approx([half, half / 2], abs=1e-6),
+        pytest.approx([half / 2, 1.0], abs=1e-6),
+    ]
+    assert float(result.separation()) == pytest.approx((half + 1) / 2 - half / 2)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_means_from_sums_equal_those_of_all_pairs(metric):
+    result = lp.HeadTopicSimilarity().run(tiny.bridge("llama"), TOPICS)
+    expected = by_all_pairs(result, metric)
+    torch.testing.assert_close(result.topic_similarity(metric=metric).double(), expected, rtol=0, atol=1e-6)
+    centred = result.vector.double() - result.vector.double().mean(2, keepdim=True)
+    expected = by_all_pairs(result, metric, centred)
+    found = result.topic_similarity(metric=metric, center=True).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_sums_alone_give_the_same_cosines_and_ask_for_vectors_otherwise():
+    model = tiny.bridge("gpt2")
+    kept, sums = (lp.HeadTopicSimilarity(keep_vectors=keep).run(model, TOPICS) for keep in (True, False))
+    torch.testing.assert_close(sums.topic_similarity(), kept.topic_similarity(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sums.separation(), kept.separation(), rtol=0, atol=1e-6)
+    for ask in (
+        lambda: sums.similarity(0),
+        lambda: sums.separation(center=True),
+        lambda: sums.separation(metric="distance"),
+        lambda: sums.separation(basis="pca"),
+        sums.test,
+        sums.held_out,
+        lambda: sums.brightness,
+    ):
+        with pytest.raises(ValueError, match=r"run HeadTopicSimilarity\(keep_vectors=True\)"):
+            ask()
+
+
+def test_zero_vectors_are_left_out_of_cosines():
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])[None, None]
+    result = of_vectors(vectors, ["a", "a", "a", "b", "b"])
+    assert result.topic_similarity()[0, 0].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert result.count.tolist() == [[[2.0, 2.0]]]
+
+
+def test_principal_directions_have_unit_variance_and_are_stated():
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.randn(1, 1, 40, 8, generator=random).double() * torch.arange(1, 9)
+    result = of_vectors(vectors.float(), ["a", "b"] * 20)
+    assert result.pca_rank == 4
+    along = whitened(vectors, vectors, 4)
+    covariance = along[0, 0].T @ along[0, 0] / 40
+    torch.testing.assert_close(covariance, torch.eye(4).double(), rtol=0, atol=1e-6)
+    assert result.topic_similarity(basis="pca").isfinite().all()
+
+
+def test_brightness_is_the_share_of_the_brightest_dimension():
+    vectors = torch.tensor([[[[3.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, -1.0]]]])
+    result = of_vectors(vectors, ["a", "b"])
+    assert result.brightness.tolist() == [[pytest.approx(0.9), 0.5]]
+    assert result.brightest[0, 0] == 0
+
+
+# Tests
+
+
+def planted(seed, strength, prompts=20, heads=4, width=16):
+    """Noise of unit length a head, and in head 2 each topic's own direction at `strength` of that length."""
+    random = torch.Generator().manual_seed(seed)
+    vectors = normalize(torch.randn(1, heads, 3 * prompts, width, generator=random), dim=-1)
+    topics = [name for name in "abc" for _ in range(prompts)]
+    directions = normalize(torch.randn(3, width, generator=random), dim=-1)
+    vectors[0, 2] += strength * directions[[ord(topic) - ord("a") for topic in topics]]
+    return of_vectors(vectors, topics)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """For tests of p-values, which need no intervals."""
+    monkeypatch.setattr(lp.statistics, "RESAMPLES", 5)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_planted_topic_direction_is_found():
+    found = 0
+    for seed in range(100):
+        table = planted(seed, 0.5).test(permutations=99, seed=seed)
+        found += bool((table["q"] < 0.05).tolist() == [False, False, True, False] or table["q"][2] < 0.05)
+    assert found >= 95
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_without_it_a_head_is_found_as_often_as_chance_allows():
+    false = sum(planted(seed, 0.0).test(permutations=99, seed=seed)["p"][2] < 0.05 for seed in range(1000, 1200))
+    assert false <= 18
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_the_largest_head_is_judged_against_the_largest_of_all():
+    false = sum((planted(seed, 0.0).test(permutations=99)["p_max"] < 0.05).any() for seed in range(2000, 2200))
+    assert false <= 18
+    assert planted(0, 0.7).test(permutations=199)["p_max"][2] < 0.05
+
+
+def test_topics_that_are_templates_in_disguise_are_no_topics_within_templates():
+    random = torch.Generator().manual_seed(0)
+    template = [str(i % 2) for i in range(40)]
+    topics = ["ab"[(i % 2) ^ (i % 5 == 0)] for i in range(40)]  # four in five of a topic have the same template
+    shift = torch.tensor([[8.0 * int(name) - 4.0, 0.0, 0.0] for name in template])
+    vectors = (torch.randn(40, 3, generator=random) + shift)[None, None]
+    result = of_vectors(vectors, topics)
+    assert result.test(permutations=199)["p"][0] < 0.05
+    assert result.test(permutations=199, groups=template)["p"][0] > 0.05
+    with pytest.raises(ValueError, match="every group has prompts of one topic only"):
+        result.test(groups=topics)
+    with pytest.raises(ValueError, match="one label a prompt: there are 40, and 3 came"):
+        result.test(groups=["a", "b", "c"])
+
+
+def test_an_interval_covers_the_separation_and_does_not_depend_on_the_order_of_prompts():
+    result = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), TOPICS)
+    table = result.test(permutations=99)
+    assert (table["low"] <= table["separation"] + 0.2).all() and (table["low"] < table["high"]).all()
+    turned = {topic: texts[::-1] for topic, texts in reversed(TOPICS.items())}
+    again = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), turned).test(permutations=99)
+    for column in ("separation", "low", "high", "p", "q", "p_max"):
+        assert table[column].tolist() == pytest.approx(again[column].tolist(), abs=1e-4), column
+
+
+def test_what_was_chosen_on_one_half_is_told_on_the_other():
+    table = planted(5, 1.0).held_out(k=2, seed=1)
+    assert table.iloc[0][["layer", "head"]].tolist() == ["0", "H2"]
+    assert table["rank_held_out"][0] == 0 and table["held_out"][0] > 0.2
+    noise = [planted(seed, 0.0).held_out(k=1, seed=seed).iloc[0] for seed in range(60)]
+    assert np.mean([row["chosen"] for row in noise]) > 0.005  # what was picked looks good where it was picked
+    assert abs(np.mean([row["held_out"] for row in noise])) < 0.003  # and is nothing elsewhere
+    groups = [str(i % 4) for i in range(60)]
+    whole = planted(5, 1.0).held_out(groups=groups, basis="pca")
+    assert whole["prompts_chosen"][0] == 30 and whole["prompts_held_out"][0] == 30
+    with pytest.raises(ValueError, match="fewer than two prompts of a topic"):
+        planted(5, 1.0).held_out(fraction=0.02)
+    with pytest.raises(ValueError, match="on which heads are chosen, 0 to 1"):
+        planted(5, 1.0).held_out(fraction=1.5)
+
+
+def test_shards_merge_to_one_run():
+    model = tiny.bridge("qwen3")
+    whole = lp.HeadTopicSimilarity().run(model, TOPICS)
+    first = {topic: texts[:2] for topic, texts in TOPICS.items()}
+    second = {topic: texts[2:] for topic, texts in TOPICS.items()}
+    merged = lp.HeadTopicSimilarityResult.merge([lp.HeadTopicSimilarity().run(model, part) for part in (first, second)])
+    torch.testing.assert_close(merged.separation(), whole.separation(), rtol=0, atol=1e-6)
+    one_topic = [lp.HeadTopicSimilarity().run(model, {topic: texts}) for topic, texts in TOPICS.items()]
+    assert_same(lp.Result.merge(one_topic), whole, "one run", tolerance=1e-6)
+
+
+# Refusals and figures
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said():
+    with pytest.raises(ValueError, match=r"\(of=...\) is one of head, head_out, attn_out.*'heads' came"):
+        lp.HeadTopicSimilarity(of="heads")
+    with pytest.raises(ValueError, match="is mean, last or a position; 'max' came"):
+        lp.HeadTopicSimilarity(pool="max")
+    plain = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), ["One text.", "Another text."])
+    with pytest.raises(ValueError, match="prompts have fewer than two: pass them as"):
+        plain.separation()
+    topics = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), TOPICS)
+    with pytest.raises(ValueError, match="metric is one of cosine, scaled, distance; 'dot' came"):
+        topics.separation(metric="dot")
+    with pytest.raises(ValueError, match="basis is one of own, pca; 'ica' came"):
+        topics.separation(basis="ica")
+
+
+def test_the_grid_marks_what_is_found_and_topics_are_named():
+    result = planted(3, 1.0)
+    (grid,) = result.figure().data
+    assert [row.count("*") for row in grid.text] == [1] and grid.text[0][2] == "*"
+    (table,) = result.figure_topics(0, 2).data
+    assert [list(row) for row in table.z] == result.topic_similarity()[0, 2].tolist()
+    hostile = of_vectors(torch.randn(1, 1, 4, 3), ["<script>a", "<script>a", "</b>", "</b>"])
+    assert "<script" not in str(hostile.figure_topics(0).to_json())
