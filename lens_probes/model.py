@@ -185,7 +185,7 @@ class ModelView:
 
     def _norm(self, norm: torch.nn.Module) -> "Norm":
         """Read off by what it returns: model classes keep a norm's weight in different places, Gemma without its 1."""
-        signs = torch.ones(self.d_model, device=self.device)
+        signs = torch.ones(self.d_model, device=self.device, dtype=torch.float32)
         signs[1::2] = -1.0  # mean 0 and mean square 1: a norm leaves it as it is
         probes = torch.stack([torch.zeros_like(signs), 100 * signs, 100 * torch.ones_like(signs)])
         with undisturbed(self.model):
@@ -254,10 +254,16 @@ class ModelView:
             return self.model.adapter.apply_output_logits_transform(logits)
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
+    @property
+    def logit_scale(self) -> float:
+        """What every logit is multiplied by before any soft cap (Cohere, Granite); 1 in most models."""
+        small = torch.full((1,), 1e-3, dtype=torch.float64, device=self.device)  # where a soft cap does nothing
+        return round(float(self.capped(small)) / 1e-3, 6)
+
     def check_head(self) -> None:
         """Raise unless the logits that we read from the last state of a few tokens are the model's own."""
         self._refuse_headless()
-        if self._head_error > HEAD_TOLERANCE:
+        if not self._head_error <= HEAD_TOLERANCE:  # not a number is no agreement either
             raise ValueError(
                 f"the logits of {self.name} are not its final norm, unembedding and soft cap alone (they differ by "
                 f"{self._head_error:.2g} of their spread): it cannot be read through its head, use another model"
@@ -328,7 +334,7 @@ class ModelView:
         Layer 0 brings the embeddings, `0_pre`, with it.
         """
         points: dict[str, str] = {}
-        for layer in self.layers(layers):
+        for layer in sorted(self.layers(layers)):
             first: list[ReadPoint] = ["resid_pre"] if layer == 0 else []
             middle: list[ReadPoint] = ["resid_mid"] if incl_mid else []
             for at in (*first, *middle, "resid_post"):

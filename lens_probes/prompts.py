@@ -185,9 +185,12 @@ def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "toke
 def following(tokens: Tokens) -> Tokens:
     """The same tokens with the id, word and class of what follows each in its prompt; the last has no class.
 
-    What is special, or is followed by something special, has none either: no prediction about text is made there.
+    The last has the id of the first, so that prompts that differ anywhere still differ. What is special, or is followed
+    by something special, has no class either: no prediction about text is made there.
     """
-    has_next, after = _has_next(tokens), torch.arange(len(tokens)).roll(-1)
+    has_next = _has_next(tokens)
+    first = torch.searchsorted(tokens.prompt, tokens.prompt)  # the first row of each token's prompt
+    after = torch.where(has_next, torch.arange(len(tokens)) + 1, first)
     special = tokens.special | (tokens.special[after] & has_next)
     counted = (has_next & ~special).tolist()
     return replace(

@@ -187,7 +187,10 @@ class Result(abc.ABC):
     # Tables
 
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
-        """Tidy, one row a cell; the fields and properties with the axes of field `name` (the first) as columns."""
+        """Tidy, one row a cell; the fields and properties with the axes of field `name` (the first) as columns.
+
+        Beside vocabulary ids (`top_ids`) stand their texts (`top_text`).
+        """
         schema_ = schema(type(self))
         axes = {**schema_.axes, **schema_.derived}
         if name is None:
@@ -201,7 +204,13 @@ class Result(abc.ABC):
         shape = columns[name].shape
         index = np.indices(tuple(shape)).reshape(len(shape), shape.numel())
         frames = [self._axis_frame(axis, at) for axis, at in zip(axes[name], index, strict=True)]
-        frames.append(pd.DataFrame({other: tensor.flatten().numpy() for other, tensor in columns.items()}))
+        cells: dict[str, Any] = {}
+        vocab = getattr(self, "vocab", ())
+        for other, tensor in columns.items():
+            cells[other] = tensor.flatten().numpy()
+            if other.endswith("ids") and vocab:
+                cells[f"{other.removesuffix('ids')}text"] = [vocab[i] for i in tensor.flatten().tolist()]
+        frames.append(pd.DataFrame(cells))
         return pd.concat(frames, axis=1)
 
     def _axis_frame(self, axis: str, at: np.ndarray) -> pd.DataFrame:

@@ -119,6 +119,10 @@ def run(
     for probe in probes:
         if isinstance(probe, type):
             raise TypeError(f"probes are made before they are run; the class came: write {probe.__name__}()")
+        if not hasattr(probe, "hooks"):
+            raise TypeError(
+                f"{probe!r} is no probe; an experiment such as TunedLens runs alone: experiment.run(model, ...)"
+            )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is a number of prompts, at least 1; {batch_size} came")
     view = ModelView(model)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +27,7 @@ from lens_probes.result import unit as stating
 
 AT_ONCE = 128  # vectors whose logits are held at a time
 ROWS = 30  # of the table figure
-COLUMNS = 8
+COLUMNS = 10
 
 
 @final
@@ -65,7 +66,7 @@ class VectorReading(Result):
 
 def read_vector(
     model: Any,
-    vectors: Float[Tensor, "*unit d_model"],
+    vectors: Float[Tensor, "*unit d_model"] | Sequence[Any] | np.ndarray,
     top_k: int = 10,
     bottom_k: int = 0,
     *,
@@ -84,20 +85,23 @@ def read_vector(
     """
     view = ModelView(model)
     view.check_head()
-    rows = torch.atleast_2d(vectors.detach()).to(view.device).float()
+    rows = torch.atleast_2d(torch.as_tensor(vectors).detach()).to(view.device).float()
     if rows.ndim != 2 or rows.shape[1] != view.d_model or not len(rows):
         raise ValueError(
-            f"vectors are [unit d_model] with d_model {view.d_model} for {view.name}; {tuple(vectors.shape)} came"
+            f"vectors are [unit d_model] with d_model {view.d_model} for {view.name}; {tuple(rows.shape)} came"
         )
     length = rows.norm(dim=1)
     if not (torch.isfinite(length) & (length > 0)).all():
         worst = int((~torch.isfinite(length) | (length == 0)).nonzero()[0])
         raise ValueError(f"vector {worst} is zero or not finite: it points nowhere, leave it out")
     if not 0 <= top_k <= view.d_vocab or not 0 <= bottom_k <= view.d_vocab or not top_k + bottom_k:
-        raise ValueError(f"top_k and bottom_k are numbers of entries, not both 0; {top_k} and {bottom_k} came")
-    labels = tuple(map(str, range(len(rows)))) if names is None else tuple(names)
-    if len(labels) != len(rows):
-        raise ValueError(f"{len(rows)} vectors came with {len(labels)} names: give each one a name, or none")
+        raise ValueError(
+            f"top_k and bottom_k are numbers of entries, up to {view.d_vocab} and not both 0; {top_k} and "
+            f"{bottom_k} came"
+        )
+    labels = tuple(map(str, range(len(rows)) if names is None else names))
+    if isinstance(names, str) or len(labels) != len(rows):
+        raise ValueError(f"{len(rows)} vectors came with the names {names!r}: give a list with one for each, or none")
     # Of the size that the norm expects: its epsilon would tell short vectors from long ones.
     rows = rows / length[:, None] * view.d_model**0.5
     parts = []

@@ -158,7 +158,7 @@ def predictions(
     own_entries = vocabulary[targets.clamp(min=0)].float()
     own = torch.einsum("tld,tnd->tln", asked, own_entries) + bias[targets.clamp(min=0)].float()[:, None]
     own = cap(own).flatten(0, 1)
-    equal = _equal_entries(vocabulary, targets.repeat_interleave(n_layers, 0))
+    equal = _equal_entries(vocabulary, targets.repeat_interleave(n_layers, 0), bias)
     closer = torch.zeros(n_tokens * n_layers, n_targets, dtype=torch.int64, device=asked.device)
 
     peak = asked.new_full((n_tokens, n_layers), -torch.inf)
@@ -191,7 +191,7 @@ def predictions(
     unknown = (targets < 0)[:, None]
     log_prob = own.unflatten(0, (n_tokens, n_layers)) - normaliser[..., None]
     return Predictions(
-        log_prob.float().masked_fill(unknown, torch.nan),
+        log_prob.clamp(max=0).float().masked_fill(unknown, torch.nan),
         closer.unflatten(0, (n_tokens, n_layers)).masked_fill(unknown, -1),
         entropy.clamp(min=0).float(),
         kl.clamp(min=0).float(),
@@ -247,13 +247,20 @@ def _distance(states: Float[Tensor, "row d_model"], entries: Float[Tensor, "row 
     return (states.float()[:, None] - entries).norm(dim=-1)
 
 
-def _equal_entries(vocabulary: Float[Tensor, "vocab d_model"], targets: Int[Tensor, "row k"]) -> EqualEntries:
-    """Every (row, k, id) such that the entry of that id equals the target's number by number; the target is one.
+def _equal_entries(
+    vocabulary: Float[Tensor, "vocab d_model"],
+    targets: Int[Tensor, "row k"],
+    bias: Float[Tensor, " vocab"] | None = None,
+) -> EqualEntries:
+    """Every (row, k, id) such that the entry (and bias) of that id equals the target's number by number; it is one.
 
     Entries are compared by a 64-bit hash of their bits: two of 250,000 different ones meet once in half a billion
     vocabularies.
     """
-    hashes, order = _hashes(vocabulary).sort()
+    keys = _hashes(vocabulary)
+    if bias is not None:
+        keys = keys * 31 + _hash(bias[:, None])
+    hashes, order = keys.sort()
     own = torch.empty_like(hashes).scatter_(0, order, hashes)[targets.clamp(min=0)].flatten()
     left, right = torch.searchsorted(hashes, own), torch.searchsorted(hashes, own, right=True)
     number = torch.where(targets.flatten() >= 0, right - left, 0)

@@ -135,8 +135,51 @@ def test_a_model_whose_parts_do_not_sum_is_refused():
     model.original_model.transformer.h[1].register_forward_hook(
         lambda module, inputs, output: output * 3 if isinstance(output, torch.Tensor) else (output[0] * 3, *output[1:])
     )
-    with pytest.raises(ValueError, match=r"the parts of tiny-gpt2 do not sum to its last state \(they are off by"):
+    with pytest.raises(ValueError, match=r"of tiny-gpt2 do not sum to its states \(they are off by"):
         lp.ComponentLens().run(model, TEXTS)
+
+
+def cohere():
+    """A tiny model that multiplies its logits by 1/4."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import CohereConfig, CohereForCausalLM
+
+    config = CohereConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        logit_scale=0.25,
+    )
+    torch.manual_seed(0)
+    config.architectures = ["CohereForCausalLM"]
+    source, tokenizer = CohereForCausalLM(config).eval(), tiny.tokenizer("llama")
+    model = TransformerBridge.boot_transformers("tiny-cohere", hf_model=source, tokenizer=tokenizer, device="cpu")
+    return model
+
+
+def test_a_factor_of_all_logits_is_part_of_every_contribution():
+    with torch.random.fork_rng():
+        model = cohere()
+    result = lp.ComponentLens(target=17).run(model, TEXTS)
+    with torch.no_grad():
+        own = torch.cat([model(prompt.id[None])[0] for _, prompt in result.token.by_prompt()])
+    if lp.ModelView(model).logit_scale != 0.25:
+        pytest.skip("this TransformerLens does not scale Cohere's logits itself")
+    expected = own[:, 17] - own.mean(-1)
+    torch.testing.assert_close(result.contribution.sum(0), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [None, [0], [1, 2]])
+def test_a_block_that_scales_what_it_adds_is_refused_whichever_layers_are_asked(layers):
+    model = tiny.bridge("llama")
+    for block in model.blocks:
+        block.mlp.hook_out.register_forward_hook(lambda module, inputs, output: output * 3)
+        block.attn.hook_out.register_forward_hook(lambda module, inputs, output: output * 3)
+    with pytest.raises(ValueError, match=r"of tiny-llama do not sum to its states \(they are off by"):
+        lp.ComponentLens(layers=layers).run(model, TEXTS)
 
 
 def test_figures_show_heads_by_layer_and_say_what_stands_beside_them():

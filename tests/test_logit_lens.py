@@ -5,6 +5,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
@@ -284,15 +285,24 @@ def test_the_identity_changes_nothing_but_the_record():
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said_before_the_forward_pass(monkeypatch):
     model = tiny.bridge("gpt2")
-    with pytest.raises(ValueError, match=r"one of next, own, final, or token ids; ' Paris' came: for a text, pass"):
-        lp.LogitLens(target=" Paris")
-    for target in ([], [4, 4]):
-        with pytest.raises(ValueError, match="lists each id once"):
+    for target in (" Paris", [" Paris", " London"], 1.5, [1.7, 3], None, True):
+        with pytest.raises(ValueError, match=r"one of next, own, final, or token ids; .* came: for a text, pass"):
             lp.LogitLens(target=target)
-    with pytest.raises(ValueError, match="at least 0; -1 came"):
-        lp.LogitLens(top_k=-1)
-    with pytest.raises(TypeError, match=r"a function \(state \[token d_model\], layer label\) -> state; int came"):
-        lp.LogitLens(translator=3)
+    for target in ([], [4, 4], -1):
+        with pytest.raises(ValueError, match="lists ids, each once and from 0 on"):
+            lp.LogitLens(target=target)
+    for top_k in (-1, 2.5):
+        with pytest.raises(ValueError, match=r"a number of entries, at least 0; .* came"):
+            lp.LogitLens(top_k=top_k)
+    for translator in (3, lp.TunedLens(), lp.TunedLens):
+        with pytest.raises(TypeError, match=r"such as what TunedLens\(\).run\(model, texts\) or .* gives; .* came"):
+            lp.LogitLens(translator=translator)
+    with pytest.raises(TypeError, match="is no probe; an experiment such as TunedLens runs alone"):
+        lp.run([lp.TunedLens()], model, TEXTS)
+    with pytest.raises(ValueError, match="no token here has a target that belongs to a word"):
+        lp.LogitLens().run(model, [[5]]).by_word_class()
+    with pytest.raises(ValueError, match="is the number of a token, from 0 on; -3 came"):
+        lp.LogitLens().run(model, TEXTS).figure(first=-3)
     with pytest.raises(ValueError, match="target 400 was asked for and the ids of tiny-gpt2 end at 399"):
         lp.LogitLens(target=400).run(model, TEXTS)
     with pytest.raises(ValueError, match="top_k=401 was asked for and the vocabulary of tiny-gpt2 has 400"):
@@ -322,12 +332,59 @@ def test_a_model_that_scales_its_logits_otherwise_is_refused():
 
 @pytest.mark.parametrize(
     ("translator", "came"),
-    [(lambda state, label: state[:, :5], r"gave \(\d+, 5\)"), (lambda state, label: state * math.inf, "not finite")],
-    ids=["shape", "infinite"],
+    [
+        (lambda state, label: state[:, :5], r"gave \(\d+, 5\) for the states \(\d+, 32\) at 0_pre"),
+        (lambda state, label: None, "gave NoneType for the states"),
+        (lambda state, label: state * math.inf, "numbers at 0_pre that are not finite in"),
+    ],
+    ids=["shape", "nothing", "infinite"],
 )
 def test_a_translator_that_returns_something_else_is_refused(translator, came):
     with pytest.raises(ValueError, match=came):
         lp.LogitLens(translator=translator).run(tiny.bridge("gpt2"), TEXTS)
+
+
+def test_what_overflows_in_the_models_precision_is_refused():
+    model = tiny.bridge("llama", dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
+        lp.LogitLens(translator=lambda state, label: state * 1e6).run(model, TEXTS)
+
+
+def test_a_head_that_gives_no_numbers_is_refused():
+    model = tiny.bridge("llama")
+    with torch.no_grad():
+        model.unembed.original_component.weight[7] = torch.nan
+    with pytest.raises(ValueError, match="are not its final norm, unembedding"):
+        lp.LogitLens().run(model, TEXTS)
+
+
+def test_layers_come_in_the_order_of_the_model_however_they_are_asked():
+    model = tiny.bridge("gpt2")
+    turned, plain = (lp.LogitLens(layers=layers).run(model, TEXTS) for layers in ([2, 0, 1], None))
+    assert_same(turned, plain, "all layers in order")
+
+
+def test_prompts_that_differ_in_their_first_token_only_may_come_in_any_order():
+    model = tiny.bridge("llama")
+    texts = [f"{name} old keeper climbed the stairs before the fog and the rain came in" for name in "ABCDEF"]
+    one, other = (lp.LogitLens().run(model, some, prepend_bos=False) for some in (texts, texts[::-1]))
+    for table, again in ((one.compare(), other.compare()), (one.by_word_class(), other.by_word_class())):
+        numbers = table.select_dtypes("number").columns
+        assert (table[numbers] - again[numbers]).abs().max().max() < 1e-4
+
+
+@pytest.mark.parametrize("target", [np.int64(5), torch.tensor(5), np.array([5, 6]), torch.tensor([[5, 6]]), (5, 6)])
+@pytest.mark.usefixtures("as_users_run_it")
+def test_ids_may_come_as_arrays_and_tensors(target):
+    probe = lp.LogitLens(target=target)
+    assert repr(probe).startswith(("LogitLens(target=(5,)", "LogitLens(target=(5, 6)"))
+    assert probe.run(tiny.bridge("gpt2"), TEXTS).target in ((5,), (5, 6))
+
+
+def test_a_frame_has_the_texts_of_ids():
+    result = lp.LogitLens(top_k=2).run(tiny.bridge("gpt2"), TEXTS)
+    frame = result.to_frame("top_ids")
+    assert frame["top_text"].tolist() == [result.vocab[i] for i in frame["top_ids"]]
 
 
 # Figures

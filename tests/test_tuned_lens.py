@@ -108,6 +108,17 @@ def test_a_step_follows_the_gradient_of_the_mean_divergence():
     torch.testing.assert_close(tuned.gradient_mean[1, :-1], 0.1 * gradient, rtol=1e-3, atol=1e-6)
 
 
+def test_contexts_of_the_caller_change_nothing():
+    model, probe = tiny.bridge("gpt2"), lp.TunedLens(steps=2)
+    plain = probe.run(model, FITTED[:4], progress=False)
+    with torch.inference_mode():
+        inside = probe.run(model, FITTED[:4], progress=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = probe.run(model, FITTED[:4], progress=False)
+    assert torch.equal(plain.maps, inside.maps) and torch.equal(plain.maps, cast.maps)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_does_not_belong_together_is_refused():
     model, other = tiny.bridge("gpt2"), tiny.bridge("gpt2", seed=1)
@@ -120,10 +131,19 @@ def test_what_does_not_belong_together_is_refused():
         tuned(torch.zeros(1, 32), "0_post")
     with pytest.raises(ValueError, match="only the last layer, 2_post, was asked for"):
         lp.TunedLens(layers=[-1]).run(model, FITTED)
-    with pytest.raises(ValueError, match="resume was fitted for 1_post and 0_pre, 0_post is asked for"):
-        lp.TunedLens(layers=[0]).run(model, FITTED, resume=tuned)
-    with pytest.raises(ValueError, match="are above 0; 0, 256 and"):
-        lp.TunedLens(steps=0)
+    with pytest.raises(ValueError, match="resume comes from a fit with other layers: go on with the same"):
+        lp.TunedLens(steps=1, layers=[0]).run(model, FITTED[:2], resume=tuned)
+    for wrong in ({"steps": 0}, {"steps": 2.5}, {"learning_rate": float("inf")}, {"tokens_per_step": 0}):
+        with pytest.raises(ValueError, match=r"are above 0, the first two whole numbers; .* came"):
+            lp.TunedLens(**wrong)
+    more = lp.TunedLens(steps=2, layers=[1], seed=1, learning_rate=0.1)
+    with pytest.raises(ValueError, match="resume comes from a fit with other learning_rate, seed, text: go on with"):
+        more.run(model, FITTED[:3], resume=tuned)
+    done = lp.TunedLens(steps=2, layers=[1]).run(model, FITTED[:2], progress=False)
+    with pytest.raises(ValueError, match=r"resume has 2 steps and TunedLens\(steps=1\) is asked for"):
+        lp.TunedLens(steps=1, layers=[1]).run(model, FITTED[:2], resume=done)
+    with pytest.raises(TypeError, match=r"resume is the result of an earlier run, or of .*; 'a.safetensors' came"):
+        lp.TunedLens(steps=1).run(model, FITTED, resume="a.safetensors")
     with pytest.raises(ValueError, match="there is nothing to fit on: all tokens are special"):
         lp.TunedLens().run(model, [[model.tokenizer.bos_token_id]])
 

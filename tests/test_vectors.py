@@ -80,7 +80,7 @@ def test_what_is_no_vector_of_the_model_is_refused():
     for bad in (torch.zeros(2, 32), torch.full((1, 32), torch.nan)):
         with pytest.raises(ValueError, match="vector 0 is zero or not finite"):
             lp.read_vector(model, bad)
-    with pytest.raises(ValueError, match="numbers of entries, not both 0; 0 and 0 came"):
+    with pytest.raises(ValueError, match="numbers of entries, up to 400 and not both 0; 0 and 0 came"):
         lp.read_vector(model, torch.ones(32), top_k=0)
     with pytest.raises(ValueError, match="head 4 was asked for and layer 1 of tiny-gpt2 has heads 0 to 3"):
         lp.ov_vectors(model, 1, 4)
@@ -88,8 +88,14 @@ def test_what_is_no_vector_of_the_model_is_refused():
         lp.ov_vectors(model, 1, 0, k=9)
     with pytest.raises(ValueError, match="layer 3 was asked for"):
         lp.neuron_vectors(model, 3)
-    with pytest.raises(ValueError, match="2 vectors came with 1 names"):
+    with pytest.raises(ValueError, match=r"2 vectors came with the names \['one'\]: give a list with one for each"):
         lp.read_vector(model, torch.ones(2, 32), names=["one"])
+
+
+def test_vectors_may_come_as_lists_and_arrays():
+    model, vector = tiny.bridge("gpt2"), torch.linspace(-1, 2, 32)
+    asked = [lp.read_vector(model, kind, top_k=3).top_ids for kind in (vector, vector.tolist(), vector.numpy()[None])]
+    assert torch.equal(asked[0], asked[1]) and torch.equal(asked[0], asked[2])
 
 
 def test_a_reading_has_a_table_a_frame_and_a_file(tmp_path):

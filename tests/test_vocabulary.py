@@ -478,6 +478,22 @@ def test_a_target_is_not_outranked_by_an_entry_that_equals_it():
     assert torch.equal(read.rank, alone.rank)
 
 
+def test_an_equal_entry_with_another_bias_is_another_entry():
+    entries, bias = normal(30, 8), normal(30, seed=2)
+    entries[20:] = 0.0
+    states, targets = normal(40, 2, 8, seed=1), torch.full((40, 1), 25)
+    read = vocabulary.predictions(states, entries, bias, targets, 1)
+    logits = states @ entries.T + bias
+    assert torch.equal(read.rank[..., 0], (logits > logits[..., 25:26]).sum(-1))
+
+
+def test_a_log_probability_is_never_above_0():
+    entries = 40 * normal(50, 8)
+    states = normal(500, 2, 8, seed=1)
+    best = (states[:, -1] @ entries.T).argmax(-1, keepdim=True)
+    assert vocabulary.predictions(states, entries, torch.zeros(50), best, 1).log_prob.max() <= 0
+
+
 def test_of_no_target_and_no_top_entries_the_rest_is_known():
     read = vocabulary.predictions(
         normal(3, 2, 8), normal(20, 8), torch.zeros(20), torch.empty(3, 0, dtype=torch.int64), 0

@@ -12,10 +12,12 @@ translator, `LogitLens(translator=tuned)`; judge it on text that it has not seen
 Source: Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the Tuned Lens", arXiv 2303.08112.
 """
 
+import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import plotly.graph_objects as go
 import torch
@@ -25,7 +27,7 @@ from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from lens_probes import figures
-from lens_probes.model import ModelView
+from lens_probes.model import ModelView, undisturbed
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, Tokens, concatenate, tokenize
 from lens_probes.result import Result, unit
@@ -41,6 +43,10 @@ class TunedLensResult(Result):
 
     layer: tuple[str, ...]
     last: str  # the label that is left alone
+    learning_rate: float
+    tokens_per_step: int
+    seed: int
+    text_hash: str  # of the prompts: a fit goes on with the same ones
     maps: Float[Tensor, "layer input d_model"] = field(metadata=unit("A, and below it b, of each layer"))
     loss: Float[Tensor, "layer step"] = field(
         metadata=unit("mean KL(final || layer) over a step's tokens, nats", low=0)
@@ -108,10 +114,11 @@ class TunedLens(Experiment[TunedLensResult]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.tokens_per_step < 1 or not self.learning_rate > 0:
+        whole = isinstance(self.steps, int) and isinstance(self.tokens_per_step, int)
+        if not whole or self.steps < 1 or self.tokens_per_step < 1 or not 0 < self.learning_rate < math.inf:
             raise ValueError(
-                f"TunedLens(steps=..., tokens_per_step=..., learning_rate=...) are above 0; {self.steps}, "
-                f"{self.tokens_per_step} and {self.learning_rate} came"
+                f"TunedLens(steps=..., tokens_per_step=..., learning_rate=...) are above 0, the first two "
+                f"whole numbers; {self.steps}, {self.tokens_per_step} and {self.learning_rate} came"
             )
 
     def run(
@@ -127,53 +134,82 @@ class TunedLens(Experiment[TunedLensResult]):
         tokens = tokenize(prompts, view)
         if bool(tokens.special.all()):
             raise ValueError("there is nothing to fit on: all tokens are special; pass text")
-        maps, optimiser, losses = self._start(view, tuple(points), resume)
         hooks = [*points.values(), view.hook("resid_post", -1)]
-        done = len(losses)
-        batches = islice(_batches(tokens, self.tokens_per_step, self.seed), done, self.steps)
-        bar = tqdm(batches, desc="fitting", unit="step", disable=not progress, initial=done, total=self.steps)
+        fit = self._start(view, tuple(points), tokens, resume)
+        batches = islice(_batches(tokens, self.tokens_per_step, self.seed), fit.step, self.steps)
+        bar = tqdm(batches, desc="fitting", unit="step", disable=not progress, initial=fit.step, total=self.steps)
         try:
-            for step, batch in enumerate(bar, start=done):
-                ids, mask = pad(batch, view)
-                reading = Reading(view, batch, view.activations(ids, mask, hooks), mask)
-                optimiser.param_groups[0]["lr"] = self.learning_rate / (1 + step / 100) ** 0.5
-                loss, maps.grad = _gradients(reading, hooks, maps.detach())
-                optimiser.step()
-                losses.append(loss)
+            with torch.inference_mode(False), undisturbed(view.model):
+                for batch in bar:
+                    ids, mask = pad(batch, view)
+                    reading = Reading(view, batch, view.activations(ids, mask, hooks), mask)
+                    loss, gradient = _gradients(reading, hooks, fit.maps)
+                    fit = _adam(fit, loss, gradient, self.learning_rate / (1 + fit.step / 100) ** 0.5)
         except KeyboardInterrupt:
-            tqdm.write(f"interrupted after {len(losses)} of {self.steps} steps: go on with run(..., resume=result)")
-        state = optimiser.state[maps]
-        empty = torch.zeros_like(maps)
+            tqdm.write(f"interrupted after {fit.step} of {self.steps} steps: go on with run(..., resume=result)")
         return TunedLensResult(
             layer=tuple(points),
             last=last,
-            maps=maps.detach().cpu(),
-            loss=torch.stack(losses, dim=1).cpu() if losses else torch.empty(len(points), 0),
-            gradient_mean=state.get("exp_avg", empty).detach().cpu(),
-            gradient_square=state.get("exp_avg_sq", empty).detach().cpu(),
+            learning_rate=self.learning_rate,
+            tokens_per_step=self.tokens_per_step,
+            seed=self.seed,
+            text_hash=_text_hash(tokens),
+            maps=fit.maps.cpu(),
+            loss=fit.loss.cpu(),
+            gradient_mean=fit.gradient_mean.cpu(),
+            gradient_square=fit.gradient_square.cpu(),
             embed_mean=view.embed_mean,
             provenance=provenance(self, view, tokens, hooks, view.W_E.dtype),
         )
 
-    def _start(
-        self, view: ModelView, layer: tuple[str, ...], resume: TunedLensResult | None
-    ) -> tuple[Tensor, torch.optim.Adam, list[Tensor]]:
-        """The maps, their optimiser and the losses so far: those of `resume`, or the identity."""
-        identity = torch.cat([torch.eye(view.d_model), torch.zeros(1, view.d_model)])
-        maps = (identity.expand(len(layer), -1, -1) if resume is None else resume.maps).to(view.device).clone()
-        maps.requires_grad_()
-        optimiser = torch.optim.Adam([maps], lr=self.learning_rate)
+    def _start(self, view: ModelView, layer: tuple[str, ...], tokens: Tokens, resume: TunedLensResult | None) -> "_Fit":
+        """Where the fit stands: at the identity, or where `resume` stopped, if it was the same fit."""
         if resume is None:
-            return maps, optimiser, []
+            identity = torch.cat([torch.eye(view.d_model, dtype=torch.float32), torch.zeros(1, view.d_model).float()])
+            maps = identity.to(view.device).expand(len(layer), -1, -1)
+            nothing = torch.zeros_like(maps)
+            return _Fit(maps, nothing, nothing, maps.new_zeros(len(layer), 0))
+        if not isinstance(resume, TunedLensResult):
+            raise TypeError(
+                f"resume is the result of an earlier run, or of TunedLensResult.load(path); {resume!r} came"
+            )
         resume.check(view, ())
-        if resume.layer != layer:
-            raise ValueError(f"resume was fitted for {', '.join(resume.layer)} and {', '.join(layer)} is asked for")
-        optimiser.state[maps] = {
-            "step": torch.tensor(float(resume.loss.shape[1])),
-            "exp_avg": resume.gradient_mean.to(view.device).clone(),
-            "exp_avg_sq": resume.gradient_square.to(view.device).clone(),
-        }
-        return maps, optimiser, list(resume.loss.unbind(1))
+        own = (layer, self.learning_rate, self.tokens_per_step, self.seed, _text_hash(tokens))
+        theirs = (resume.layer, resume.learning_rate, resume.tokens_per_step, resume.seed, resume.text_hash)
+        names = ("layers", "learning_rate", "tokens_per_step", "seed", "text")
+        other = [name for name, one, another in zip(names, own, theirs, strict=True) if one != another]
+        if other:
+            raise ValueError(
+                f"resume comes from a fit with other {', '.join(other)}: go on with the same, or start anew"
+            )
+        if resume.loss.shape[1] > self.steps:
+            raise ValueError(f"resume has {resume.loss.shape[1]} steps and TunedLens(steps={self.steps}) is asked for")
+        state = (resume.maps, resume.gradient_mean, resume.gradient_square, resume.loss)
+        return _Fit(*(tensor.to(view.device) for tensor in state))
+
+
+class _Fit(NamedTuple):
+    """How far a fit has come. Replaced whole at every step: an interrupt finds it before a step or after."""
+
+    maps: Float[Tensor, "layer input d_model"]
+    gradient_mean: Float[Tensor, "layer input d_model"]
+    gradient_square: Float[Tensor, "layer input d_model"]
+    loss: Float[Tensor, "layer step"]
+
+    @property
+    def step(self) -> int:
+        return self.loss.shape[1]
+
+
+def _adam(
+    fit: _Fit, loss: Float[Tensor, " layer"], gradient: Float[Tensor, "layer input d_model"], rate: float
+) -> _Fit:
+    """One step of Adam (Kingma and Ba 2015, arXiv 1412.6980) with its usual constants."""
+    mean = torch.lerp(gradient, fit.gradient_mean, 0.9)
+    square = torch.lerp(gradient.square(), fit.gradient_square, 0.999)
+    step = fit.step + 1
+    change = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+    return _Fit(fit.maps - rate * change, mean, square, torch.cat([fit.loss, loss[:, None]], dim=1))
 
 
 def _gradients(
@@ -205,6 +241,11 @@ def _batches(tokens: Tokens, tokens_per_step: int, seed: int) -> Iterator[Tokens
             if sum(map(len, batch)) >= tokens_per_step:
                 yield _joined(batch)
                 batch = []
+
+
+def _text_hash(tokens: Tokens) -> str:
+    numbers = torch.stack([tokens.prompt, tokens.id])
+    return hashlib.blake2b(numbers.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def _joined(parts: Sequence[Tokens]) -> Tokens:

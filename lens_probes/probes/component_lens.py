@@ -91,7 +91,9 @@ class ComponentLensResult(Result):
     def figure(self) -> go.Figure:
         """Heads by layer, and beside them MLPs and attention biases, mean over tokens (special ones left out)."""
         means = dict(zip(self.component, self.mean_contribution()["mean"], strict=True))
-        return self._draw(means, "Which parts write the target? Mean over tokens")
+        chosen = ~self._asked().special & ~self.total.isnan()
+        mean = f"mean over {int(chosen.sum())} tokens, {float(self.total[chosen].mean()):.2f} logits in all"
+        return self._draw(means, f"Which parts write the target? {mean[0].upper()}{mean[1:]}")
 
     def figure_token(self, token: int, prompt: int = 0) -> go.Figure:
         """The same for one token."""
@@ -99,9 +101,11 @@ class ComponentLensResult(Result):
         if self.total[row].isnan():
             raise ValueError(f"token {token} of prompt {prompt} has no target: it is the last, ask an earlier one")
         values = dict(zip(self.component, self.contribution[:, row].tolist(), strict=True))
-        return self._draw(
-            values, f"Which parts write what follows {self.token.text[row]!r}, token {token} of prompt {prompt}?"
+        text, total = self.token.text[row], float(self.total[row])
+        question = (
+            f"Which parts write the target at token {token} of prompt {prompt}, {text!r}? {total:.2f} logits in all"
         )
+        return self._draw(values, question)
 
     def _draw(self, values: dict[str, float], question: str) -> go.Figure:
         rest = {name: value for name, value in values.items() if not name.startswith("L")}
@@ -158,8 +162,16 @@ class ComponentLens(Probe[ComponentLensResult]):
             raise ValueError(
                 f"target {self.target} was asked for and the ids of {model.name} end at {model.d_vocab - 1}"
             )
-        written = [name for layer in model.layers(self.layers) for name in _written(model, layer)]
-        return [*model.embeddings(), *written, model.hook("resid_post", -1)]
+        if not hasattr(model.model.blocks[0], "ln1"):
+            raise ValueError(
+                f"{model.name} has no norm before its attention, which this probe does not know how to read"
+            )
+        written = [
+            name for layer in model.layers(self.layers) for name in (*_written(model, layer), *_ends(model, layer))
+        ]
+        return list(
+            dict.fromkeys([*model.embeddings(), model.hook("resid_pre", 0), *written, model.hook("resid_post", -1)])
+        )
 
     def measure(self, reading: Reading) -> ComponentLensResult:
         """Contributions of the batch, layer by layer."""
@@ -169,21 +181,28 @@ class ComponentLens(Probe[ComponentLensResult]):
         targets = self._targets(model, tokens, last).to(model.device)
         norm = model.final_norm()
         weight, bias = model.unembedding.float(), model.unembedding_bias.float()
-        towards = weight[targets.clamp(min=0)] - weight.mean(0)
+        scale = model.logit_scale
+        towards = scale * (weight[targets.clamp(min=0)] - weight.mean(0))
         direction = frozen(norm, last, model.normed(last).float()).read(towards)
         parts = {name: (reading[hook].float() * direction).sum(-1) for hook, name in model.embeddings().items()}
-        for layer in layers:
-            parts |= self._layer(reading, layer, direction)
         total = (last * direction).sum(-1)
+        size = float(total.abs().max())
+        embedded = reading[model.hook("resid_pre", 0)].float() - sum(
+            reading[hook].float() for hook in model.embeddings()
+        )
+        _check(model, "embeddings", (embedded * direction).sum(-1), size)
+        for layer in layers:
+            found = self._layer(reading, layer, direction)
+            before, after = (reading[hook].float() for hook in _ends(model, layer))
+            added = ((after - before) * direction).sum(-1)
+            _check(model, f"parts of layer {layer}", added - torch.stack(list(found.values())).sum(0), size)
+            parts |= found
         known = torch.stack(list(parts.values())).sum(0)
         if len(layers) < model.n_layers:
             parts["other_layers"] = total - known
-        elif (off := float((total - known).abs().max())) > TOLERANCE * float(total.abs().max()):
-            raise ValueError(
-                f"the parts of {model.name} do not sum to its last state (they are off by {off:.2g} logits): it has "
-                f"parts that this probe does not know, use another model"
-            )
-        parts["final_bias"] = towards @ norm.bias + bias[targets.clamp(min=0)] - bias.mean()
+        else:
+            _check(model, "parts", total - known, size)
+        parts["final_bias"] = towards @ norm.bias + scale * (bias[targets.clamp(min=0)] - bias.mean())
         contribution = torch.stack(list(parts.values())).cpu()
         total = total + parts["final_bias"]
         unknown = (targets < 0).cpu()
@@ -244,6 +263,19 @@ def frozen(norm: Norm, before: Float[Tensor, "token d_model"], after: Float[Tens
     centred = before - before.mean(-1, keepdim=True) if norm.centred else before
     weighted = norm.weight * centred
     return Frozen(norm, weighted.square().sum(-1) / (weighted * (after - norm.bias)).sum(-1))
+
+
+def _check(model: ModelView, what: str, off: Float[Tensor, " token"], size: float) -> None:
+    """Raise unless parts sum to what the model made of them."""
+    if not float(off.abs().max()) <= TOLERANCE * size:
+        raise ValueError(
+            f"the {what} of {model.name} do not sum to its states (they are off by {float(off.abs().max()):.2g} "
+            f"logits): it has parts that this probe does not know, use another model"
+        )
+
+
+def _ends(model: ModelView, layer: int) -> tuple[str, str]:
+    return model.hook("resid_pre", layer), model.hook("resid_post", layer)
 
 
 def _written(model: ModelView, layer: int) -> tuple[str, str, str]:

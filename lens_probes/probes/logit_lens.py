@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final, get_args
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -105,7 +106,10 @@ class LogitLensResult(Result):
         With `target="next"` the class is that of the word that follows, and otherwise the token's own. Predictions made
         at special tokens, or of them, are left out unless `special`.
         """
-        return statistics.by_word_class(self._quantities(), self.layer, self._asked(), special=special)
+        asked = self._asked()
+        if not any(asked.word_class):
+            raise ValueError("no token here has a target that belongs to a word: pass longer texts, or another target")
+        return statistics.by_word_class(self._quantities(), self.layer, asked, special=special)
 
     def compare(
         self,
@@ -165,6 +169,8 @@ class LogitLensResult(Result):
         `of` is what the colour shows: log_prob, rank, entropy or kl; log-probabilities below -16 look alike, and so do
         divergences above 16. Sixty tokens are drawn, from number `first` on.
         """
+        if first < 0:
+            raise ValueError(f"figure(first=...) is the number of a token, from 0 on; {first} came")
         if of not in SHOWN:
             raise ValueError(f"figure(of=...) is one of {', '.join(SHOWN)}; {of!r} came")
         rows = self.token.rows(prompt)[first : first + figures.ROWS]
@@ -208,6 +214,7 @@ class LogitLensResult(Result):
             followed |= {int(i): self.target_log_prob[:, row, n] for n, i in enumerate(self.target)}
         chosen = int(self.final_id[row])
         others = sorted((i for i in followed if i != chosen), key=lambda i: -float(followed[i].max()))
+        others.sort(key=lambda i: isinstance(self.target, str) or i not in self.target)  # those asked for first
         colours = dict(zip(others, figures.OTHER_COLOURS, strict=False)) | {chosen: figures.CHOSEN}
         return figures.paths(
             [
@@ -277,9 +284,10 @@ class LogitLens(Probe[LogitLensResult]):
     """What every state predicts, through the model's own head.
 
     `target`: the token that really follows (`next`), the token itself (`own`), the model's own top-1 (`final`), or one
-    or several ids asked at every token. `top_k`: how many of the most probable entries are kept. `incl_mid`: also the
-    states between attention and MLP. `translator`: any `(state [token d_model], layer label) -> state`, such as the
-    result of `TunedLens`. Layer 0 brings the embeddings, `0_pre`, with it.
+    or several ids asked at every token; of several, `log_prob` is that of any of them and `rank` the best one's, and
+    `target_log_prob`, `target_rank` have each. `top_k`: how many of the most probable entries are kept. `incl_mid`:
+    also the states between attention and MLP. `translator`: any `(state [token d_model], layer label) -> state`, such
+    as the result of `TunedLens`. Layer 0 brings the embeddings, `0_pre`, with it.
 
     >>> import lens_probes as lp
     >>> model = lp.tiny.bridge()
@@ -291,27 +299,29 @@ class LogitLens(Probe[LogitLensResult]):
     True
     """
 
-    target: Target | int | Sequence[int] = "next"
+    target: Target | int | Sequence[int] | np.ndarray | Tensor = "next"
     top_k: int = 5
     incl_mid: bool = False
     translator: Translator | None = None
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        fixed = self._fixed()
         if isinstance(self.target, str) and self.target not in get_args(Target):
             raise ValueError(
                 f"LogitLens(target=...) is one of {', '.join(get_args(Target))}, or token ids; {self.target!r} came: "
                 f"for a text, pass the ids that the model's tokenizer gives it"
             )
-        if not isinstance(self.target, str) and (not fixed or len(set(fixed)) < len(fixed)):
-            raise ValueError(f"LogitLens(target=...) lists each id once; {self.target!r} came")
-        if self.top_k < 0:
+        fixed = self._fixed()
+        if not isinstance(self.target, str) and (not fixed or len(set(fixed)) < len(fixed) or min(fixed) < 0):
+            raise ValueError(f"LogitLens(target=...) lists ids, each once and from 0 on; {self.target!r} came")
+        if not isinstance(self.target, str | int):
+            object.__setattr__(self, "target", fixed)  # so that the repr of an array's ids is the call that makes it
+        if not isinstance(self.top_k, int) or self.top_k < 0:
             raise ValueError(f"LogitLens(top_k=...) is a number of entries, at least 0; {self.top_k} came")
-        if self.translator is not None and not callable(self.translator):
+        if self.translator is not None and (not callable(self.translator) or isinstance(self.translator, type)):
             raise TypeError(
-                f"LogitLens(translator=...) is a function (state [token d_model], layer label) -> state; "
-                f"{type(self.translator).__name__} came"
+                f"LogitLens(translator=...) is a function (state [token d_model], layer label) -> state, such as what "
+                f"TunedLens().run(model, texts) or TunedLensResult.load(path) gives; {self.translator!r} came"
             )
 
     def hooks(self, model: ModelView) -> list[str]:
@@ -383,10 +393,12 @@ class LogitLens(Probe[LogitLensResult]):
         if self.translator is None:
             return states
         translated = self.translator(states.float(), label)
-        if translated.shape != states.shape or not torch.isfinite(translated).all():
+        if not isinstance(translated, Tensor) or translated.shape != states.shape:
+            came = tuple(translated.shape) if isinstance(translated, Tensor) else type(translated).__name__
+            raise ValueError(f"the translator gave {came} for the states {tuple(states.shape)} at {label}: one a token")
+        if not torch.isfinite(translated.to(states.dtype)).all():
             raise ValueError(
-                f"the translator gave {tuple(translated.shape)} for the {tuple(states.shape)} states at {label}, or "
-                f"numbers that are not finite: it must return one finite state a token"
+                f"the translator gave numbers at {label} that are not finite in {states.dtype}: smaller ones"
             )
         return translated
 
@@ -394,7 +406,17 @@ class LogitLens(Probe[LogitLensResult]):
         """The ids that are asked at every token, none where the target is named."""
         if isinstance(self.target, str):
             return ()
-        return tuple(int(i) for i in ([self.target] if isinstance(self.target, int) else self.target))
+        try:
+            ids = torch.as_tensor(self.target).flatten()
+        except (TypeError, ValueError, RuntimeError):
+            ids = torch.empty(1)
+        if len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool):
+            named = ", ".join(get_args(Target))
+            raise ValueError(
+                f"LogitLens(target=...) is one of {named}, or token ids; {self.target!r} came: for a text, pass the "
+                f"ids that the model's tokenizer gives it"
+            )
+        return tuple(ids.tolist())
 
 
 def _probabilities(log_prob: Float[Tensor, " layer"]) -> list[float]:
