@@ -78,7 +78,7 @@ def group_means(
     own = torch.einsum("...ti,ui->...ut", weights.square(), vectors.square().sum(-1))
     number = torch.einsum("...ti,ui->...ut", weights, valid)
     selves = torch.einsum("...ti,ui->...ut", weights.square(), valid)
-    return _over_pairs(sums @ sums.mT - torch.diag_embed(own), number, selves)
+    return over_pairs(sums @ sums.mT - torch.diag_embed(own), number, selves)
 
 
 def group_means_of_pairs(
@@ -89,14 +89,15 @@ def group_means_of_pairs(
     own = torch.einsum("...ti,ui->...ut", weights.square(), pairs.diagonal(dim1=-2, dim2=-1))
     number = weights.sum(-1)[..., None, :].expand(own.shape)
     selves = weights.square().sum(-1)[..., None, :].expand(own.shape)
-    return _over_pairs(sums - torch.diag_embed(own), number, selves)
+    return over_pairs(sums - torch.diag_embed(own), number, selves)
 
 
-def _over_pairs(
+def over_pairs(
     sums: Float[Tensor, "*unit topic other_topic"],
     number: Float[Tensor, "*unit topic"],
     selves: Float[Tensor, "*unit topic"],
 ) -> Float[Tensor, "*unit topic other_topic"]:
+    """Sums over pairs divided by how many there are: n_A n_B, within a group without items with themselves; or NaN."""
     n_pairs = number[..., :, None] * number[..., None, :] - torch.diag_embed(selves)
     return torch.where(n_pairs > 0, sums / n_pairs, torch.nan)
 

@@ -103,6 +103,7 @@ def test_a_frozen_norm_reads_a_direction_of_its_output_from_its_input(centred):
     after = weight * inner / scale[:, None] + bias
     found = frozen(Norm(weight, bias, centred), state, after)
     torch.testing.assert_close(found.scale, scale)
+    assert frozen(Norm(weight, bias, centred), torch.zeros(1, 6), bias[None]).read(direction[:1]).abs().max() == 0
     read = (state * found.read(direction)).sum(-1)
     torch.testing.assert_close(read, ((after - bias) * direction).sum(-1), rtol=1e-4, atol=1e-5)
 

@@ -27,7 +27,7 @@ def test_a_wheel_carries_the_package_with_its_types_and_nothing_else(built):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lens_probes").rglob("*.py")}
     assert modules <= set(names)
-    assert "lens_probes/py.typed" in names
+    assert {"lens_probes/py.typed", "lens_probes/topics.tsv"} <= set(names)
     assert all(name.startswith(("lens_probes/", "lens_probes-")) for name in names)
 
 
@@ -50,7 +50,7 @@ def test_an_installed_wheel_imports_from_anywhere_without_transformerlens(built,
         "print(lp.__version__, sorted(lp.probes()))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert run.stdout.startswith("0.1.0 ['Density'")
+    assert run.stdout.startswith("0.1.0 ['ComponentLens', 'Density'")
 
 
 def test_every_public_name_is_there_and_has_a_docstring():

@@ -262,7 +262,8 @@ def frozen(norm: Norm, before: Float[Tensor, "token d_model"], after: Float[Tens
     """The norm at the scale it had when it made `after`: after - bias = weight * centred(before) / scale."""
     centred = before - before.mean(-1, keepdim=True) if norm.centred else before
     weighted = norm.weight * centred
-    return Frozen(norm, weighted.square().sum(-1) / (weighted * (after - norm.bias)).sum(-1))
+    square, product = weighted.square().sum(-1), (weighted * (after - norm.bias)).sum(-1)
+    return Frozen(norm, torch.where(product > 0, square / product, torch.inf))  # of a zero state any scale is true
 
 
 def _check(model: ModelView, what: str, off: Float[Tensor, " token"], size: float) -> None:

@@ -42,6 +42,8 @@ from lens_probes.similarity import (
     features_of,
     group_means,
     group_means_of_pairs,
+    mean_pairwise_cosine,
+    over_pairs,
     pairwise,
     separation,
 )
@@ -217,8 +219,7 @@ class HeadTopicSimilarityResult(Result):
         Without topics, the mean cosine over all pairs of prompts.
         """
         if len(self.topic) < 2:
-            everyone = torch.ones(1, len(self.prompt), dtype=torch.float64)
-            values = self._sums_over(everyone)[..., 0, 0]
+            values = mean_pairwise_cosine(self.unit_sum.sum(2), self.count.sum(2).long())
             return self._grid(values, None, "How alike are prompts to each head?", "mean cosine (-1 to 1)")
         if self.vector is None:
             return self._grid(self.separation(), None, "Which heads tell topics apart?", "separation (cosine, -2 to 2)")
@@ -307,16 +308,8 @@ class HeadTopicSimilarityResult(Result):
         return lambda weights: group_means(features, weights)
 
     def _from_sums(self) -> Float64[Tensor, "layer head topic other_topic"]:
-        n = self.count
-        n_pairs = n[..., :, None] * n[..., None, :] - torch.diag_embed(n)
-        sums = self.unit_sum @ self.unit_sum.mT - torch.diag_embed(n)
-        return torch.where(n_pairs > 0, sums / n_pairs, torch.nan)
-
-    def _sums_over(self, weights: Tensor) -> Tensor:
-        """Mean cosine over all prompts, from sums where vectors were not kept."""
-        total, n = self.unit_sum.sum(2), self.count.sum(2)
-        mean = (total.square().sum(-1) - n) / (n * (n - 1)).clamp(min=1)
-        return torch.where(n > 1, mean, torch.nan)[..., None, None]
+        """The means of raw cosines, which sums by topic give too."""
+        return over_pairs(self.unit_sum @ self.unit_sum.mT - torch.diag_embed(self.count), self.count, self.count)
 
     def _shares(self) -> Float[Tensor, "layer head d_head"]:
         squares = self._vectors(center=False, basis="own").square().sum(2)
