@@ -9,6 +9,7 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,52 @@ def _decades(colours: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     highest = max((value for row in colours for value in row if value is not None), default=0.0)
     ticks = [0, *(10**n for n in range(1, math.floor(highest) + 1))]
     return {"tickvals": [math.log10(tick + 1) for tick in ticks], "ticktext": [f"{tick:,}" for tick in ticks]}
+
+
+def blocks(
+    z: Sequence[Numbers],
+    columns: Sequence[str],
+    rows: Sequence[str] | None,
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    colour_title: str,
+    signed: bool = False,
+) -> go.Figure:
+    """A large grid whose columns (and rows, unless None) come in groups: a group's name at its middle, borders between.
+
+    `columns` and `rows` name the group of each, those of one group side by side. `signed`: red below and blue above 0.
+    """
+    values = [value for row in z for value in row if math.isfinite(value)]
+    largest = max(map(abs, values), default=0.0) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[value if math.isfinite(value) else None for value in row] for row in z],
+            zmin=-largest if signed else min(values, default=0.0),
+            zmax=largest,
+            colorscale="RdBu" if signed else "Blues",
+            colorbar={"title": {"text": colour_title, "side": "right"}},
+            hovertemplate="column %{x}, row %{y}: %{z:.3g}<extra></extra>",
+        )
+    )
+    for axis, groups, other in (("x", columns, "y"), ("y", rows, "x")):
+        if groups is None:
+            continue
+        runs = [(name, len(list(run))) for name, run in groupby(groups)]
+        starts = list(accumulate((size for _, size in runs), initial=0))
+        ticks = {
+            "tickvals": [start + (size - 1) / 2 for start, (_, size) in zip(starts, runs, strict=False)],
+            "ticktext": [visible(name, 16) for name, _ in runs],
+        }
+        figure.update_layout({f"{axis}axis": ticks})
+        for start in starts[1:-1]:
+            edge = {f"{axis}0": start - 0.5, f"{axis}1": start - 0.5, f"{other}0": 0, f"{other}1": 1}
+            figure.add_shape(type="line", **edge, **{f"{other}ref": "paper"}, line={"color": INK, "width": 1})
+    figure.update_xaxes(title_text=x_title, title_standoff=12, tickangle=-40, automargin=True, showgrid=False)
+    figure.update_yaxes(title_text=y_title, autorange="reversed", showgrid=False, automargin=True)
+    figure.update_layout(template=TEMPLATE, title=_title(title), width=860, height=760 if rows else 620)
+    return figure
 
 
 def grid_with_bars(

@@ -313,3 +313,16 @@ def test_the_grid_marks_what_is_found_and_topics_are_named():
     assert [list(row) for row in table.z] == result.topic_similarity()[0, 2].tolist()
     hostile = of_vectors(torch.randn(1, 1, 4, 3), ["<script>a", "<script>a", "</b>", "</b>"])
     assert "<script" not in str(hostile.figure_topics(0).to_json())
+
+
+def test_prompts_stand_by_topic_with_borders_between():
+    result = of_vectors(torch.randn(1, 2, 5, 3, generator=torch.Generator().manual_seed(0)), ["b", "a", "b", "a", "b"])
+    figure = result.figure_prompts(0, 1)
+    order = [0, 2, 4, 1, 3]
+    expected = result.similarity(0, 1)[order][:, order]
+    torch.testing.assert_close(torch.tensor([list(row) for row in figure.data[0].z]), expected)
+    assert list(figure.layout.xaxis.ticktext) == ["b", "a"] and list(figure.layout.xaxis.tickvals) == [1.0, 3.5]
+    assert sorted((shape.x0, shape.y0) for shape in figure.layout.shapes) == [(0, 2.5), (2.5, 0)]
+    values = result.figure_values(0, 1)
+    assert [list(row) for row in values.data[0].z] == result.vector[0, 1][order].double().T.tolist()
+    assert len(values.layout.shapes) == 1

@@ -244,6 +244,40 @@ class HeadTopicSimilarityResult(Result):
             text=[[f"{value:.2f}" for value in row] for row in means.tolist()],
         )
 
+    def figure_prompts(self, layer: int, head: int = 0, *, metric: Similarity = "cosine") -> go.Figure:
+        """The similarity of every pair of prompts in one head, ordered by topic, with borders between topics."""
+        order, names = self._by_topic()
+        table = self.similarity(layer, head, metric=metric)[order][:, order]
+        return figures.blocks(
+            table.tolist(),
+            names,
+            names,
+            title=self._title(f"Prompt against prompt in {self._name(layer, head)}"),
+            x_title="prompt, by topic",
+            y_title="prompt, by topic",
+            colour_title=metric,
+        )
+
+    def figure_values(self, layer: int, head: int = 0) -> go.Figure:
+        """What one head gives: a column a prompt, ordered by topic, a row a dimension."""
+        order, names = self._by_topic()
+        vectors = self._vectors(center=False, basis="own")[layer, head]
+        return figures.blocks(
+            vectors[order].T.tolist(),
+            names,
+            None,
+            title=self._title(f"What {self._name(layer, head)} gives each prompt"),
+            x_title="prompt, by topic",
+            y_title="dimension",
+            colour_title="value (units of the activation)",
+            signed=True,
+        )
+
+    def _by_topic(self) -> tuple[Int[np.ndarray, " prompt"], list[str]]:
+        """The prompts with those of one topic side by side, and their topics."""
+        order = np.argsort(self._topic_numbers(), kind="stable")
+        return order, [self.prompt.topic[i] for i in order]
+
     def _grid(self, values: Tensor, stars: Bool[np.ndarray, "layer head"] | None, title: str, says: str) -> go.Figure:
         return figures.heatmap(
             values.tolist(),
