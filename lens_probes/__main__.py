@@ -39,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lenses = [result for result in results if isinstance(result, lp.LogitLensResult)]
     for lens in lenses:
         print(f"{_decided(lens)}\n")
-    sections = [
-        (type(result).__name__.removesuffix("Result"), _question(result), result.figure()) for result in results
-    ]
+    sections = [(_name(result), _question(result), result.figure()) for result in results]
     one = centred.figure_paths(0, token=min(2, _length(centred) - 1))
     sections.insert(
         1, ("RankShift, centred", f"The same without the mean.\n{centred.provenance.probe}", centred.figure())

@@ -174,6 +174,13 @@ class ModelView:
         own = getattr(self.model.blocks[layer].attn, "b_O", None)
         return from_values if own is None else from_values + own.detach().float()
 
+    def check_input_norm(self) -> None:
+        """Raise for a model that norms what attention adds only, so that `value_bias` does not know what it reads."""
+        if not hasattr(self.model.blocks[0], "ln1"):
+            raise ValueError(
+                f"{self.name} has no norm before its attention, which this probe does not know how to read"
+            )
+
     def final_norm(self) -> "Norm":
         """What the final norm does to a state, beyond dividing it by its scale."""
         return self._norm(self.model.ln_final)
@@ -345,6 +352,10 @@ class ModelView:
         """The activations that a decoder's first state is the sum of, and what they are."""
         # A Bridge lists hook_pos_embed for rotary models too, and never computes it.
         return {"hook_embed": "embed"} | ({"hook_pos_embed": "position"} if self._has_positions else {})
+
+    def hook_z(self, layer: int) -> str:
+        """The activation that holds each head's mixed values, before W_O."""
+        return f"blocks.{layer}.attn.hook_z"
 
     def label(self, at: ReadPoint, layer: int) -> str:
         """How a layer axis names this state: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""

@@ -182,6 +182,11 @@ def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "toke
     return torch.tensor(target).expand(len(tokens), -1)
 
 
+def asked_about(tokens: Tokens, target: str | Sequence[int]) -> Tokens:
+    """The tokens, with the words of their targets where these are the tokens that follow."""
+    return following(tokens) if target == "next" else tokens
+
+
 def following(tokens: Tokens) -> Tokens:
     """The same tokens with the id, word and class of what follows each in its prompt; the last has no class.
 

@@ -394,6 +394,12 @@ def permutation_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation un
     return (as_far.sum(axis=0) + 1) / (len(permuted) + 1)
 
 
+def judged(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> dict[str, PerUnit]:
+    """Each unit's `p`, its false-discovery rate `q` over units, and its `p_max` against the largest of all."""
+    p = permutation_p(observed, permuted)
+    return {"p": p, "q": stats.false_discovery_control(p), "p_max": maximum_p(observed, permuted)}
+
+
 def maximum_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> PerUnit:
     """The p of each unit against the largest of all units in the same permutations: the family-wise error rate.
 
@@ -457,6 +463,14 @@ def prompt_means(
         return missing, missing, missing, 0
     low, high = interval(lambda times: known @ times / n, n, seed=seed)
     return known.mean(axis=1), low, high, n
+
+
+def token_means(values: Values, tokens: Tokens, *, seed: int = 0) -> tuple[PerUnit, PerUnit, PerUnit]:
+    """The mean over tokens of each unit's values and the bounds of its 95 % interval, from resampling prompts."""
+    order, tokens = in_own_order(tokens)
+    values = values[:, order]
+    low, high = prompt_interval(lambda weights: values @ weights / weights.sum(), tokens, seed=seed)
+    return values.mean(axis=1), low, high
 
 
 def in_own_order(tokens: Tokens) -> tuple[Int[np.ndarray, " token"], Tokens]:

@@ -26,13 +26,13 @@ from typing import final, get_args
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_probes import figures, statistics
 from lens_probes.model import ModelView, Norm
 from lens_probes.probe import Probe
-from lens_probes.prompts import Target, Tokens, following, target_ids
+from lens_probes.prompts import Target, Tokens, asked_about, target_ids
 from lens_probes.result import Result, unit
 from lens_probes.run import Reading
 from lens_probes.vocabulary import predictions
@@ -68,14 +68,11 @@ class ComponentLensResult(Result):
 
         `share`: of the mean total; the shares of all components sum to 1. Then the numbers of tokens and prompts.
         """
-        chosen = ~self._asked().special & ~self.total.isnan()
+        chosen = self._counted()
         if not chosen.any():
             raise ValueError("no token here has a target: pass longer prompts, or another target")
-        tokens, values = self.token[chosen], self.contribution[:, chosen].double().numpy()
-        order, tokens = statistics.in_own_order(tokens)
-        values = values[:, order]
-        low, high = statistics.prompt_interval(lambda weights: values @ weights / weights.sum(), tokens)
-        mean = values.mean(axis=1)
+        tokens = self.token[chosen]
+        mean, low, high = statistics.token_means(self.contribution[:, chosen].double().numpy(), tokens)
         return pd.DataFrame(
             {
                 "component": self.component,
@@ -91,7 +88,7 @@ class ComponentLensResult(Result):
     def figure(self) -> go.Figure:
         """Heads by layer, and beside them MLPs and attention biases, mean over tokens (special ones left out)."""
         means = dict(zip(self.component, self.mean_contribution()["mean"], strict=True))
-        chosen = ~self._asked().special & ~self.total.isnan()
+        chosen = self._counted()
         mean = f"mean over {int(chosen.sum())} tokens, {float(self.total[chosen].mean()):.2f} logits in all"
         return self._draw(means, f"Which parts write the target? {mean[0].upper()}{mean[1:]}")
 
@@ -124,8 +121,9 @@ class ComponentLensResult(Result):
             colour_title="contribution (logits)",
         )
 
-    def _asked(self) -> Tokens:
-        return following(self.token) if self.target == "next" else self.token
+    def _counted(self) -> Bool[Tensor, " token"]:
+        """The tokens that have a target and are not special."""
+        return ~asked_about(self.token, self.target).special & ~self.total.isnan()
 
 
 @final
@@ -162,10 +160,7 @@ class ComponentLens(Probe[ComponentLensResult]):
             raise ValueError(
                 f"target {self.target} was asked for and the ids of {model.name} end at {model.d_vocab - 1}"
             )
-        if not hasattr(model.model.blocks[0], "ln1"):
-            raise ValueError(
-                f"{model.name} has no norm before its attention, which this probe does not know how to read"
-            )
+        model.check_input_norm()
         written = [
             name for layer in model.layers(self.layers) for name in (*_written(model, layer), *_ends(model, layer))
         ]
@@ -178,12 +173,13 @@ class ComponentLens(Probe[ComponentLensResult]):
         model, tokens = reading.model, reading.tokens
         layers = model.layers(self.layers)
         last = reading[model.hook("resid_post", -1)].float()
-        targets = self._targets(model, tokens, last).to(model.device)
+        normed = model.normed(last)
+        targets = self._targets(model, tokens, normed).to(model.device)
         norm = model.final_norm()
         weight, bias = model.unembedding.float(), model.unembedding_bias.float()
         scale = model.logit_scale
         towards = scale * (weight[targets.clamp(min=0)] - weight.mean(0))
-        direction = frozen(norm, last, model.normed(last).float()).read(towards)
+        direction = frozen(norm, last, normed.float()).read(towards)
         parts = {name: (reading[hook].float() * direction).sum(-1) for hook, name in model.embeddings().items()}
         total = (last * direction).sum(-1)
         size = float(total.abs().max())
@@ -216,11 +212,12 @@ class ComponentLens(Probe[ComponentLensResult]):
             total=total.cpu().masked_fill(unknown, torch.nan),
         )
 
-    def _targets(self, model: ModelView, tokens: Tokens, last: Float[Tensor, "token d_model"]) -> Int[Tensor, " token"]:
+    def _targets(
+        self, model: ModelView, tokens: Tokens, normed: Float[Tensor, "token d_model"]
+    ) -> Int[Tensor, " token"]:
         if self.target == "final":
-            nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=last.device)
-            normed = model.normed(last)[:, None]
-            return predictions(normed, model.unembedding, model.unembedding_bias, nothing, 1).top_ids[:, 0, 0]
+            nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=normed.device)
+            return predictions(normed[:, None], model.unembedding, model.unembedding_bias, nothing, 1).top_ids[:, 0, 0]
         return target_ids(tokens, (self.target,) if isinstance(self.target, int) else self.target)[:, 0]
 
     def _layer(
@@ -280,4 +277,4 @@ def _ends(model: ModelView, layer: int) -> tuple[str, str]:
 
 
 def _written(model: ModelView, layer: int) -> tuple[str, str, str]:
-    return f"blocks.{layer}.attn.hook_z", model.hook("attn_out", layer), model.hook("mlp_out", layer)
+    return model.hook_z(layer), model.hook("attn_out", layer), model.hook("mlp_out", layer)

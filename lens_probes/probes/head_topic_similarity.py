@@ -26,7 +26,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float, Float64, Int
-from scipy import stats
 from torch import Tensor
 
 from lens_probes import figures, statistics
@@ -152,15 +151,11 @@ class HeadTopicSimilarityResult(Result):
             times = torch.from_numpy(statistics.resamples(len(topic), seed=seed))[:, None]
             weights = (_one_hot(topic, len(self.topic)) * times).split(DRAWS_AT_ONCE)
             low, high = statistics.bounds(np.concatenate([separation(means(some)).numpy() for some in weights]))
-        p = statistics.permutation_p(observed, null)
-        places = [(layer, head) for layer in self.layer for head in self.head]
-        frame = pd.DataFrame(places, columns=["layer", "head"]).assign(
+        frame = self._places().assign(
             separation=observed,
             low=low,
             high=high,
-            p=p,
-            q=stats.false_discovery_control(p),
-            p_max=statistics.maximum_p(observed, null),
+            **statistics.judged(observed, null),
             prompts=len(topic),
             topics=len(self.topic),
             permutations=permutations,
@@ -205,8 +200,7 @@ class HeadTopicSimilarityResult(Result):
         means = self._means(metric, center, basis, torch.from_numpy(order), fit=torch.from_numpy(first))
         own = _one_hot(topic, len(self.topic))
         chosen, reported = (separation(means(own * torch.from_numpy(part))).numpy() for part in (first, ~first))
-        places = [(layer, head) for layer in self.layer for head in self.head]
-        frame = pd.DataFrame(places, columns=["layer", "head"]).assign(chosen=chosen, held_out=reported)
+        frame = self._places().assign(chosen=chosen, held_out=reported)
         frame["rank_held_out"] = (-frame["held_out"]).rank(method="min").astype(int) - 1
         frame = frame.assign(prompts_chosen=int(first.sum()), prompts_held_out=int((~first).sum()))
         return frame.sort_values("chosen", ascending=False, kind="stable").head(k).reset_index(drop=True)
@@ -355,6 +349,10 @@ class HeadTopicSimilarityResult(Result):
                 "topics are compared and the prompts have fewer than two: pass them as {topic: [prompt, prompt, ...]}"
             )
 
+    def _places(self) -> pd.DataFrame:
+        """One row a head, in the order in which layers and heads are laid end to end."""
+        return pd.DataFrame([(layer, head) for layer in self.layer for head in self.head], columns=["layer", "head"])
+
     def _topic_numbers(self) -> Int[np.ndarray, " prompt"]:
         return np.asarray([self.topic.index(topic) for topic in self.prompt.topic])
 
@@ -402,7 +400,7 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
         """What the unit gives, in every layer."""
         layers = model.layers(self.layers)
         if self.of in ("head", "head_out"):
-            return [f"blocks.{layer}.attn.hook_z" for layer in layers]
+            return [model.hook_z(layer) for layer in layers]
         return [model.hook(self.of, layer) for layer in layers]
 
     def measure(self, reading: Reading) -> HeadTopicSimilarityResult:

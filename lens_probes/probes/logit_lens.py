@@ -36,7 +36,7 @@ from lens_probes import figures, statistics
 from lens_probes.experiments.tuned_lens import TunedLensResult
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import Target, Tokens, following, target_ids
+from lens_probes.prompts import Target, Tokens, asked_about, target_ids
 from lens_probes.result import Result, unit
 from lens_probes.run import Reading
 from lens_probes.vocabulary import Predictions, predictions
@@ -106,7 +106,7 @@ class LogitLensResult(Result):
         With `target="next"` the class is that of the word that follows, and otherwise the token's own. Predictions made
         at special tokens, or of them, are left out unless `special`.
         """
-        asked = self._asked()
+        asked = asked_about(self.token, self.target)
         if not any(asked.word_class):
             raise ValueError("no token here has a target that belongs to a word: pass longer texts, or another target")
         return statistics.by_word_class(self._quantities(), self.layer, asked, special=special)
@@ -130,7 +130,7 @@ class LogitLensResult(Result):
             self._quantities(),
             of,
             self.layer,
-            self._asked(),
+            asked_about(self.token, self.target),
             first,
             second,
             strata=strata,
@@ -144,10 +144,6 @@ class LogitLensResult(Result):
             return self.final_id
         ids = target_ids(self.token, self.target)
         return ids[:, 0] if ids.shape[1] == 1 else torch.full_like(self.final_id, -1)
-
-    def _asked(self) -> Tokens:
-        """The tokens, with the words of their targets where these are the tokens that follow."""
-        return following(self.token) if self.target == "next" else self.token
 
     def _top(self) -> tuple[Int[Tensor, "layer token k"], Float[Tensor, "layer token k"]]:
         if self.top_ids is None or self.top_log_prob is None:
@@ -306,11 +302,6 @@ class LogitLens(Probe[LogitLensResult]):
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.target, str) and self.target not in get_args(Target):
-            raise ValueError(
-                f"LogitLens(target=...) is one of {', '.join(get_args(Target))}, or token ids; {self.target!r} came: "
-                f"for a text, pass the ids that the model's tokenizer gives it"
-            )
         fixed = self._fixed()
         if not isinstance(self.target, str) and (not fixed or len(set(fixed)) < len(fixed) or min(fixed) < 0):
             raise ValueError(f"LogitLens(target=...) lists ids, each once and from 0 on; {self.target!r} came")
@@ -328,7 +319,7 @@ class LogitLens(Probe[LogitLensResult]):
         """The states of every layer, and the last one, which says what the model predicts."""
         model.check_head()
         if isinstance(self.translator, TunedLensResult):
-            self.translator.check(model, list(model.stream(self.layers, incl_mid=self.incl_mid)))
+            self.translator.check(model, list(self._points(model)))
         outside = [i for i in self._fixed() if not 0 <= i < model.d_vocab]
         if outside:
             raise ValueError(
@@ -336,14 +327,12 @@ class LogitLens(Probe[LogitLensResult]):
             )
         if self.top_k > model.d_vocab:
             raise ValueError(f"top_k={self.top_k} was asked for and the vocabulary of {model.name} has {model.d_vocab}")
-        return list(
-            dict.fromkeys([*model.stream(self.layers, incl_mid=self.incl_mid).values(), model.hook("resid_post", -1)])
-        )
+        return list(dict.fromkeys([*self._points(model).values(), model.hook("resid_post", -1)]))
 
     def measure(self, reading: Reading) -> LogitLensResult:
         """Predictions of the batch, as many tokens at a time as there is room for."""
         model, tokens, fixed = reading.model, reading.tokens, self._fixed()
-        points = model.stream(self.layers, incl_mid=self.incl_mid)
+        points = self._points(model)
         at_once = max(1, STATES_AT_ONCE // ((len(points) + 1) * model.d_model))
         parts = [self._read(reading, rows) for rows in torch.arange(len(tokens)).split(at_once)]
         log_prob, rank, entropy, kl, ids, best = (torch.cat(each).transpose(0, 1) for each in zip(*parts, strict=True))
@@ -365,13 +354,13 @@ class LogitLens(Probe[LogitLensResult]):
             target_rank=rank[:-1] if fixed else None,
         )
 
+    def _points(self, model: ModelView) -> dict[str, str]:
+        return model.stream(self.layers, incl_mid=self.incl_mid)
+
     def _read(self, reading: Reading, rows: Int[Tensor, " row"]) -> Predictions:
         """What these tokens' states predict; the last layer is the model's own last state, as it is."""
         model = reading.model
-        states = [
-            self._translated(reading[hook][rows], label)
-            for label, hook in model.stream(self.layers, incl_mid=self.incl_mid).items()
-        ]
+        states = [self._translated(reading[hook][rows], label) for label, hook in self._points(model).items()]
         states.append(reading[model.hook("resid_post", -1)][rows])
         size = (len(rows), len(states))
         normed = model.normed(torch.stack([state.to(model.W_E.dtype) for state in states], dim=1).flatten(0, 1))
@@ -404,7 +393,7 @@ class LogitLens(Probe[LogitLensResult]):
 
     def _fixed(self) -> tuple[int, ...]:
         """The ids that are asked at every token, none where the target is named."""
-        if isinstance(self.target, str):
+        if isinstance(self.target, str) and self.target in get_args(Target):
             return ()
         try:
             ids = torch.as_tensor(self.target).flatten()
