@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens_probes import demo, figures, statistics, tiny, words
 from lens_probes.demo import load_model
-from lens_probes.model import ModelView
+from lens_probes.model import ModelView, untrained
 from lens_probes.probe import Experiment, Probe, siblings
 from lens_probes.prompts import Prompt, PromptTable, Table, Tokens
 from lens_probes.result import Provenance, Result
@@ -50,6 +50,7 @@ __all__ = [
     "run",
     "statistics",
     "tiny",
+    "untrained",
     "words",
     *siblings(),
 ]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -71,6 +71,15 @@ def visible(text: str, longest: int = 24) -> str:
     return html.escape(spelled(text, longest), quote=False)
 
 
+def named(text: str, longest: int = 24) -> str:
+    """The same for a name, such as a topic's, whose spaces are no news.
+
+    >>> named("<b> Python")
+    '&lt;b&gt; Python'
+    """
+    return visible(text.replace(" ", "\u00a0"), longest).replace("\\u00a0", " ")
+
+
 def spelled(text: str, longest: int = 24) -> str:
     """`visible` before it is escaped, for names that are escaped where they are drawn."""
     shown = "".join(_seen(character) for character in text)
@@ -313,19 +322,23 @@ def heatmap(
     high: float | None = None,
     dark_is_high: bool = True,
     logarithmic: bool = False,
+    signed: bool = False,
     text: Sequence[Sequence[str]] | None = None,
     hover: Sequence[Sequence[str]] | None = None,
 ) -> go.Figure:
     """A grid of numbers, rows from the top, with a text in each cell; wide ones are thinned to every nth column.
 
-    What is below `low` or above `high` has their colour. `y`, `text` and `hover` must have gone through `visible` where
-    they hold token text.
+    What is below `low` or above `high` has their colour; `signed`: red below and blue above 0. `y`, `text` and `hover`
+    must have gone through `visible` where they hold token text.
     """
     step = math.ceil(len(x) / COLUMNS)
     kept = range((len(x) - 1) % step, len(x), step)  # the last column always
     shown = [[row[i] if math.isfinite(row[i]) else None for i in kept] for row in z]
     thinned = f"; one column in {step}" if step > 1 else ""
     colours = [[value and math.log10(value + 1) for value in row] for row in shown] if logarithmic else shown
+    if signed:
+        high = _largest(shown)
+        low = -high
     figure = go.Figure(
         go.Heatmap(
             z=colours,
@@ -334,7 +347,7 @@ def heatmap(
             zmin=low,
             zmax=high,
             zauto=False if low is not None and high is not None else None,
-            colorscale="Blues",
+            colorscale="RdBu" if signed else "Blues",
             reversescale=not dark_is_high,
             colorbar={"title": {"text": colour_title, "side": "right"}, **(_decades(colours) if logarithmic else {})},
             text=[[row[i] for i in kept] for row in text] if text else None,
@@ -367,6 +380,12 @@ def heatmap(
     return figure
 
 
+def _largest(z: Sequence[Sequence[float | None]]) -> float:
+    """How far a colour scale around 0 must reach."""
+    known = (abs(value) for row in z for value in row if value is not None and math.isfinite(value))
+    return max(known, default=0.0) or 1.0
+
+
 def _decades(colours: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     """Ticks of a colour bar of log10(value + 1), with the values themselves."""
     highest = max((value for row in colours for value in row if value is not None), default=0.0)
@@ -390,7 +409,7 @@ def blocks(
     `columns` and `rows` name the group of each, those of one group side by side. `signed`: red below and blue above 0.
     """
     values = [value for row in z for value in row if math.isfinite(value)]
-    largest = max(map(abs, values), default=0.0) or 1.0
+    largest = _largest(z)
     figure = go.Figure(
         go.Heatmap(
             z=[[value if math.isfinite(value) else None for value in row] for row in z],
@@ -408,7 +427,7 @@ def blocks(
         starts = list(accumulate((size for _, size in runs), initial=0))
         ticks = {
             "tickvals": [start + (size - 1) / 2 for start, (_, size) in zip(starts, runs, strict=False)],
-            "ticktext": [visible(name, 16) for name, _ in runs],
+            "ticktext": [named(name, 16) for name, _ in runs],
         }
         figure.update_layout({f"{axis}axis": ticks})
         for start in starts[1:-1]:
@@ -418,6 +437,72 @@ def blocks(
     figure.update_yaxes(title_text=y_title, autorange="reversed", showgrid=False, automargin=True)
     figure.update_layout(template=TEMPLATE, title=_title(title), width=860, height=760 if rows else 620)
     return figure
+
+
+def small_grids(
+    panels: Mapping[str, Sequence[Numbers]],
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    title: str,
+    x_title: str,
+    y_title: str,
+    colour_title: str,
+    signed: bool = False,
+) -> go.Figure:
+    """Small grids of numbers, one a panel, on one colour scale; `signed`: red below and blue above 0.
+
+    Names of panels must have gone through `named` or `visible`.
+    """
+    columns = min(5, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    width, height = max(120, min(9 * len(x), 190)), max(100, min(9 * len(y), 270))
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=0.02,
+        vertical_spacing=40 / (rows * (height + 40)),
+        subplot_titles=list(panels),
+    )
+    for number, z in enumerate(panels.values()):
+        grid = go.Heatmap(
+            z=[[value if math.isfinite(value) else None for value in row] for row in z],
+            x=list(x),
+            y=list(y),
+            coloraxis="coloraxis",
+            hovertemplate="layer %{y}, %{x}: %{z:.3g}<extra></extra>",
+        )
+        row, column = number // columns + 1, number % columns + 1
+        figure.add_trace(grid, row=row, col=column)
+        figure.update_xaxes(showticklabels=number + columns >= len(panels), row=row, col=column)
+    largest = max(map(_largest, panels.values()))
+    figure.update_xaxes(**_ticks(x, width), showgrid=False)
+    figure.update_yaxes(autorange="reversed", type="category", **_every(y, height), showgrid=False)
+    figure.update_annotations(font={"size": 12})
+    for text, place in ((x_title, {"x": 0.5, "y": 0, "yshift": -44}), (y_title, {"x": 0, "y": 0.5, "xshift": -52})):
+        figure.add_annotation(
+            text=text, xref="paper", yref="paper", showarrow=False, textangle=-90 if place["x"] == 0 else 0, **place
+        )
+    figure.update_layout(
+        template=TEMPLATE,
+        title=_title(title),
+        coloraxis={
+            "colorscale": "RdBu" if signed else "Blues",
+            **({"cmin": -largest, "cmax": largest} if signed else {}),
+            "colorbar": {"title": {"text": colour_title, "side": "right"}},
+        },
+        width=columns * (width + 12) + 220,
+        height=rows * (height + 40) + 190,
+        margin={"t": 110},
+    )
+    return figure
+
+
+def _every(y: Sequence[str], height: int) -> dict[str, Any]:
+    """As many labels of a vertical axis as there is room for."""
+    return {"tickvals": list(y)[:: math.ceil(len(y) * 14 / height)]}
 
 
 def grid_with_bars(
@@ -432,7 +517,7 @@ def grid_with_bars(
     colour_title: str,
 ) -> go.Figure:
     """A grid of signed numbers, red below and blue above 0, and bars for each of its rows unless they are all 0."""
-    largest = max((abs(value) for row in z for value in row if math.isfinite(value)), default=0.0) or 1.0
+    largest = _largest(z)
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, column_widths=[0.62, 0.38], horizontal_spacing=0.2)
     figure.add_trace(
         go.Heatmap(

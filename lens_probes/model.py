@@ -4,9 +4,10 @@ HookedTransformer (3.x) and TransformerBridge (3.x, 4.x) are told apart by an at
 that one of the releases does not have; TransformerLens itself is not imported here at all.
 """
 
+import copy
 import difflib
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -357,6 +358,15 @@ class ModelView:
         """The activation that holds each head's mixed values, before W_O."""
         return f"blocks.{layer}.attn.hook_z"
 
+    def hook_neurons(self, layer: int) -> str:
+        """The activation that holds each neuron's value after the activation function (and its gate)."""
+        return f"blocks.{layer}.mlp.hook_post"
+
+    @property
+    def hook_token_embed(self) -> str:
+        """The activation that holds what each token's id alone gives: rows of W_E."""
+        return "embed.hook_out" if self.encoder else "hook_embed"  # an encoder's hook_embed is after its norm
+
     def label(self, at: ReadPoint, layer: int) -> str:
         """How a layer axis names this state: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""
         return f"{layer}_{at.removeprefix('resid_')}"
@@ -418,6 +428,30 @@ class ModelView:
                 f"as model.set_use_attn_result(True) does for hook_result"
             )
         return {name: cache[name] for name in names}
+
+    def logits(
+        self,
+        ids: Int[Tensor, "prompt position"],
+        mask: Bool[Tensor, "prompt position"],
+        edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> Float[Tensor, "prompt position vocab"]:
+        """The model's own logits of a padded batch, with some activations replaced on the way by what `edits` give."""
+        edits = edits or {}
+        self.check_hooks(edits)
+        hooks = [(name, _replacing(edit)) for name, edit in edits.items()]
+        with undisturbed(self.model):
+            return self.model.run_with_hooks(
+                ids.to(self.device),
+                return_type="logits",
+                fwd_hooks=hooks,
+                attention_mask=mask.to(self.device, torch.int64),
+            )
+
+    def check_predicts_next(self) -> None:
+        """Raise for a model without a loss of the next token."""
+        self._refuse_headless()
+        if self.encoder:
+            raise ValueError(f"{self.name} predicts masked tokens, not the next one: use a decoder")
 
     # Text
 
@@ -498,6 +532,11 @@ class ModelView:
         return [_token_text(i, piece, text) for i, piece, text in zip(ids, pieces, texts, strict=True)]
 
 
+def _replacing(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A hook as TransformerLens calls it."""
+    return lambda activation, hook: edit(activation)
+
+
 @cache
 def _versions() -> tuple[tuple[str, str], ...]:
     packages = ("lens-probes", "transformer-lens", "transformers", "torch")
@@ -510,6 +549,35 @@ def _token_text(i: int, piece: str | None, text: str) -> str:
     if not text or "\ufffd" in text:
         return piece
     return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
+
+
+def untrained(model: Any, *, seed: int = 0) -> Any:
+    """A model of the same class, shape and tokenizer with the random weights that training starts from.
+
+    What it shows too was not learned. The model itself is left as it is.
+
+    >>> from lens_probes import tiny
+    >>> model = tiny.bridge("llama")
+    >>> other = untrained(model)
+    >>> other.W_E.shape == model.W_E.shape, bool((other.W_E == model.W_E).any())
+    (True, False)
+    """
+    view = ModelView(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if not view.is_bridge:
+            cfg = copy.deepcopy(model.cfg)
+            cfg.init_weights, cfg.seed = True, None
+            return type(model)(cfg, view.tokenizer).to(view.device).eval()
+        wrapped = model.original_model
+        fresh = type(wrapped)(copy.deepcopy(wrapped.config)).to(view.W_E.dtype).eval()
+    from transformer_lens.model_bridge import TransformerBridge
+
+    name = f"untrained-{view.name}"
+    bridge = TransformerBridge.boot_transformers(name, hf_model=fresh, tokenizer=view.tokenizer, device=view.device)
+    if view.processed:
+        bridge.enable_compatibility_mode()
+    return bridge
 
 
 @contextmanager

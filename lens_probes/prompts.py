@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_probes.words import Word, WordClasses, closed_class
@@ -155,21 +155,57 @@ class Tokens(Table):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PromptTable(Table):
-    """The labels of a `prompt` axis: each prompt's number, its text (its tokens' texts, end to end) and its topic."""
+    """The labels of a `prompt` axis, one row a prompt: its text is its tokens' texts, end to end.
+
+    `n_tokens` counts its tokens and `last_text` is the last one's text, special tokens left out: what prompts of
+    different topics should have in common.
+    """
 
     prompt: Int[Tensor, " prompt"]
     text: tuple[str, ...]
     topic: tuple[str, ...]
+    n_tokens: Int[Tensor, " prompt"]
+    last_text: tuple[str, ...]
 
 
 def prompt_table(tokens: Tokens) -> PromptTable:
     """The prompts of a table of tokens."""
     parts = list(tokens.by_prompt())
+    texts = [part[~part.special].text for _, part in parts]
     return PromptTable(
         prompt=torch.tensor([number for number, _ in parts], dtype=torch.int64),
-        text=tuple("".join(part[~part.special].text).strip() for _, part in parts),
+        text=tuple("".join(text).strip() for text in texts),
         topic=tuple(part.topic[0] for _, part in parts),
+        n_tokens=torch.tensor([len(text) for text in texts], dtype=torch.int64),
+        last_text=tuple(text[-1] if text else "" for text in texts),
     )
+
+
+def pooling(tokens: Tokens, pool: str | int) -> Float[Tensor, "prompt token"]:
+    """How much each token counts in its prompt's vector: an equal share of all but special ones, or one token's all."""
+    rows = []
+    for number, prompt in tokens.by_prompt():
+        own = tokens.prompt == number
+        counted = own & ~tokens.special
+        if not counted.any():
+            raise ValueError(f"prompt {number} of a batch has special tokens only: pass prompts with text")
+        if pool == "mean":
+            rows.append(counted / counted.sum())
+            continue
+        places = counted.nonzero().flatten() if pool == "last" else own.nonzero().flatten()
+        at = -1 if pool == "last" else int(pool)
+        if not -len(places) <= at < len(places):
+            raise ValueError(
+                f"position {at} was asked for and a prompt has {len(prompt)} tokens: pool='mean' or 'last'"
+            )
+        rows.append(torch.nn.functional.one_hot(places[at], len(tokens)))
+    return torch.stack(rows).float()
+
+
+def check_pool(asked: object, pool: str | int) -> None:
+    """Raise unless `pool` is one of those that `pooling` knows."""
+    if not isinstance(pool, int) and pool not in ("mean", "last"):
+        raise ValueError(f"{type(asked).__name__}(pool=...) is mean, last or a position; {pool!r} came")
 
 
 def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "token target"]:

@@ -3,7 +3,7 @@
 tokens -> padded batch -> activations -> Reading (valid tokens only) -> probe.measure -> merged result
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_probes.model import ModelView, undisturbed
-from lens_probes.prompts import Prompts, Tokens, tokenize
+from lens_probes.prompts import Prompts, Tokens, target_ids, tokenize
 from lens_probes.result import Provenance, Result
 from lens_probes.words import WordClasses
 
@@ -140,6 +140,30 @@ def run(
     return [Result.merge(done) for done in parts]
 
 
+def prompt_loss(
+    view: ModelView, tokens: Tokens, edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+) -> Float[Tensor, " prompt"]:
+    """The mean of -log p(next token) over each prompt, special ones not counted, nats; `edits` as `ModelView.logits`.
+
+    Each prompt must have a token to predict.
+    """
+    losses = []
+    for batch in _batches(tokens, None):
+        ids, mask = pad(batch, view)
+        logits = view.logits(ids, mask, edits)[mask.to(view.device)].float()
+        target = target_ids(batch, "next")[:, 0]
+        counted = (target >= 0) & ~batch.special.roll(-1)
+        asked = logits[counted.to(view.device)]
+        of_target = asked.gather(1, target[counted, None].to(view.device))[:, 0]
+        loss = torch.zeros(len(batch)).masked_scatter(counted, (asked.logsumexp(-1) - of_target).cpu())
+        for number in batch.prompt.unique().tolist():
+            own = batch.prompt == number
+            if not (own & counted).any():
+                raise ValueError(f"prompt {number} has no token to predict: prompts need two tokens or more")
+            losses.append(loss[own].sum() / counted[own].sum())
+    return torch.stack(losses)
+
+
 def from_cache(
     probe: "Probe[Any]",
     model: Any,
@@ -225,10 +249,9 @@ def provenance(asked: object, view: ModelView, tokens: Tokens, hooks: Sequence[s
 
 def _batches(tokens: Tokens, batch_size: int | None) -> list[Tokens]:
     """The prompts in order, in batches of `batch_size`, or of at most TOKENS_PER_BATCH padded tokens."""
-    prompts = [part for _, part in tokens.by_prompt()]
     batches: list[list[int]] = [[]]
     longest = 0
-    for number, prompt in enumerate(prompts):
+    for number, prompt in tokens.by_prompt():
         longest = max(longest, len(prompt))
         size = len(batches[-1])
         full = size >= batch_size if batch_size is not None else (size + 1) * longest > TOKENS_PER_BATCH

@@ -394,6 +394,15 @@ def permutation_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation un
     return (as_far.sum(axis=0) + 1) / (len(permuted) + 1)
 
 
+def exceeding_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation other"]) -> PerUnit:
+    """One-sided p, (b+1)/(m+1), of values where larger is farther out: against a column each, or one for all.
+
+    >>> exceeding_p(np.array([2.0, 0.0]), np.array([[1.0], [0.5], [3.0]]))
+    array([0.5, 1. ])
+    """
+    return ((permuted >= observed - 1e-6).sum(axis=0) + 1) / (len(permuted) + 1)
+
+
 def judged(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> dict[str, PerUnit]:
     """Each unit's `p`, its false-discovery rate `q` over units, and its `p_max` against the largest of all."""
     p = permutation_p(observed, permuted)

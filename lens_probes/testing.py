@@ -26,7 +26,7 @@ from torch import Tensor
 from lens_probes import tiny
 from lens_probes.model import ModelView, undisturbed
 from lens_probes.probe import Experiment, Probe
-from lens_probes.prompts import Table, tokenize
+from lens_probes.prompts import Prompts, Table, tokenize
 from lens_probes.result import ROW_AXES, Result, schema
 from lens_probes.run import Reading, pad
 
@@ -35,6 +35,11 @@ PROMPTS = (
     "Fruit flies like a banana, and the cat likes none of it.",
     "The old man the boat.",
 )
+TOPICS = {
+    "animals": ["The cat sat on the mat.", "A dog ran home.", "Birds sing at dawn, they say.", "The horse slept."],
+    "food": ["The bread rose in the oven.", "A soup boiled over.", "She ate cake.", "Salt the water before it boils."],
+    "law": ["The judge left.", "A contract binds both sides.", "They sued the bank again.", "He pleaded guilty."],
+}
 SHARE_OF_INTEGERS = 0.02
 TOLERANCE = 1e-4
 
@@ -60,13 +65,13 @@ def check_probe(probe: Probe[Any], models: Sequence[Any] | None = None) -> None:
             check_model_classes_agree(probe)
 
 
-def check_experiment(experiment: Experiment[Any], model: Any = None, prompts: Sequence[str] = PROMPTS) -> None:
+def check_experiment(experiment: Experiment[Any], model: Any = None, prompts: Prompts = PROMPTS) -> None:
     """Check what an experiment promises: its declaration, a result like any other, seeded, the model as before."""
     check_declaration(experiment)
     model = tiny.bridge() if model is None else model
     with _told(f"check_experiment of {experiment!r} on {ModelView(model).name}"):
         with _unchanged(model):
-            first, second = (experiment.run(model, list(prompts), progress=False) for _ in range(2))
+            first, second = (experiment.run(model, prompts, progress=False) for _ in range(2))
         assert_same(first, second, "a second run (is everything random seeded?)")
         check_result(first)
 

@@ -7,14 +7,10 @@ from torch.nn.functional import normalize
 
 import lens_probes as lp
 from lens_probes import tiny
-from lens_probes.probes.head_topic_similarity import pooling, whitened
-from lens_probes.testing import assert_same, check_probe
+from lens_probes.probes.head_topic_similarity import whitened
+from lens_probes.prompts import pooling
+from lens_probes.testing import TOPICS, assert_same, check_probe
 
-TOPICS = {
-    "animals": ["The cat sat on the mat.", "A dog ran home.", "Birds sing at dawn, they say.", "The horse slept."],
-    "food": ["The bread rose in the oven.", "A soup boiled over.", "She ate cake.", "Salt the water before it boils."],
-    "law": ["The judge left.", "A contract binds both sides.", "They sued the bank again.", "He pleaded guilty."],
-}
 METRICS = ("cosine", "scaled", "distance")
 
 
@@ -45,7 +41,8 @@ def of_vectors(vectors, topics, **fields):
     n_layers, n_heads, n, _ = vectors.shape
     names = tuple(dict.fromkeys(topics))
     ids = torch.arange(n)
-    table = lp.PromptTable(prompt=ids, text=tuple(f"prompt {i}" for i in range(n)), topic=tuple(topics))
+    text = tuple(f"prompt {i}" for i in range(n))
+    table = lp.PromptTable(prompt=ids, text=text, topic=tuple(topics), n_tokens=ids + 1, last_text=text)
     member = torch.tensor([[topic == name for topic in topics] for name in names]).double()
     units = normalize(vectors.double(), dim=-1)
     return lp.HeadTopicSimilarityResult(
@@ -271,7 +268,7 @@ def test_what_was_chosen_on_one_half_is_told_on_the_other():
     assert whole["prompts_chosen"][0] == 30 and whole["prompts_held_out"][0] == 30
     with pytest.raises(ValueError, match="fewer than two prompts of a topic"):
         planted(5, 1.0).held_out(fraction=0.02)
-    with pytest.raises(ValueError, match="on which heads are chosen, 0 to 1"):
+    with pytest.raises(ValueError, match="prompts to choose on, 0 to 1"):
         planted(5, 1.0).held_out(fraction=1.5)
 
 

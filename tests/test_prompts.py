@@ -368,7 +368,13 @@ def table() -> Tokens:
 
 def test_columns_of_different_length_are_refused(table: Tokens) -> None:
     with pytest.raises(ValueError, match=r"columns of PromptTable differ in length: .*'text': 1"):
-        PromptTable(prompt=torch.tensor([0, 1]), text=("one",), topic=("", ""))
+        PromptTable(
+            prompt=torch.tensor([0, 1]),
+            text=("one",),
+            topic=("", ""),
+            n_tokens=torch.ones(2, dtype=torch.int64),
+            last_text=("", ""),
+        )
 
 
 def test_rows_are_taken_by_mask_and_by_index_in_its_order(table: Tokens) -> None:

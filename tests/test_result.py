@@ -148,6 +148,8 @@ def part(topics: str, prompts: Sequence[int], n_prompts: int, first: int = 0, **
             prompt=torch.tensor(numbers, dtype=torch.int64),
             text=tuple(f"p{i}" for i in numbers),
             topic=("",) * len(numbers),
+            n_tokens=torch.tensor([prompts.count(i) for i in numbers], dtype=torch.int64),
+            last_text=tuple(f"t{i}" for i in numbers),
         ),
         "pair": PairTable(
             prompt=torch.tensor(prompts, dtype=torch.int64),
@@ -372,7 +374,14 @@ def test_nothing_and_results_of_two_kinds_are_not_merged() -> None:
 
 def test_what_is_square_in_prompts_is_not_laid_end_to_end() -> None:
     one = PromptsResult(
-        prompt=PromptTable(prompt=torch.arange(2), text=("x", "y"), topic=("", "")), distance=torch.zeros(2, 2)
+        prompt=PromptTable(
+            prompt=torch.arange(2),
+            text=("x", "y"),
+            topic=("", ""),
+            n_tokens=torch.ones(2, dtype=torch.int64),
+            last_text=("", ""),
+        ),
+        distance=torch.zeros(2, 2),
     )
     with pytest.raises(ValueError, match=r"'distance' \[prompt other_prompt\] cannot be laid end to end"):
         Result.merge([one, one])
@@ -407,6 +416,8 @@ def test_there_is_a_frame_for_every_set_of_axes(toy: ToyResult) -> None:
         "prompt": [0, 2],
         "text": ["p0", "p2"],
         "topic": ["", ""],
+        "n_tokens": [2, 1],
+        "last_text": ["t0", "t2"],
         "length": [2.0, 1.0],
     }
     assert toy.to_frame("product").to_dict("list") == {
@@ -428,15 +439,25 @@ def test_there_is_a_frame_for_every_set_of_axes(toy: ToyResult) -> None:
 
 
 def test_the_second_of_two_axes_with_one_table_has_columns_of_its_own() -> None:
-    prompts = PromptTable(prompt=torch.tensor([0, 1]), text=("x", "y"), topic=("t", "u"))
+    prompts = PromptTable(
+        prompt=torch.tensor([0, 1]),
+        text=("x", "y"),
+        topic=("t", "u"),
+        n_tokens=torch.ones(2, dtype=torch.int64),
+        last_text=("x", "y"),
+    )
     frame = PromptsResult(prompt=prompts, distance=torch.tensor([[0.0, 1.0], [2.0, 0.0]])).to_frame()
     assert frame.to_dict("list") == {
         "prompt": [0, 0, 1, 1],
         "text": ["x", "x", "y", "y"],
         "topic": ["t", "t", "u", "u"],
+        "n_tokens": [1, 1, 1, 1],
+        "last_text": ["x", "x", "y", "y"],
         "other_prompt": [0, 1, 0, 1],
         "other_text": ["x", "y", "x", "y"],
         "other_topic": ["t", "u", "t", "u"],
+        "other_n_tokens": [1, 1, 1, 1],
+        "other_last_text": ["x", "y", "x", "y"],
         "distance": [0, 1, 2, 0],
     }
 

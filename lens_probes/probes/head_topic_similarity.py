@@ -17,7 +17,7 @@ Source: the question is that of "Searching for Modularity in Large Language Mode
 asked for single heads, for a similarity under which two near-zero vectors are alike, and for an orthogonal basis.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final, get_args
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from lens_probes import figures, statistics
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import PromptTable, Tokens, prompt_table
+from lens_probes.prompts import PromptTable, check_pool, pooling, prompt_table
 from lens_probes.result import Result, summed, unit
 from lens_probes.run import Reading
 from lens_probes.similarity import (
@@ -46,12 +46,12 @@ from lens_probes.similarity import (
     pairwise,
     separation,
 )
+from lens_probes.topics import by_topic, one_hot, topic_numbers
 
 Of = Literal["head", "head_out", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"]
 Basis = Literal["own", "pca"]
 
 PROMPTS_PER_DIRECTION = 10  # with as many directions as prompts every pair looks alike
-DRAWS_AT_ONCE = 16  # permutations or resamples in one product
 NULL = "a prompt's vector does not depend on its topic (within a group); topics permuted among prompts"
 
 
@@ -89,14 +89,14 @@ class HeadTopicSimilarityResult(Result):
         """The mean similarity over the pairs of prompts of two topics, a prompt with itself left out."""
         if self.vector is None and _checked(metric) == "cosine" and not center and basis == "own":
             return self._from_sums().float()
-        means = self._means(metric, center, basis)(self._own_topics())
+        means = self._means(metric, center, basis)(one_hot(topic_numbers(self.prompt, self.topic), len(self.topic)))
         return means.unflatten(0, (len(self.layer), len(self.head))).float()
 
     def separation(
         self, *, metric: Similarity = "cosine", center: bool = False, basis: Basis = "own"
     ) -> Float[Tensor, "layer head"]:
         """Mean similarity within topics minus mean similarity between them."""
-        self._check_topics()
+        by_topic(self.prompt, self.topic)  # refuses prompts without topics
         return separation(self.topic_similarity(metric=metric, center=center, basis=basis))
 
     @property
@@ -135,28 +135,22 @@ class HeadTopicSimilarityResult(Result):
         (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` counts permutations in which any head is as far
         out, the family-wise error rate. The null is in `attrs["null"]`.
         """
-        self._check_topics()
-        order = self._own_order()
-        topic = self._topic_numbers()[order]
-        cell = np.zeros(len(topic), dtype=np.int64) if groups is None else self._cells(groups)[order]
-        if not any(len(set(topic[cell == each])) > 1 for each in set(cell)):
-            raise ValueError("every group has prompts of one topic only: nothing can be permuted within groups")
-        means = self._means(metric, center, basis, torch.from_numpy(order))
-        observed = separation(means(_one_hot(topic, len(self.topic)))).numpy()
-        moved = statistics.permuted(topic, cell, permutations, seed=seed)
-        labels = torch.stack([_one_hot(each, len(self.topic)) for each in moved]).split(DRAWS_AT_ONCE)
-        null = np.concatenate([separation(means(some)).numpy() for some in labels])
-        low, high = np.full((2, len(observed)), np.nan)
-        if len(topic) >= statistics.PROMPTS_FOR_INTERVAL:
-            times = torch.from_numpy(statistics.resamples(len(topic), seed=seed))[:, None]
-            weights = (_one_hot(topic, len(self.topic)) * times).split(DRAWS_AT_ONCE)
-            low, high = statistics.bounds(np.concatenate([separation(means(some)).numpy() for some in weights]))
+        prompts = by_topic(self.prompt, self.topic, groups)
+        means = self._means(metric, center, basis, torch.from_numpy(prompts.order))
+
+        def of(draws: Iterable[Float64[Tensor, "draw topic prompt"]]) -> list[Float[np.ndarray, "draw head"]]:
+            return [separation(means(some)).numpy() for some in draws]
+
+        observed = separation(means(prompts.members)).numpy()
+        null = np.concatenate(of(prompts.permutations(permutations, seed=seed)))
+        drawn = of(prompts.resamples(seed=seed))
+        low, high = statistics.bounds(np.concatenate(drawn)) if drawn else np.full((2, len(observed)), np.nan)
         frame = self._places().assign(
             separation=observed,
             low=low,
             high=high,
             **statistics.judged(observed, null),
-            prompts=len(topic),
+            prompts=len(self.prompt),
             topics=len(self.topic),
             permutations=permutations,
         )
@@ -179,27 +173,10 @@ class HeadTopicSimilarityResult(Result):
         Whole groups (templates) go to one side; without groups, prompts. `chosen`: the separation where heads (and the
         mean, and the principal directions) were chosen, which is too good; `held_out`: where they were not.
         """
-        self._check_topics()
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction is the share of the prompts on which heads are chosen, 0 to 1; {fraction} came")
-        order = self._own_order()
-        topic = self._topic_numbers()[order]
-        random = np.random.default_rng(seed)
-        if groups is None:  # the same share of every topic
-            first = np.zeros(len(topic), dtype=bool)
-            for each in range(len(self.topic)):
-                members = random.permutation(np.flatnonzero(topic == each))
-                first[members[: round(fraction * len(members))]] = True
-        else:
-            cell = self._cells(groups)[order]
-            names = random.permutation(np.unique(cell))
-            first = np.isin(cell, names[: round(fraction * len(names))])
-        for part in (first, ~first):
-            if min(np.bincount(topic[part], minlength=len(self.topic)), default=0) < 2:
-                raise ValueError("a part has fewer than two prompts of a topic: use more groups, or another fraction")
-        means = self._means(metric, center, basis, torch.from_numpy(order), fit=torch.from_numpy(first))
-        own = _one_hot(topic, len(self.topic))
-        chosen, reported = (separation(means(own * torch.from_numpy(part))).numpy() for part in (first, ~first))
+        prompts = by_topic(self.prompt, self.topic, groups)
+        first = torch.from_numpy(prompts.first_part(fraction, seed=seed))
+        means = self._means(metric, center, basis, torch.from_numpy(prompts.order), fit=first)
+        chosen, reported = (separation(means(prompts.members * part)).numpy() for part in (first, ~first))
         frame = self._places().assign(chosen=chosen, held_out=reported)
         frame["rank_held_out"] = (-frame["held_out"]).rank(method="min").astype(int) - 1
         frame = frame.assign(prompts_chosen=int(first.sum()), prompts_held_out=int((~first).sum()))
@@ -229,8 +206,8 @@ class HeadTopicSimilarityResult(Result):
         means = self.topic_similarity()[layer, head]
         return figures.heatmap(
             means.tolist(),
-            x=[figures.visible(topic) for topic in self.topic],
-            y=[figures.visible(topic) for topic in self.topic],
+            x=[figures.named(topic) for topic in self.topic],
+            y=[figures.named(topic) for topic in self.topic],
             title=self._title(f"Topic against topic in {self._name(layer, head)}"),
             x_title="topic",
             y_title="topic",
@@ -269,7 +246,7 @@ class HeadTopicSimilarityResult(Result):
 
     def _by_topic(self) -> tuple[Int[np.ndarray, " prompt"], list[str]]:
         """The prompts with those of one topic side by side, and their topics."""
-        order = np.argsort(self._topic_numbers(), kind="stable")
+        order = np.argsort(topic_numbers(self.prompt, self.topic), kind="stable")
         return order, [self.prompt.topic[i] for i in order]
 
     def _grid(self, values: Tensor, stars: Bool[np.ndarray, "layer head"] | None, title: str, says: str) -> go.Figure:
@@ -343,30 +320,9 @@ class HeadTopicSimilarityResult(Result):
         squares = self._vectors(center=False, basis="own").square().sum(2)
         return (squares / squares.sum(-1, keepdim=True)).float()
 
-    def _check_topics(self) -> None:
-        if len(self.topic) < 2:
-            raise ValueError(
-                "topics are compared and the prompts have fewer than two: pass them as {topic: [prompt, prompt, ...]}"
-            )
-
     def _places(self) -> pd.DataFrame:
         """One row a head, in the order in which layers and heads are laid end to end."""
         return pd.DataFrame([(layer, head) for layer in self.layer for head in self.head], columns=["layer", "head"])
-
-    def _topic_numbers(self) -> Int[np.ndarray, " prompt"]:
-        return np.asarray([self.topic.index(topic) for topic in self.prompt.topic])
-
-    def _own_topics(self) -> Float64[Tensor, "topic prompt"]:
-        return _one_hot(self._topic_numbers(), len(self.topic))
-
-    def _own_order(self) -> Int[np.ndarray, " prompt"]:
-        """Prompts sorted by topic and text: what is drawn at random does not depend on how they came."""
-        return np.lexsort((np.asarray(self.prompt.text), np.asarray(self.prompt.topic)))
-
-    def _cells(self, groups: Sequence[str]) -> Int[np.ndarray, " prompt"]:
-        if len(groups) != len(self.prompt):
-            raise ValueError(f"groups is one label a prompt: there are {len(self.prompt)}, and {len(groups)} came")
-        return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
 @final
@@ -393,8 +349,7 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):
             raise ValueError(f"HeadTopicSimilarity(of=...) is one of {', '.join(get_args(Of))}; {self.of!r} came")
-        if not isinstance(self.pool, int) and self.pool not in ("mean", "last"):
-            raise ValueError(f"HeadTopicSimilarity(pool=...) is mean, last or a position; {self.pool!r} came")
+        check_pool(self, self.pool)
 
     def hooks(self, model: ModelView) -> list[str]:
         """What the unit gives, in every layer."""
@@ -418,7 +373,7 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
         vector = torch.stack(vectors)
         features = features_of(vector.double(), "cosine")
         topics = tuple(dict.fromkeys(prompts.topic))
-        of_topic = _one_hot(np.asarray([topics.index(topic) for topic in prompts.topic]), len(topics))
+        members = one_hot(topic_numbers(prompts, topics), len(topics))
         heads = self.of in ("head", "head_out")
         return HeadTopicSimilarityResult(
             of=self.of,
@@ -427,31 +382,10 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
             head=tuple(f"H{head}" for head in range(vector.shape[1])) if heads else ("block",),
             topic=topics,
             prompt=prompts,
-            unit_sum=torch.einsum("tp,lhpd->lhtd", of_topic, features.vectors),
-            count=torch.einsum("tp,lhp->lht", of_topic, features.valid.double()),
+            unit_sum=torch.einsum("tp,lhpd->lhtd", members, features.vectors),
+            count=torch.einsum("tp,lhp->lht", members, features.valid.double()),
             vector=vector if self.keep_vectors else None,
         )
-
-
-def pooling(tokens: Tokens, pool: str | int) -> Float[Tensor, "prompt token"]:
-    """How much each token counts in its prompt's vector: an equal share of all but special ones, or one token's all."""
-    rows = []
-    for number, prompt in tokens.by_prompt():
-        own = tokens.prompt == number
-        counted = own & ~tokens.special
-        if not counted.any():
-            raise ValueError(f"prompt {number} of a batch has special tokens only: pass prompts with text")
-        if pool == "mean":
-            rows.append(counted / counted.sum())
-            continue
-        places = counted.nonzero().flatten() if pool == "last" else own.nonzero().flatten()
-        at = -1 if pool == "last" else int(pool)
-        if not -len(places) <= at < len(places):
-            raise ValueError(
-                f"position {at} was asked for and a prompt has {len(prompt)} tokens: pool='mean' or 'last'"
-            )
-        rows.append(torch.nn.functional.one_hot(places[at], len(tokens)))
-    return torch.stack(rows).float()
 
 
 def whitened(
@@ -464,11 +398,6 @@ def whitened(
     scale = strength[..., None, :rank] / fitted.shape[2] ** 0.5
     along = (vectors - mean) @ directions[..., :rank, :].mT
     return torch.where(scale > 1e-12, along / scale, 0.0)
-
-
-def _one_hot(topic: Int[np.ndarray, " prompt"], n_topics: int) -> Float64[Tensor, "topic prompt"]:
-    """1 where a prompt is of a topic."""
-    return torch.nn.functional.one_hot(torch.from_numpy(topic), n_topics).T.double()
 
 
 def _checked(metric: Similarity) -> Similarity:

@@ -1,0 +1,98 @@
+"""Prompts by topic: what is permuted, resampled, and split into halves.
+
+Prompts are first put in an order of their own (topic, text), so what is drawn at random does not depend on how they
+came. A draw is a matrix of weights, `[topic prompt]`: how often each prompt counts in each topic.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor
+
+from lens_probes import statistics
+from lens_probes.prompts import PromptTable
+
+DRAWS_AT_ONCE = 16  # permutations or resamples in one product
+
+
+class TopicOrder(NamedTuple):
+    """Prompts in their own order, with the numbers of their topics and of their groups."""
+
+    order: Int[np.ndarray, " prompt"]
+    topic: Int[np.ndarray, " prompt"]
+    group: Int[np.ndarray, " prompt"] | None
+    n_topics: int
+
+    @property
+    def members(self) -> Float64[Tensor, "topic prompt"]:
+        """1 where a prompt is of a topic."""
+        return one_hot(self.topic, self.n_topics)
+
+    @property
+    def cell(self) -> Int[np.ndarray, " prompt"]:
+        """The group of each prompt; one for all without groups."""
+        return np.zeros(len(self.topic), dtype=np.int64) if self.group is None else self.group
+
+    def permutations(self, number: int, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
+        """Topics moved at random among the prompts of a group, some draws at a time."""
+        if not any(len(set(self.topic[self.cell == each])) > 1 for each in set(self.cell)):
+            raise ValueError("every group has prompts of one topic only: nothing can be permuted within groups")
+        moved = statistics.permuted(self.topic, self.cell, number, seed=seed)
+        for start in range(0, number, DRAWS_AT_ONCE):
+            yield torch.stack([one_hot(each, self.n_topics) for each in moved[start : start + DRAWS_AT_ONCE]])
+
+    def resamples(self, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
+        """Prompts drawn with replacement, some draws at a time; none with too few prompts for an interval."""
+        if len(self.topic) >= statistics.PROMPTS_FOR_INTERVAL:
+            times = torch.from_numpy(statistics.resamples(len(self.topic), seed=seed))[:, None]
+            yield from (self.members * some for some in times.split(DRAWS_AT_ONCE))
+
+    def first_part(self, fraction: float, *, seed: int) -> Bool[np.ndarray, " prompt"]:
+        """Which prompts are where something is chosen: whole groups, or the same share of every topic."""
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction is the share of the prompts to choose on, 0 to 1; {fraction} came")
+        random = np.random.default_rng(seed)
+        if self.group is None:
+            first = np.zeros(len(self.topic), dtype=bool)
+            for each in range(self.n_topics):
+                members = random.permutation(np.flatnonzero(self.topic == each))
+                first[members[: round(fraction * len(members))]] = True
+        else:
+            names = random.permutation(np.unique(self.group))
+            first = np.isin(self.group, names[: round(fraction * len(names))])
+        for part in (first, ~first):
+            if min(np.bincount(self.topic[part], minlength=self.n_topics), default=0) < 2:
+                raise ValueError("a part has fewer than two prompts of a topic: use more groups, or another fraction")
+        return first
+
+
+def by_topic(prompts: PromptTable, topics: Sequence[str], groups: Sequence[str] | None = None) -> TopicOrder:
+    """These prompts in their own order. `groups` is a label a prompt (its template, its length) in the given order.
+
+    >>> three, one = torch.arange(3), torch.ones(3, dtype=torch.int64)
+    >>> table = PromptTable(three, text=("b", "a", "c"), topic=("x", "x", "y"), n_tokens=one, last_text=("b", "a", "c"))
+    >>> by_topic(table, ["x", "y"]).order.tolist()
+    [1, 0, 2]
+    """
+    if len(topics) < 2:
+        raise ValueError(
+            "topics are compared and the prompts have fewer than two: pass them as {topic: [prompt, prompt, ...]}"
+        )
+    if groups is not None and len(groups) != len(prompts):
+        raise ValueError(f"groups is one label a prompt: there are {len(prompts)}, and {len(groups)} came")
+    order = np.lexsort((np.asarray(prompts.text), np.asarray(prompts.topic)))
+    group = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1][order]
+    return TopicOrder(order, topic_numbers(prompts, topics)[order], group, len(topics))
+
+
+def topic_numbers(prompts: PromptTable, topics: Sequence[str]) -> Int[np.ndarray, " prompt"]:
+    """The number of each prompt's topic."""
+    return np.asarray([topics.index(topic) for topic in prompts.topic], dtype=np.int64)
+
+
+def one_hot(topic: Int[np.ndarray, " prompt"], n_topics: int) -> Float64[Tensor, "topic prompt"]:
+    """1 where a prompt is of a topic."""
+    return torch.nn.functional.one_hot(torch.from_numpy(topic), n_topics).T.double()

@@ -1,0 +1,165 @@
+"""TopicAblation: a planted topic neuron is found and needed, losses are the model's own, and tables by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.experiments.topic_ablation import _random_like, _Silencing
+from lens_probes.model import ModelView
+from lens_probes.prompts import tokenize
+from lens_probes.run import prompt_loss
+from lens_probes.testing import TOPICS, check_experiment
+
+TEXTS = [text for texts in TOPICS.values() for text in texts]
+
+
+def of_losses(loss, silenced, random, topics):
+    """A result of given losses, `[prompt]`, `[topic prompt]` and `[topic draw prompt]`."""
+    n = len(topics)
+    names = tuple(dict.fromkeys(topics))
+    zeros = torch.zeros(len(names), 1, dtype=torch.int64)
+    return lp.TopicAblationResult(
+        of="neuron",
+        silenced_by="zero",
+        topic=names,
+        prompt=lp.PromptTable(
+            torch.arange(n), tuple(f"p{i}" for i in range(n)), tuple(topics), torch.full((n,), 5), (".",) * n
+        ),
+        layer=("0",),
+        loss=torch.tensor(loss),
+        silenced=torch.tensor(silenced),
+        random=torch.tensor(random),
+        chosen_layer=zeros,
+        chosen_unit=zeros,
+        chosen_contrast=zeros.float(),
+    )
+
+
+@pytest.mark.parametrize("of", ["head", "neuron"])
+@pytest.mark.parametrize("silenced_by", ["mean", "zero"])
+def test_it_keeps_the_contract(of, silenced_by):
+    check_experiment(lp.TopicAblation(of=of, k=2, silenced_by=silenced_by, draws=3), prompts=TOPICS)
+
+
+def test_the_loss_is_the_models_own_whatever_the_batch(decoder):
+    model = decoder.build()
+    view = ModelView(model)
+    tokens = tokenize(TEXTS, view)
+    found = prompt_loss(view, tokens)
+    for number, own in tokens.by_prompt():
+        with torch.no_grad():
+            log_prob = model(own.id[None], return_type="logits")[0].float().log_softmax(-1)
+        expected = -torch.stack([log_prob[i, own.id[i + 1]] for i in range(len(own) - 1)])
+        assert float(found[number]) == pytest.approx(float(expected[~own.special[1:]].mean()), abs=1e-4)
+
+
+def test_silencing_is_taking_out_what_the_units_write(decoder):
+    model = decoder.build()
+    view = ModelView(model)
+    ids, mask = torch.arange(5, 15)[None], torch.ones(1, 10, dtype=torch.bool)
+    silence = _Silencing(view, [0, 2], "head", torch.zeros(2, 4, view.W_O(0).shape[1]))
+    edits = silence(torch.tensor([4 + 1, 4 + 3]))  # heads 1 and 3 of the second of these layers, layer 2
+    assert list(edits) == [view.hook_z(2)]
+    with torch.no_grad():
+        before = model.run_with_cache(ids)[1]
+        hooks = [(view.hook_z(2), lambda x, hook: edits[view.hook_z(2)](x))]
+        silenced = model.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits")
+    torch.testing.assert_close(view.logits(ids, mask, edits), silenced)
+    z = before[view.hook_z(2)].clone()
+    changed = edits[view.hook_z(2)](z)
+    assert (changed[:, :, [1, 3]] == 0).all() and (changed[:, :, [0, 2]] == z[:, :, [0, 2]]).all()
+    assert (silenced - view.logits(ids, mask)).abs().max() > 0.01
+    mean = torch.arange(24.0).view(2, 12, 1)
+    set_to = _Silencing(view, [0, 1], "neuron", mean)(torch.tensor([3, 14]))
+    assert set_to[view.hook_neurons(1)](torch.zeros(1, 2, 12))[0, 0].tolist() == [0, 0, 14] + [0] * 9
+
+
+def test_random_units_are_as_many_of_the_same_layers():
+    places = torch.tensor([1, 3, 17, 25, 26, 27])  # layers 0 (two), 1 (one) and 2 (three) of ten units each
+    drawn = _random_like(places, 10, np.random.default_rng(0))
+    assert (drawn // 10).tolist() == [0, 0, 1, 2, 2, 2] and len(drawn.unique()) == 6
+
+
+def test_tables_by_hand():
+    # Topic a's units hurt a by 2 and b by 1; random ones by 1 everywhere in one draw, not at all in the other.
+    result = of_losses(
+        [1.0, 1.0, 2.0, 2.0],
+        [[3.0, 3.0, 3.0, 3.0], [1.0, 1.0, 2.0, 2.0]],
+        [[[2.0, 2.0, 3.0, 3.0], [1.0, 1.0, 2.0, 2.0]]] * 2,
+        ["a", "a", "b", "b"],
+    )
+    table = result.damage().set_index(["topic", "other_topic"])
+    assert table.loc[("a", "a"), ["damage", "random", "excess"]].tolist() == [2.0, 0.5, 1.5]
+    assert table.loc[("a", "b"), ["damage", "random", "excess"]].tolist() == [1.0, 0.5, 0.5]
+    assert table["p"].tolist() == pytest.approx([1 / 3, 1.0, 2 / 3, 1.0])  # b + 1 over 3
+    assert table["low"].isna().all()  # two prompts a topic have no interval
+    specific = result.specificity().set_index("topic")
+    assert specific["specificity"].tolist() == [1.0, 0.0] and specific["p"].tolist() == pytest.approx([1 / 3, 1.0])
+    assert "random units" in result.damage().attrs["null"]
+    (grid,) = result.figure().data
+    assert [list(row) for row in grid.z] == [[1.5, 0.5], [-0.5, -0.5]]
+    assert [list(row) for row in grid.text] == [["1.50*", "0.50"], ["-0.50", "-0.50"]]
+
+
+def test_a_neuron_that_carries_a_topic_is_chosen_and_needed():
+    model = tiny.bridge("gpt2")
+    topics = {"low": [[0, 5, 9, 6, 9, 7, 9]] * 8, "high": [[0, 300, 8, 301, 8, 302, 8]] * 8}
+    topics = {name: [[*ids, 20 + i] for i, ids in enumerate(some)] for name, some in topics.items()}
+    view = ModelView(model)
+    with torch.no_grad():
+        # Neuron 7 of layer 1 is bright where "high" tokens were read, and writes token 8, which follows them.
+        direction = torch.nn.functional.normalize(view.W_E[[300, 301, 302]].mean(0), dim=0)
+        mlp = model.blocks[1].mlp.original_component if hasattr(model.blocks[1].mlp, "original_component") else None
+        assert mlp is not None
+        mlp.c_fc.weight[:, 7] = 20 * direction
+        mlp.c_proj.weight[7] = 3 * torch.nn.functional.normalize(view.W_E[8], dim=0)
+    prompts = [lp.Prompt(ids=tuple(ids), topic=name) for name, some in topics.items() for ids in some]
+    result = lp.TopicAblation(k=1, draws=20, silenced_by="zero").run(model, prompts, progress=False)
+    chosen = result.chosen().set_index("topic")
+    assert chosen.loc["high", ["layer", "unit"]].tolist() == ["1", "N7"]
+    specific = result.specificity().set_index("topic").loc["high"]
+    assert specific["specificity"] > specific["random_high"] and specific["p"] == pytest.approx(1 / 21)
+    assert specific["low"] > 0
+
+
+def test_choice_and_measurement_share_no_prompt_and_no_group():
+    prompts = [lp.Prompt(text=text, topic=topic) for topic, texts in TOPICS.items() for text in texts]
+    groups = [str(i % 2) for i in range(len(prompts))]
+    result = lp.TopicAblation(k=1, draws=1).run(tiny.bridge("gpt2"), prompts, groups=groups, progress=False)
+    left = {text for text, group in zip(TEXTS, groups, strict=True) if group == "0"}
+    assert set(result.prompt.text) in (left, set(TEXTS) - left)
+
+
+def test_an_interrupt_leaves_the_draws_done_so_far(monkeypatch):
+    calls = 0
+
+    def interrupted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 12:  # 1 as it is, 3 topics x (chosen, draw 1, draw 2), and one more
+            raise KeyboardInterrupt
+        return prompt_loss(*arguments)
+
+    monkeypatch.setattr("lens_probes.experiments.topic_ablation.prompt_loss", interrupted)
+    result = lp.TopicAblation(k=1, draws=20).run(tiny.bridge("gpt2"), TOPICS, progress=False)
+    assert result.random.shape[1] == 2
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said():
+    with pytest.raises(ValueError, match="is head or neuron and silenced_by is mean or zero; 'block' and 'mean' came"):
+        lp.TopicAblation(of="block")
+    with pytest.raises(ValueError, match="are 1 or more; 0 and 20 came"):
+        lp.TopicAblation(k=0)
+    with pytest.raises(ValueError, match="statistic is one of mean, std"):
+        lp.TopicAblation(statistic="max")
+    with pytest.raises(ValueError, match="k=13 units a topic were asked for and there are 12 heads"):
+        lp.TopicAblation(of="head", k=13).run(tiny.bridge("gpt2"), TOPICS)
+    with pytest.raises(ValueError, match="predicts masked tokens, not the next one: use a decoder"):
+        lp.TopicAblation().run(tiny.bridge("bert"), TOPICS)
+    view = ModelView(tiny.bridge("gpt2"))
+    one_token = tokenize([[5]], view)
+    with pytest.raises(ValueError, match="prompt 0 has no token to predict"):
+        prompt_loss(view, one_token)

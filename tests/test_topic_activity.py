@@ -1,0 +1,272 @@
+"""TopicActivity: its numbers by hand and far from zero, planted units found, what groups take away, pictures."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.model import ModelView
+from lens_probes.probes.topic_activity import activity, contrast, standardised, variance_share
+from lens_probes.testing import TOPICS, assert_same, check_probe
+
+
+def of_values(values, topics, last_text=None):
+    """A result whose mean activity is given, `[layer prompt unit]`; one label of the last token a prompt."""
+    n_layers, n, n_units = values.shape
+    names = tuple(dict.fromkeys(topics))
+    members = torch.tensor([[topic == name for topic in topics] for name in names]).double()
+    text = tuple(f"prompt {i}" for i in range(n))
+    sums = torch.einsum("tp,lpu->ltu", members, values.double())
+    return lp.TopicActivityResult(
+        of="head",
+        pool="mean",
+        layer=tuple(map(str, range(n_layers))),
+        unit=tuple(f"H{i}" for i in range(n_units)),
+        topic=names,
+        prompt=lp.PromptTable(
+            torch.arange(n), text, tuple(topics), torch.ones(n, dtype=torch.int64), last_text or ("",) * n
+        ),
+        count=members.sum(1),
+        mean_sum=sums,
+        square_sum=sums,
+        positive_sum=sums,
+        abs_sum=sums,
+        mean=values,
+        std=torch.zeros_like(values),
+        positive=torch.zeros_like(values),
+        mean_abs=values.abs(),
+    )
+
+
+def planted(seed, height, prompts=20, units=6):
+    """Noise of deviation 1 a unit; unit 2 of layer 1 is `height` higher in topic b."""
+    random = torch.Generator().manual_seed(seed)
+    topics = [name for name in "abc" for _ in range(prompts)]
+    values = torch.randn(2, len(topics), units, generator=random)
+    values[1, [topic == "b" for topic in topics], 2] += height
+    return of_values(values, topics)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(lp.statistics, "RESAMPLES", 5)
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        lp.TopicActivity(),
+        lp.TopicActivity(of="neuron", layers=[1]),
+        lp.TopicActivity(of="mlp_out", pool="last"),
+        lp.TopicActivity(of="attn_out", keep_rows=False),
+        lp.TopicActivity(of="embed", pool=1),
+    ],
+    ids=repr,
+)
+def test_it_keeps_the_contract(probe):
+    check_probe(probe)
+
+
+# What is measured
+
+
+def test_five_numbers_of_two_prompts_by_hand():
+    x = torch.tensor([[[1.0, -1.0]], [[3.0, 1.0]], [[-2.0, 2.0]]])  # three tokens, one unit of two dimensions
+    weights = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    found = activity(x, weights, torch.tensor([0, 0, 1]))
+    assert found.mean.tolist() == [[1.0], [0.0]]
+    assert found.variance.tolist() == [[2.0], [4.0]]
+    assert found.positive.tolist() == [[0.75], [0.5]]
+    assert found.mean_abs.tolist() == [[1.5], [2.0]]
+
+
+def test_prompts_and_topics_agree_with_numpy_on_every_class(decoder):
+    model = decoder.build()
+    result = lp.TopicActivity().run(model, TOPICS)
+    tokens = lp.RankShift(at="resid_post").run(model, TOPICS).token
+    z = {}
+    for number, text in enumerate(text for texts in TOPICS.values() for text in texts):
+        ids = tokens.id[tokens.prompt == number]
+        _, cache = model.run_with_cache(ids[None])
+        z[number] = cache["blocks.2.attn.hook_z"][0, ~tokens.special[tokens.prompt == number], 3].detach().numpy()
+        assert text.split()[0] in result.prompt.text[number]
+    for number, values in z.items():
+        expected = (values.mean(), values.std(), np.sqrt((values**2).mean()), (values > 0).mean(), abs(values).mean())
+        found = [result.of_prompts(name)[2, number, 3] for name in ("mean", "std", "rms", "positive", "mean_abs")]
+        assert [float(each) for each in found] == pytest.approx(expected, abs=1e-5)
+    food = [z[number] for number in range(4, 8)]
+    second = np.mean([(values**2).mean() for values in food])
+    first = np.mean([values.mean() for values in food])
+    assert float(result.topic_rms[2, 1, 3]) == pytest.approx(np.sqrt(second), abs=1e-5)
+    assert float(result.topic_std[2, 1, 3]) == pytest.approx(np.sqrt(second - first**2), abs=1e-5)
+    assert float(result.topic_mean[2, 1, 3]) == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.parametrize("keep_rows", [True, False])
+def test_a_deviation_of_one_around_a_thousand_is_one(keep_rows):
+    around = 1000 + torch.randn(4, 4000, 1, generator=torch.Generator().manual_seed(0))
+    probe = lp.TopicActivity(of="neuron", layers=[0], keep_rows=keep_rows)
+    merged = lp.TopicActivityResult.merge([probe.measure(reading_of(values)) for values in around])
+    assert float(merged.topic_std) == pytest.approx(float(around.double().std(unbiased=False)), abs=1e-3)
+    assert float(merged.topic_mean) == pytest.approx(1000, abs=0.1)
+    if keep_rows:
+        expected = around.double().std(dim=1, unbiased=False)[None]
+        torch.testing.assert_close(merged.std.double(), expected, rtol=0, atol=1e-3)
+
+
+def reading_of(values):
+    """One prompt whose neurons in layer 0 have these values, `[token unit]`."""
+    n = len(values)
+    tokens = lp.Tokens(
+        prompt=torch.zeros(n, dtype=torch.int64),
+        position=torch.arange(n),
+        id=torch.arange(n),
+        text=("x",) * n,
+        word=torch.zeros(n, dtype=torch.int64),
+        word_class=("",) * n,
+        special=torch.zeros(n, dtype=torch.bool),
+        topic=("t",) * n,
+    )
+    view = ModelView(tiny.bridge("gpt2"))
+    return lp.Reading(view, tokens, {view.hook_neurons(0): values[None]}, torch.ones(1, n, dtype=torch.bool))
+
+
+def test_embeddings_are_those_of_the_words_alone(raw):
+    model = raw.build()
+    result = lp.TopicActivity(of="embed").run(model, TOPICS)
+    tokens = lp.RankShift(at="resid_post").run(model, TOPICS).token
+    counted = (tokens.prompt == 0) & ~tokens.special
+    rows = lp.ModelView(model).W_E[tokens.id[counted]]
+    ratio = result.mean[0, 0] / rows.mean(0)  # Gemma's states are W_E times the square root of d_model
+    torch.testing.assert_close(ratio, torch.full_like(ratio, float(ratio.median())), rtol=1e-3, atol=0)
+    assert result.layer == ("embed",) and result.unit[:2] == ("d0", "d1")
+
+
+# Which units
+
+
+def test_effects_by_hand():
+    values = torch.tensor([[0.0, 5.0], [2.0, 5.0], [4.0, 5.0], [6.0, 5.0]])
+    own = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    # Means 1 and 5 around 3: variance between topics 4, in all (9 + 1 + 1 + 9) / 4 = 5; a constant unit tells nothing.
+    assert variance_share(values, own).tolist() == [pytest.approx(0.8), 0.0]
+    assert contrast(values, own, 1).tolist() == [pytest.approx(4 / 5**0.5), 0.0]
+    assert standardised(values, torch.zeros(4, dtype=torch.int64))[:, 1].tolist() == [0.0] * 4
+    doubled = variance_share(values[[0, 1, 1, 2, 3]], own[:, [0, 1, 1, 2, 3]])
+    torch.testing.assert_close(variance_share(values, own * torch.tensor([1.0, 2.0, 1.0, 1.0])), doubled)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_unit_that_lights_up_by_one_and_a_half_deviations_is_found():
+    found = 0
+    for seed in range(100):
+        first = planted(seed, 1.5).lit("b", 1, statistic="mean", permutations=99, seed=seed).iloc[0]
+        found += (first["layer"], first["unit"]) == ("1", "H2") and first["p_max"] < 0.05
+    assert found >= 95
+    dark = planted(0, -2.0).dark("b", 1, statistic="mean", permutations=99).iloc[0]
+    assert (dark["layer"], dark["unit"]) == ("1", "H2") and dark["effect"] < -1
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_without_it_the_largest_unit_is_found_as_often_as_chance_allows():
+    lit = shared = 0
+    for seed in range(1000, 1200):
+        result = planted(seed, 0.0)
+        lit += bool((result.lit("b", 12, statistic="mean", permutations=99, seed=seed)["p_max"] < 0.05).any())
+        shared += bool((result.selectivity(statistic="mean", permutations=99, seed=seed)["p_max"] < 0.05).any())
+    assert lit <= 18 and shared <= 18
+
+
+def test_chance_gives_topics_less_one_over_prompts_less_one():
+    shares = [planted(seed, 0.0).selectivity(statistic="mean", permutations=9)["effect"].mean() for seed in range(40)]
+    assert np.mean(shares) == pytest.approx(2 / 59, abs=0.004)
+
+
+def test_intervals_hold_the_effect_and_the_order_of_prompts_changes_nothing():
+    model = tiny.bridge("llama")
+    table = lp.TopicActivity().run(model, TOPICS).selectivity(permutations=49)
+    assert ((table["low"] < table["high"]) & (table["high"] > table["effect"])).all()
+    turned = {topic: texts[::-1] for topic, texts in reversed(TOPICS.items())}
+    again = lp.TopicActivity().run(model, turned).selectivity(permutations=49)
+    for column in ("effect", "low", "high", "p", "p_max"):
+        assert table[column].tolist() == pytest.approx(again[column].tolist(), abs=1e-3), column
+    assert "permuted" in table.attrs["null"]
+
+
+def test_what_the_last_token_explains_is_no_topic_within_last_tokens():
+    topics = ["ab"[i % 2] for i in range(40)]
+    last = tuple("?" if (i % 2) ^ (i % 5 == 0) else "." for i in range(40))
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    values = noise + 6 * torch.tensor([text == "?" for text in last])
+    result = of_values(values[None, :, None], topics, last)
+    assert result.selectivity(statistic="mean", permutations=199)["p"][0] < 0.05
+    within = result.selectivity(statistic="mean", permutations=199, groups=result.prompt.last_text)
+    assert within["p"][0] > 0.05 and within["effect"][0] < 0.2
+
+
+def test_many_units_are_judged_in_parts_like_few(monkeypatch):
+    result = planted(0, 2.0)
+    whole = result.selectivity(statistic="mean", permutations=49)
+    monkeypatch.setattr(sys.modules[lp.TopicActivity.__module__], "UNITS_AT_ONCE", 5)
+    parts = result.selectivity(statistic="mean", permutations=49, progress=False)
+    for column in ("effect", "low", "high", "p", "p_max"):
+        assert parts[column].tolist() == pytest.approx(whole[column].tolist(), abs=1e-6)
+
+
+def test_an_untrained_model_has_the_same_shape_and_is_seeded():
+    model = tiny.bridge("gpt2", processed=True)
+    first, again, other = (lp.untrained(model, seed=seed) for seed in (0, 0, 1))
+    results = [lp.TopicActivity(of="neuron").run(each, TOPICS) for each in (first, again, other, model)]
+    assert_same(results[0], results[1], "the same seed")
+    assert results[0].mean.shape == results[3].mean.shape
+    assert not torch.allclose(results[0].mean, results[2].mean, atol=1e-3)
+    assert results[0].provenance.model == "untrained-tiny-gpt2" and results[0].provenance.processed
+
+
+# Refusals and figures
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said():
+    with pytest.raises(ValueError, match=r"\(of=...\) is one of head, attn_out, mlp_out, neuron, embed; 'mlp' came"):
+        lp.TopicActivity(of="mlp")
+    with pytest.raises(ValueError, match=r"TopicActivity\(pool=...\) is mean, last or a position; 'max' came"):
+        lp.TopicActivity(pool="max")
+    with pytest.raises(ValueError, match=r"embeddings have no layers, and layers=\[1\] came"):
+        lp.TopicActivity(of="embed", layers=[1])
+    result = planted(0, 1.0)
+    with pytest.raises(ValueError, match="topic 'd' was asked for and there are 'a', 'b', 'c'"):
+        result.lit("d")
+    with pytest.raises(ValueError, match="statistic is one of mean, std, rms, positive, mean_abs; 'max' came"):
+        result.selectivity(statistic="max")
+    sums = lp.TopicActivity(keep_rows=False).run(tiny.bridge("gpt2"), TOPICS)
+    for ask in (sums.selectivity, lambda: sums.lit("food"), sums.contrast, lambda: sums.rms):
+        with pytest.raises(ValueError, match=r"run TopicActivity\(keep_rows=True\)"):
+            ask()
+    with pytest.raises(ValueError, match="prompts have fewer than two: pass them as"):
+        lp.TopicActivity().run(tiny.bridge("gpt2"), ["One text.", "Another one."]).selectivity()
+
+
+def test_every_topic_has_its_grid_on_one_scale():
+    result = planted(0, 3.0)
+    figure = result.figure()
+    assert len(figure.data) == 3 and {grid.coloraxis for grid in figure.data} == {"coloraxis"}
+    expected = result.contrast()
+    for number, grid in enumerate(figure.data):
+        assert [list(row) for row in grid.z] == expected[:, number].tolist()
+    assert figure.layout.coloraxis.cmax == pytest.approx(float(expected.abs().max()))
+    assert [note.text for note in figure.layout.annotations][:3] == ["a", "b", "c"]
+
+
+def test_more_neurons_than_can_be_drawn_stand_from_the_highest_to_the_lowest():
+    result = lp.TopicActivity(of="neuron").run(tiny.bridge("llama"), TOPICS)
+    grid = result.figure().data[0]
+    values = result.contrast()[1, 0]
+    assert len(grid.z[1]) == 21 and list(grid.z[1]) == sorted(grid.z[1], reverse=True)
+    assert grid.z[1][0] == float(values.max()) and grid.z[1][-1] == float(values.min())
+    blocks = lp.TopicActivity(of="mlp_out").run(tiny.bridge("llama"), {"<b>": ["a b", "c d"], "x y": ["e f", "g h"]})
+    figure = blocks.figure()
+    assert list(figure.layout.yaxis.ticktext) == ["&lt;b&gt;", "x y"]
