@@ -12,6 +12,7 @@ import pandas as pd
 import lens_probes as lp
 
 N_SENTENCES = 16
+PROMPTS_PER_TOPIC = 10
 N_LAYERS = 7
 
 
@@ -28,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = lp.load_model(options.model)
         view = lp.ModelView(model)
         print(f"{view.name} ({view.class_name}, {view.n_layers} layers), {len(texts)} texts", file=sys.stderr)
-        results = lp.run(_probes(view), model, texts)
+        probes = _probes(view)
+        of_topics = [probe for probe in probes if isinstance(probe, lp.HeadTopicSimilarity | lp.TopicActivity)]
+        results = lp.run([probe for probe in probes if probe not in of_topics], model, texts)
+        by_topic = lp.run(of_topics, model, _topics())
         centred = lp.RankShift(at=results[0].at, center=_mean_of(results)).run(model, texts)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"lens_probes: {error}", file=sys.stderr)
@@ -36,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_ranks("Median rank of a token's own embedding in its state (0 is closest)", results[0])
     _print_ranks("The same with the mean state of each layer and the mean embedding removed", centred)
     print(f"{_compared(centred)}\n")
+    for heads in by_topic:
+        if isinstance(heads, lp.HeadTopicSimilarityResult):
+            print(f"{_separated(heads)}\n")
     lenses = [result for result in results if isinstance(result, lp.LogitLensResult)]
     for lens in lenses:
         print(f"{_decided(lens)}\n")
-    sections = [(_name(result), _question(result), result.figure()) for result in results]
+    sections = [(_name(result), _question(result), result.figure()) for result in (*results, *by_topic)]
     one = centred.figure_paths(0, token=min(2, _length(centred) - 1))
     sections.insert(
         1, ("RankShift, centred", f"The same without the mean.\n{centred.provenance.probe}", centred.figure())
@@ -105,6 +112,14 @@ def _reads(probe: lp.Probe[Any], view: lp.ModelView) -> bool:
     return True
 
 
+def _topics() -> dict[str, list[str]]:
+    """Some of the built-in prompts of every topic, of all templates."""
+    return {
+        topic: texts[:: max(1, len(texts) // PROMPTS_PER_TOPIC)][:PROMPTS_PER_TOPIC]
+        for topic, texts in lp.demo.topics().items()
+    }
+
+
 def _mean_of(results: Sequence[Any]) -> Any:
     return next(result for result in results if isinstance(result, lp.ResidualMeanResult))
 
@@ -152,6 +167,17 @@ def _decided(lens: Any) -> str:
     return (
         f"Half of the model's predictions are on top for good from {middle} on, {late:.0%} only in the last state, "
         f"{lens.layer[last]} ({len(decided)} tokens)."
+    )
+
+
+def _separated(heads: Any) -> str:
+    """Which heads tell the built-in topics apart."""
+    table = heads.test(permutations=200)
+    best = table.loc[table["separation"].idxmax()]
+    return (
+        f"{(table['q'] < 0.05).sum()} of {len(table)} heads tell {len(heads.topic)} topics apart (q < 0.05, "
+        f"{len(heads.prompt)} prompts), L{best['layer']}{best['head']} most: prompts of one topic have a cosine "
+        f"{best['separation']:.2f} higher ({best['low']:.2f} to {best['high']:.2f})."
     )
 
 

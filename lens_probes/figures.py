@@ -30,6 +30,7 @@ CLASS_COLOURS = {
 OTHER_COLOURS = ("#56B4E9", "#E69F00", "#117733", "#882255", "#332288")
 Numbers = Sequence[float] | Sequence[int]
 FEW_WORDS = 10
+FEW_NAMES = 14
 ROWS, COLUMNS = 60, 40  # of a heatmap: more cannot be read
 CHOSEN = "#0072B2"
 GREY = "#9A9A9A"
@@ -77,7 +78,8 @@ def named(text: str, longest: int = 24) -> str:
     >>> named("<b> Python")
     '&lt;b&gt; Python'
     """
-    return visible(text.replace(" ", "\u00a0"), longest).replace("\\u00a0", " ")
+    cut = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return " ".join(visible(part, longest) for part in cut.split(" "))
 
 
 def spelled(text: str, longest: int = 24) -> str:
@@ -221,6 +223,13 @@ def _ticks(x: Sequence[str], width: int) -> dict[str, Any]:
     }
 
 
+def _slanted(x: Sequence[str], width: int) -> dict[str, Any]:
+    """All labels at a slant, where they are few, and names too long to stand side by side."""
+    if len(x) > FEW_NAMES or max(map(len, x), default=0) * 9 * len(x) <= width:
+        return {}
+    return {"type": "category", "tickvals": list(x), "tickangle": -40, "automargin": True}
+
+
 def _scale(logarithmic: bool) -> dict[str, Any]:
     return {"type": "log", "dtick": "D2"} if logarithmic else {}
 
@@ -360,7 +369,10 @@ def heatmap(
         )
     )
     width = 46 * len(kept) if text else 22 * len(kept)
-    figure.update_xaxes(title_text=x_title, **_ticks([x[i] for i in kept], max(width, 300)))
+    names = [x[i] for i in kept]
+    figure.update_xaxes(
+        title_text=x_title, title_standoff=10, **_slanted(names, width) or _ticks(names, max(width, 300))
+    )
     figure.update_yaxes(
         title_text=y_title,
         autorange="reversed",
@@ -440,7 +452,7 @@ def blocks(
 
 
 def small_grids(
-    panels: Mapping[str, Sequence[Numbers]],
+    panels: Sequence[tuple[str, Sequence[Numbers]]],
     *,
     x: Sequence[str],
     y: Sequence[str],
@@ -464,9 +476,9 @@ def small_grids(
         shared_yaxes=True,
         horizontal_spacing=0.02,
         vertical_spacing=40 / (rows * (height + 40)),
-        subplot_titles=list(panels),
+        subplot_titles=[name for name, _ in panels],
     )
-    for number, z in enumerate(panels.values()):
+    for number, (_, z) in enumerate(panels):
         grid = go.Heatmap(
             z=[[value if math.isfinite(value) else None for value in row] for row in z],
             x=list(x),
@@ -477,7 +489,7 @@ def small_grids(
         row, column = number // columns + 1, number % columns + 1
         figure.add_trace(grid, row=row, col=column)
         figure.update_xaxes(showticklabels=number + columns >= len(panels), row=row, col=column)
-    largest = max(map(_largest, panels.values()))
+    largest = max(_largest(z) for _, z in panels)
     figure.update_xaxes(**_ticks(x, width), showgrid=False)
     figure.update_yaxes(autorange="reversed", type="category", **_every(y, height), showgrid=False)
     figure.update_annotations(font={"size": 12})
@@ -493,7 +505,7 @@ def small_grids(
             **({"cmin": -largest, "cmax": largest} if signed else {}),
             "colorbar": {"title": {"text": colour_title, "side": "right"}},
         },
-        width=columns * (width + 12) + 220,
+        width=max(columns * (width + 12) + 220, 600),
         height=rows * (height + 40) + 190,
         margin={"t": 110},
     )

@@ -24,6 +24,7 @@ def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp
     assert "Median rank of a token's own embedding" in printed
     assert "0_mid" in printed or (architecture == "neox" and "0_post" in printed)
     assert "The null: within a prompt" in printed
+    assert "heads tell 10 topics apart (q < 0.05, 100 prompts)" in printed
     page = out.read_text(encoding="utf-8")
     drawn = set(lp.probes()) - ({"ComponentLens"} if architecture == "bert" else set())
     for name in drawn:

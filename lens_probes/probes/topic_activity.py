@@ -277,7 +277,7 @@ class TopicActivityResult(Result):
             x = [f"{share:.0%}" for share in torch.linspace(0, 1, COLUMNS).tolist()]
             x_title = f"{units} of a layer, from the highest to the lowest"
         return figures.small_grids(
-            {topic: values[:, number].tolist() for number, topic in enumerate(topics)},
+            [(topic, values[:, number].tolist()) for number, topic in enumerate(topics)],
             x=x,
             y=self.layer,
             title=self._title(question.format(units)),
