@@ -101,10 +101,10 @@ def by_sorting(states: Tensor, vocabulary: Tensor, targets: Tensor) -> list[Tens
 
 def forward(model: object, result: lp.Result) -> None:
     """The same batches through the model, with the same activations kept."""
-    from lens_probes.run import _batches, pad
+    from lens_probes.run import batches, pad
 
     view = lp.ModelView(model)
-    for batch in _batches(result.token, None):  # pyright: ignore[reportAttributeAccessIssue]
+    for batch in batches(result.token, None):  # pyright: ignore[reportAttributeAccessIssue]
         view.activations(*pad(batch, view), [view.hook("resid_mid", layer) for layer in range(LAYERS)])
 
 

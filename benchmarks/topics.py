@@ -14,7 +14,7 @@ import torch
 from rank_shift import processor, timed
 
 import lens_probes as lp
-from lens_probes.run import _batches, pad
+from lens_probes.run import batches, pad
 
 ROUNDS = 3
 
@@ -38,7 +38,7 @@ def main() -> None:
     hooks = probe.hooks(view)
 
     def forward() -> None:
-        for batch in _batches(tokens, None):
+        for batch in batches(tokens, None):
             view.activations(*pad(batch, view), hooks)
 
     rounds = []

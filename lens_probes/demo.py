@@ -226,6 +226,71 @@ def templates() -> list[str]:
     return [template for _, template, _ in _topic_rows()]
 
 
+class PronounPairs(NamedTuple):
+    """Minimal pairs: prompts 0 and 1, 2 and 3, ... differ in one cue, which says what `it` is.
+
+    In `texts` the cue stands before the pronoun, in `cue_after` behind it, where only an encoder can use it. `query`
+    and `keys` are for `AttentionPair`: the first of each pair is about the animal, the second about the thing.
+    """
+
+    texts: list[str]
+    cue_after: list[str]
+    query: str
+    keys: dict[str, list[str]]
+
+
+def pronoun_pairs() -> PronounPairs:
+    """Twenty-six minimal pairs written for this package; the animal is named first in half of them.
+
+    >>> pairs = pronoun_pairs()
+    >>> pairs.texts[:2], pairs.cue_after[0]
+    (['The cat left the mat. Still tired, it', 'The cat left the mat. Still dirty, it'], 'The cat left the mat because \
+it was tired.')
+    """
+    texts, cue_after, animals, things = [], [], [], []
+    for row in _PAIRS.strip().splitlines():
+        animal, thing, verb, order, *cues = row.split()
+        first, second = (animal, thing) if order == "animal-first" else (thing, animal)
+        texts += [f"The {first} {verb} the {second}. Still {cue}, it" for cue in cues]
+        cue_after += [f"The {first} {verb} the {second} because it was {cue}." for cue in cues]
+        animals.append(animal)
+        things.append(thing)
+    return PronounPairs(
+        texts, cue_after, "it", {"animal": list(dict.fromkeys(animals)), "thing": list(dict.fromkeys(things))}
+    )
+
+
+# Animal, thing, what the first does to the second, which comes first, cue for the animal, cue for the thing.
+_PAIRS = """
+cat mat left animal-first tired dirty
+dog fence passed animal-first hungry broken
+horse cart pulled animal-first thirsty empty
+bird roof reached animal-first sick wet
+monkey box opened animal-first clever wooden
+cow gate watched animal-first sleepy metal
+pig bucket found animal-first greedy full
+goat rope chewed animal-first angry thin
+bear tent entered animal-first brave torn
+mouse cup circled animal-first scared clean
+lion door faced animal-first proud closed
+wolf bridge crossed animal-first lonely narrow
+fox wall climbed animal-first smart stone
+cat chair hid thing-first sleepy broken
+dog blanket covered thing-first happy soft
+horse barn sheltered thing-first nervous old
+bird cage held thing-first sad small
+monkey tree carried thing-first curious tall
+cow truck moved thing-first calm heavy
+pig shed protected thing-first lazy dark
+goat boat bore thing-first afraid green
+bear trap caught thing-first angry iron
+mouse shoe concealed thing-first hungry empty
+rabbit basket contained thing-first quiet round
+wolf net stopped thing-first wild long
+fox car hit thing-first shy red
+"""
+
+
 def _topic_rows() -> list[list[str]]:
     text = files("lens_probes").joinpath("topics.tsv").read_text(encoding="utf-8")
     return [line.split("\t") for line in text.splitlines()[1:]]

@@ -468,7 +468,8 @@ def small_grids(
     """
     columns = min(5, len(panels))
     rows = math.ceil(len(panels) / columns)
-    width, height = max(120, min(9 * len(x), 190)), max(100, min(9 * len(y), 270))
+    widest = 190 if len(panels) > 1 else 640
+    width, height = max(120, min(9 * len(x), widest)), max(100, min(9 * len(y), 270))
     figure = make_subplots(
         rows=rows,
         cols=columns,
@@ -510,6 +511,63 @@ def small_grids(
         margin={"t": 110},
     )
     return figure
+
+
+def squares(
+    panels: Sequence[tuple[str, Sequence[Numbers]]],
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    title: str,
+    x_title: str,
+    y_title: str,
+    colour_title: str,
+) -> go.Figure:
+    """Grids of shares side by side, every cell drawn however many there are, as many labels as there is room for.
+
+    Labels must have gone through `visible`; equal ones stay apart.
+    """
+    wide = min(30.0, max(6.0, 560 / len(x)))
+    tall = min(30.0, max(6.0, 560 / len(y)))
+    width, height = max(200, wide * len(x)), max(120, tall * len(y))
+    figure = make_subplots(
+        rows=1,
+        cols=len(panels),
+        shared_yaxes=True,
+        horizontal_spacing=0.06 / len(panels),
+        subplot_titles=[name for name, _ in panels],
+    )
+    for column, (_, z) in enumerate(panels, start=1):
+        grid = go.Heatmap(
+            z=list(z),
+            coloraxis="coloraxis",
+            hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}: %{{z:.3f}}<extra></extra>",
+        )
+        figure.add_trace(grid, row=1, col=column)
+    figure.update_xaxes(title_text=x_title, tickangle=-60, showgrid=False, **_numbered(x, wide))
+    figure.update_yaxes(autorange="reversed", showgrid=False, **_numbered(y, tall))
+    figure.update_yaxes(title_text=y_title, row=1, col=1)
+    figure.update_layout(
+        template=TEMPLATE,
+        title=_title(title),
+        coloraxis={
+            "colorscale": "Blues",
+            "cmin": 0,
+            "cmax": 1,
+            "colorbar": {"title": {"text": colour_title, "side": "right"}},
+        },
+        width=max(len(panels) * (width + 20) + 260, 640),
+        height=height + 260,
+        margin={"l": 120, "b": 120, "t": 110},
+    )
+    return figure
+
+
+def _numbered(labels: Sequence[str], size: float) -> dict[str, Any]:
+    """Labels of an axis that counts its cells, each so many pixels wide; equal labels stay apart."""
+    step = math.ceil(14 / size)
+    places = list(range(0, len(labels), step))
+    return {"tickvals": places, "ticktext": [labels[i] for i in places], "tickfont": {"size": 11}}
 
 
 def _every(y: Sequence[str], height: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ that one of the releases does not have; TransformerLens itself is not imported h
 import copy
 import difflib
 import importlib.metadata
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -111,6 +112,11 @@ class ModelView:
         return int(self.model.cfg.n_heads)
 
     @property
+    def n_kv_heads(self) -> int:
+        """Number of key/value heads of a block: fewer than heads where queries are grouped."""
+        return int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_heads)
+
+    @property
     def d_model(self) -> int:
         """Width of the residual stream."""
         return int(self.model.cfg.d_model)
@@ -174,6 +180,47 @@ class ModelView:
         from_values = torch.einsum("hk,hkd->d", self.value_bias(layer), self.W_O(layer).float())
         own = getattr(self.model.blocks[layer].attn, "b_O", None)
         return from_values if own is None else from_values + own.detach().float()
+
+    def W_K(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
+        """What each key/value head reads as keys."""
+        return self._per_kv_head(self.model.blocks[layer].attn.W_K.detach())
+
+    def W_V_shared(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
+        """What each key/value head reads as values."""
+        return self._per_kv_head(self.model.blocks[layer].attn.W_V.detach())
+
+    def _per_kv_head(self, per_head: Float[Tensor, "any ..."]) -> Float[Tensor, "kv_head ..."]:
+        return per_head[:: len(per_head) // self.n_kv_heads]  # HookedTransformer repeats them for every query head
+
+    def values(self, layer: int, states: Float[Tensor, "... d_model"]) -> Float[Tensor, "... kv_head d_head"]:
+        """The values that a block's heads make of states before the block: what `hook_v` holds."""
+        block = self.model.blocks[layer]
+        with undisturbed(self.model):
+            normed = block.ln1(states)
+        weights = self.W_V_shared(layer)
+        bias = getattr(block.attn, "b_V", None)
+        made = torch.einsum("...d,hdk->...hk", normed.to(weights.dtype), weights)
+        return made if bias is None else made + self._per_kv_head(bias.detach())
+
+    def attention_scale(self, layer: int) -> float:
+        """What the product of a query and a key is multiplied by, usually 1 / sqrt(d_head)."""
+        attention = self.model.blocks[layer].attn
+        if not self.is_bridge:
+            return 1 / float(attention.attn_scale)
+        own = getattr(attention.original_component, "scaling", None)
+        return self.W_K(layer).shape[-1] ** -0.5 if own is None else float(own)
+
+    def scores(self, products: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Scaled products of queries and keys as the softmax gets them: with a soft cap, if there is one (Gemma)."""
+        cap = float(getattr(self.model.cfg, "attn_scores_soft_cap", None) or -1.0)
+        return cap * torch.tanh(products / cap) if cap > 0 else products
+
+    def input_norm(self, layer: int) -> "Norm":
+        """The norm before a block's attention; on post-norm encoders, which have none, one that does nothing."""
+        if self.encoder:
+            one = torch.ones(self.d_model, device=self.device)
+            return Norm(one, torch.zeros_like(one), False)
+        return self._norm(self.model.blocks[layer].ln1)
 
     def check_input_norm(self) -> None:
         """Raise for a model that norms what attention adds only, so that `value_bias` does not know what it reads."""
@@ -357,6 +404,53 @@ class ModelView:
     def hook_z(self, layer: int) -> str:
         """The activation that holds each head's mixed values, before W_O."""
         return f"blocks.{layer}.attn.hook_z"
+
+    def hook_query(self, layer: int) -> str:
+        """The activation that holds the queries, after rotary positions and norms where TransformerLens has them so."""
+        return f"blocks.{layer}.attn.hook_{'rot_q' if self._hooks_rotated else 'q'}"
+
+    def hook_key(self, layer: int) -> str:
+        """The same of the keys, one a key/value head."""
+        return f"blocks.{layer}.attn.hook_{'rot_k' if self._hooks_rotated else 'k'}"
+
+    def hook_plain_key(self, layer: int) -> str:
+        """The activation that holds the keys before rotary positions and norms, one a key/value head."""
+        return f"blocks.{layer}.attn.hook_k"
+
+    def hook_value(self, layer: int) -> str:
+        """The activation that holds the values, one a key/value head."""
+        return f"blocks.{layer}.attn.hook_v"
+
+    def hook_pattern(self, layer: int) -> str:
+        """The activation that holds the attention pattern."""
+        return f"blocks.{layer}.attn.hook_pattern"
+
+    @cached_property
+    def _hooks_rotated(self) -> bool:
+        """Whether rotated queries are to be had: a Bridge lists them for NeoX too, and never computes them."""
+        name = "blocks.0.attn.hook_rot_q"
+        if name not in self.model.hook_dict:
+            return False
+        with undisturbed(self.model):
+            _, cache = self.model.run_with_cache(torch.zeros(1, 1, dtype=torch.int64, device=self.device))
+        return name in cache.keys()  # noqa: SIM118  (an ActivationCache has no __contains__)
+
+    def rotated(
+        self, x: Float[Tensor, "token any d_head"], position: Int[Tensor, " token"]
+    ) -> Float[Tensor, "token any d_head"]:
+        """Queries or keys of these activations with their positions, where they do not have them yet (NeoX)."""
+        if self._hooks_rotated or self.model.cfg.positional_embedding_type != "rotary":
+            return x
+        rotary = next(part for _, part in self.modules() if hasattr(part, "inv_freq"))
+        with undisturbed(self.model):
+            cos, sin = (part[0, :, None] for part in rotary(x[None], position[None].to(x.device)))
+        turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        first, second = turned.chunk(2, dim=-1)
+        return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+
+    def per_head(self, shared: Float[Tensor, "token kv_head d_head"]) -> Float[Tensor, "token head d_head"]:
+        """Keys or values of key/value heads as the heads see them."""
+        return shared.repeat_interleave(self.n_heads // shared.shape[1], 1)
 
     def hook_neurons(self, layer: int) -> str:
         """The activation that holds each neuron's value after the activation function (and its gate)."""
@@ -567,8 +661,10 @@ def untrained(model: Any, *, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         if not view.is_bridge:
             cfg = copy.deepcopy(model.cfg)
-            cfg.init_weights, cfg.seed = True, None
-            return type(model)(cfg, view.tokenizer).to(view.device).eval()
+            cfg.init_weights, cfg.seed, cfg.model_name = True, None, f"untrained-{view.name}"
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+                return type(model)(cfg, view.tokenizer, move_to_device=False).to(view.device).eval()
         wrapped = model.original_model
         fresh = type(wrapped)(copy.deepcopy(wrapped.config)).to(view.W_E.dtype).eval()
     from transformer_lens.model_bridge import TransformerBridge

@@ -168,6 +168,15 @@ class PromptTable(Table):
     last_text: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class PairTable(Table):
+    """The labels of a `pair` axis: two positions of one prompt, of the token that looks and the one looked at."""
+
+    prompt: Int[Tensor, " pair"]
+    query: Int[Tensor, " pair"]
+    key: Int[Tensor, " pair"]
+
+
 def prompt_table(tokens: Tokens) -> PromptTable:
     """The prompts of a table of tokens."""
     parts = list(tokens.by_prompt())
@@ -179,6 +188,11 @@ def prompt_table(tokens: Tokens) -> PromptTable:
         n_tokens=torch.tensor([len(text) for text in texts], dtype=torch.int64),
         last_text=tuple(text[-1] if text else "" for text in texts),
     )
+
+
+def as_prompts(tokens: Tokens) -> list[Prompt]:
+    """The prompts of a table of tokens, so that they can be run again."""
+    return [Prompt(ids=tuple(own.id.tolist()), topic=own.topic[0]) for _, own in tokens.by_prompt()]
 
 
 def pooling(tokens: Tokens, pool: str | int) -> Float[Tensor, "prompt token"]:

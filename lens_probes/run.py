@@ -128,9 +128,9 @@ def run(
     view = ModelView(model)
     names = _names(probes, view)
     tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
-    batches = _batches(tokens, batch_size)
+    of_run = batches(tokens, batch_size)
     parts: list[list[Result]] = [[] for _ in probes]
-    for batch in tqdm(batches, desc="reading", unit="batch", disable=not progress or len(batches) < 2):
+    for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
         ids, mask = pad(batch, view)
         reading = Reading(view, batch, view.activations(ids, mask, names), mask)
         for done, result in zip(parts, _measure(probes, reading), strict=True):
@@ -148,7 +148,7 @@ def prompt_loss(
     Each prompt must have a token to predict.
     """
     losses = []
-    for batch in _batches(tokens, None):
+    for batch in batches(tokens):
         ids, mask = pad(batch, view)
         logits = view.logits(ids, mask, edits)[mask.to(view.device)].float()
         target = target_ids(batch, "next")[:, 0]
@@ -247,19 +247,19 @@ def provenance(asked: object, view: ModelView, tokens: Tokens, hooks: Sequence[s
     )
 
 
-def _batches(tokens: Tokens, batch_size: int | None) -> list[Tokens]:
+def batches(tokens: Tokens, batch_size: int | None = None) -> list[Tokens]:
     """The prompts in order, in batches of `batch_size`, or of at most TOKENS_PER_BATCH padded tokens."""
-    batches: list[list[int]] = [[]]
+    groups: list[list[int]] = [[]]
     longest = 0
     for number, prompt in tokens.by_prompt():
         longest = max(longest, len(prompt))
-        size = len(batches[-1])
+        size = len(groups[-1])
         full = size >= batch_size if batch_size is not None else (size + 1) * longest > TOKENS_PER_BATCH
         if size and full:
-            batches.append([])
+            groups.append([])
             longest = len(prompt)
-        batches[-1].append(number)
-    return [tokens[(tokens.prompt >= batch[0]) & (tokens.prompt <= batch[-1])] for batch in batches]
+        groups[-1].append(number)
+    return [tokens[(tokens.prompt >= batch[0]) & (tokens.prompt <= batch[-1])] for batch in groups]
 
 
 def pad(tokens: Tokens, view: ModelView) -> tuple[Int[Tensor, "prompt position"], Bool[Tensor, "prompt position"]]:

@@ -21,17 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lens_probes.prompts import PromptTable, Table, Tokens
+from lens_probes.prompts import PairTable, PromptTable, Table, Tokens
 from lens_probes.result import Provenance, Result, amount, maximum, schema, summed, unit
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PairTable(Table):
-    """Two tokens of one prompt."""
-
-    prompt: Int[Tensor, " pair"]
-    query: Int[Tensor, " pair"]
-    key: Int[Tensor, " pair"]
 
 
 @final

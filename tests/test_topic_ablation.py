@@ -6,10 +6,11 @@ import torch
 
 import lens_probes as lp
 from lens_probes import tiny
-from lens_probes.experiments.topic_ablation import _random_like, _Silencing
+from lens_probes.experiments.topic_ablation import _random_like
 from lens_probes.model import ModelView
 from lens_probes.prompts import tokenize
 from lens_probes.run import prompt_loss
+from lens_probes.silencing import Silencing
 from lens_probes.testing import TOPICS, check_experiment
 
 TEXTS = [text for texts in TOPICS.values() for text in texts]
@@ -59,7 +60,7 @@ def test_silencing_is_taking_out_what_the_units_write(decoder):
     model = decoder.build()
     view = ModelView(model)
     ids, mask = torch.arange(5, 15)[None], torch.ones(1, 10, dtype=torch.bool)
-    silence = _Silencing(view, [0, 2], "head", torch.zeros(2, 4, view.W_O(0).shape[1]))
+    silence = Silencing(view, [0, 2], "head", torch.zeros(2, 4, view.W_O(0).shape[1]))
     edits = silence(torch.tensor([4 + 1, 4 + 3]))  # heads 1 and 3 of the second of these layers, layer 2
     assert list(edits) == [view.hook_z(2)]
     with torch.no_grad():
@@ -72,7 +73,7 @@ def test_silencing_is_taking_out_what_the_units_write(decoder):
     assert (changed[:, :, [1, 3]] == 0).all() and (changed[:, :, [0, 2]] == z[:, :, [0, 2]]).all()
     assert (silenced - view.logits(ids, mask)).abs().max() > 0.01
     mean = torch.arange(24.0).view(2, 12, 1)
-    set_to = _Silencing(view, [0, 1], "neuron", mean)(torch.tensor([3, 14]))
+    set_to = Silencing(view, [0, 1], "neuron", mean)(torch.tensor([3, 14]))
     assert set_to[view.hook_neurons(1)](torch.zeros(1, 2, 12))[0, 0].tolist() == [0, 0, 14] + [0] * 9
 
 

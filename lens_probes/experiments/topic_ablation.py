@@ -34,9 +34,10 @@ from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
 from lens_probes.probes.topic_activity import STATISTICS, Statistic, TopicActivity
-from lens_probes.prompts import Prompt, Prompts, PromptTable, Tokens, prompt_table, tokenize
+from lens_probes.prompts import Prompt, Prompts, PromptTable, as_prompts, prompt_table, tokenize
 from lens_probes.result import Result, unit
 from lens_probes.run import prompt_loss, provenance, run
+from lens_probes.silencing import Silencing
 from lens_probes.topics import by_topic, topic_numbers
 
 NULL = "the topic's units hurt no more than as many random units of the same layers"
@@ -227,11 +228,12 @@ class TopicAblation(Experiment[TopicAblationResult]):
         order = by_topic(table, topics, groups)
         first = torch.zeros(len(table), dtype=torch.bool)
         first[torch.from_numpy(order.order)] = torch.from_numpy(order.first_part(self.fraction, seed=self.seed))
-        chosen, units = self._chosen(view, _prompts(tokens, table, first), topics)
-        rest = tokens[~first[torch.searchsorted(table.prompt, tokens.prompt)]]
+        is_first = first[torch.searchsorted(table.prompt, tokens.prompt)]
+        chosen, units = self._chosen(view, as_prompts(tokens[is_first]), topics)
+        rest = tokens[~is_first]
         layers = view.layers(self.layers)
         to = units if self.silenced_by == "mean" else torch.zeros_like(units)
-        silence = _Silencing(view, layers, self.of, to)
+        silence = Silencing(view, layers, self.of, to)
         loss = prompt_loss(view, rest)
         passes: list[Float[Tensor, " prompt"]] = []
         plan = [(draw, topic) for draw in range(self.draws + 1) for topic in range(len(topics))]
@@ -291,32 +293,6 @@ class _Units(NamedTuple):
     indices: Int[Tensor, "topic k"]
 
 
-class _Silencing:
-    """What hooks do to silence units, given by their places when layers are laid end to end."""
-
-    def __init__(self, view: ModelView, layers: Sequence[int], of: str, to: Float[Tensor, "layer unit d"]) -> None:
-        hook = view.hook_z if of == "head" else view.hook_neurons
-        self.hooks = [hook(layer) for layer in layers]
-        self.of, self.to = of, to
-
-    def __call__(self, places: Int[Tensor, " k"]) -> dict[str, Callable[[Tensor], Tensor]]:
-        layer, number = places // self.to.shape[1], places % self.to.shape[1]
-        return {self.hooks[i]: self._edit(i, number[layer == i]) for i in layer.unique().tolist()}
-
-    def _edit(self, layer: int, units: Int[Tensor, " some"]) -> Callable[[Tensor], Tensor]:
-        to = self.to[layer, units]
-
-        def silenced(activation: Tensor) -> Tensor:
-            changed = activation.clone()
-            if self.of == "head":
-                changed[..., units, :] = to.to(activation)
-            else:
-                changed[..., units] = to[:, 0].to(activation)
-            return changed
-
-        return silenced
-
-
 def _random_like(places: Int[Tensor, " k"], n_units: int, random: np.random.Generator) -> Int[Tensor, " k"]:
     """As many random units in each of the same layers."""
     layers, counts = (places // n_units).unique(return_counts=True)
@@ -325,12 +301,3 @@ def _random_like(places: Int[Tensor, " k"], n_units: int, random: np.random.Gene
         for layer, count in zip(layers.tolist(), counts.tolist(), strict=True)
     ]
     return torch.from_numpy(np.concatenate(drawn))
-
-
-def _prompts(tokens: Tokens, table: PromptTable, which: Tensor) -> list[Prompt]:
-    """Some of the prompts as they can be run again."""
-    own = table[which]
-    return [
-        Prompt(ids=tuple(tokens.id[tokens.rows(number)].tolist()), topic=topic)
-        for number, topic in zip(own.prompt.tolist(), own.topic, strict=True)
-    ]

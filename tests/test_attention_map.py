@@ -1,0 +1,148 @@
+"""AttentionMap: statistics by hand and against the plain pattern, a planted induction head, chance, and pictures."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.model import ModelView
+from lens_probes.probes.attention_map import STATISTICS, statistics_of
+from lens_probes.testing import PROMPTS, check_probe
+
+TEXT = "The cat saw the cat and the dog."
+
+
+@pytest.mark.parametrize("probe", [lp.AttentionMap(), lp.AttentionMap(keep_patterns=True, layers=[0, 2])], ids=repr)
+def test_it_keeps_the_contract(probe):
+    check_probe(probe)
+
+
+def by_name(values):
+    return dict(zip(STATISTICS, values, strict=True))
+
+
+def test_one_query_by_hand():
+    # Tokens a b a: the last one looks half at the first a, a quarter at b, a quarter at itself.
+    pattern = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.5, 0.25, 0.25]]).double()[None, None]
+    values, even, counts = statistics_of(pattern, torch.ones(3, 3).tril().bool(), torch.tensor([7, 8, 7]))
+    last = by_name(values[:, 0, 0, 2].tolist())
+    assert last["entropy"] == pytest.approx(1.5 * np.log(2) / np.log(3))
+    assert (last["largest"], last["distance"]) == (0.5, 0.5 * 2 + 0.25)
+    assert (last["first"], last["previous"], last["itself"]) == (0.5, 0.25, 0.25)
+    assert (last["copies"], last["induction"]) == (0.5, 0.25)  # b came after the first a
+    chance = by_name(even[:, 2].tolist())
+    assert chance == pytest.approx(
+        {
+            "entropy": 1,
+            "largest": 1 / 3,
+            "distance": 1,
+            "first": 1 / 3,
+            "previous": 1 / 3,
+            "itself": 1 / 3,
+            "copies": 1 / 3,
+            "induction": 1 / 3,
+        }
+    )
+    assert by_name(counts.tolist()) == {
+        "entropy": [True] * 3,
+        "largest": [True] * 3,
+        "distance": [True] * 3,
+        "first": [True] * 3,
+        "previous": [False, True, True],
+        "itself": [True] * 3,
+        "copies": [False, False, True],
+        "induction": [False, False, True],
+    }
+
+
+def test_means_are_those_of_the_models_pattern(raw):
+    model = raw.build()
+    view = ModelView(model)
+    result = lp.AttentionMap().run(model, TEXT)
+    ids = torch.tensor([view.encode(TEXT, None)[0]])
+    with torch.no_grad():
+        _, cache = model.run_with_cache(ids)
+    pattern = cache[view.hook_pattern(1)][0, 2]
+    ordinary = [i for i in range(1, ids.shape[1]) if int(ids[0, i]) not in view.special_ids]
+    if view.encoder and int(ids[0, 0]) not in view.special_ids:
+        ordinary = [0, *ordinary]
+    n = [ids.shape[1] if view.encoder else i + 1 for i in ordinary]
+    nats = [float(-(pattern[i].clamp(min=1e-30).log() * pattern[i]).sum()) for i in ordinary]
+    entropy = np.array(nats) / np.log(n)
+    assert float(result.of("entropy")[1, 2]) == pytest.approx(np.mean(entropy), abs=1e-5)
+    assert float(result.of("first")[1, 2]) == pytest.approx(np.mean([float(pattern[i, 0]) for i in ordinary]), abs=1e-6)
+    previous = [float(pattern[i, i - 1]) for i in ordinary if i]
+    assert float(result.of("previous")[1, 2]) == pytest.approx(np.mean(previous), abs=1e-6)
+    assert float(result.of("largest")[1, 2]) == pytest.approx(
+        np.mean([float(pattern[i].max()) for i in ordinary]), abs=1e-6
+    )
+    assert float(result.chance[STATISTICS.index("largest")]) == pytest.approx(np.mean([1 / k for k in n]))
+
+
+def test_word_classes_share_out_all_attention():
+    result = lp.AttentionMap().run(tiny.bridge("llama"), PROMPTS)
+    table = result.by_word_class()
+    sums = table.groupby(["layer", "head", "query_class"])[["attention", "allowed"]].sum()
+    assert np.allclose(sums, 1, atol=1e-6)
+    assert set(table["query_class"]) == {"content", "function", "punctuation"}
+    assert "special" in set(table["key_class"])
+
+
+def test_a_planted_induction_head_has_the_largest_share_after_earlier_copies():
+    model = tiny.bridge("gpt2")
+    ids = [0, *range(10, 30), *range(10, 30)]
+    view = ModelView(model)
+    probe = lp.AttentionMap()
+    _, cache = None, view.activations(torch.tensor([ids]), torch.ones(1, 41, dtype=torch.bool), probe.hooks(view))
+    name = view.hook_pattern(1)
+    induction = torch.zeros(41, 41)
+    for query in range(41):
+        induction[query, query - 19 if query > 20 else 0] = 1.0
+    cache[name] = cache[name].clone()
+    cache[name][0, 3] = induction
+    result = probe.from_cache(model, [ids], cache)
+    scores = result.of("induction")
+    assert float(scores[1, 3]) == 1.0
+    assert int(scores.flatten().argmax()) == 1 * 4 + 3 and float(scores.flatten().topk(2).values[1]) < 0.5
+    assert float(result.chance[STATISTICS.index("induction")]) < 0.05
+
+
+def test_kept_patterns_are_the_models_own_and_encoders_look_both_ways():
+    for architecture in ("qwen3", "bert"):
+        model = tiny.bridge(architecture)
+        view = ModelView(model)
+        result = lp.AttentionMap(keep_patterns=True).run(model, PROMPTS)
+        ids = torch.tensor([view.encode(PROMPTS[1], None)[0]])
+        with torch.no_grad():
+            _, cache = model.run_with_cache(ids)
+        torch.testing.assert_close(result.square(1)[2], cache[view.hook_pattern(2)][0], rtol=0, atol=1e-5)
+    assert float(result.square(1)[0, 0].triu(1).sum()) > 0.1
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said(monkeypatch):
+    model = tiny.bridge("gpt2")
+    sums = lp.AttentionMap().run(model, PROMPTS)
+    with pytest.raises(ValueError, match=r"run AttentionMap\(keep_patterns=True\)"):
+        sums.square(0)
+    with pytest.raises(ValueError, match=r"statistic is one of entropy, largest.*; 'sink' came"):
+        sums.of("sink")
+    monkeypatch.setattr(sys.modules[lp.AttentionMap.__module__], "LIMIT", 1e4)
+    with pytest.raises(ValueError, match="were to be kept, the limit is"):
+        lp.AttentionMap(keep_patterns=True).run(model, PROMPTS)
+
+
+def test_figures_draw_every_token_and_equal_ones_apart():
+    result = lp.AttentionMap(keep_patterns=True).run(tiny.bridge("gpt2"), [TEXT, "<b> a " * 8])
+    (grid,) = result.figure("previous").data
+    assert [list(row) for row in grid.z] == result.of("previous").tolist()
+    two = result.figure_heads([(0, 1), (2, 3)])
+    assert [np.asarray(panel.z).shape for panel in two.data] == [(n := len(result.token.rows(0)), n)] * 2
+    assert np.allclose(np.asarray(two.data[1].z), result.square(0)[2, 3])
+    one = result.figure_token(1, 3)
+    assert np.allclose(np.asarray(one.data[0].z), result.square(0)[1, :, 3])
+    hostile = result.figure_head(0, 0, prompt=1)
+    assert not any("<b>" in text for text in hostile.layout.xaxis.ticktext)

@@ -1,0 +1,229 @@
+"""AttentionPair: the model's own pattern and outputs on every model, a head by hand, minimal pairs, and refusals."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.model import ModelView
+from lens_probes.testing import PROMPTS, check_probe
+
+TEXTS = ["The cat left the mat. Still tired, it slept.", "It rained. A mat kept the cat dry, so it stayed."]
+KEYS = ("cat", "mat")
+
+
+def whole_prompt(model, text):
+    """A probe of the last token against every token of this text."""
+    n = len(ModelView(model).encode(text, None)[0])
+    return lp.AttentionPair(n - 1, tuple(range(n)))
+
+
+def test_it_keeps_the_contract():
+    check_probe(lp.AttentionPair(-1, (0, 1)))
+    check_probe(lp.AttentionPair(3, {"first": 0, "second": 2}, layers=[1]), models=[tiny.bridge("qwen3")])
+
+
+def test_its_weights_are_the_models_pattern_and_terms_sum_to_them(cell):
+    model = cell.build()
+    view = ModelView(model)
+    result = whole_prompt(model, TEXTS[0]).run(model, TEXTS[0])
+    torch.testing.assert_close(result.terms.sum(-1), result.dot, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.score[:, :, 0].softmax(-1), result.weight[:, :, 0], rtol=0, atol=1e-5)
+    ids = torch.tensor([view.encode(TEXTS[0], None)[0]])
+    with torch.no_grad():
+        _, cache = model.run_with_cache(ids)
+    for layer in range(3):
+        pattern = cache[view.hook_pattern(layer)][0, :, -1]
+        torch.testing.assert_close(result.weight[layer, :, 0], pattern, rtol=0, atol=1e-5)
+
+
+def test_what_all_keys_write_is_what_attention_adds(cell):
+    model = cell.build()
+    view = ModelView(model)
+    result = whole_prompt(model, TEXTS[0]).run(model, TEXTS[0])
+    ids = torch.tensor([view.encode(TEXTS[0], None)[0]])
+    out = "blocks.1.attn.o.hook_out" if view.is_bridge else "blocks.1.hook_attn_out"
+    with torch.no_grad():
+        _, cache = model.run_with_cache(ids)
+    added = torch.stack([result.written(model, 1, head)[0].sum(0) for head in range(4)]).sum(0)
+    bias = getattr(model.blocks[1].attn, "b_O", None)
+    added = added if bias is None else added + bias.detach()
+    own = cache[out][0, -1]
+    if not view.is_bridge and hasattr(model.blocks[1], "ln1_post"):  # HookedTransformer's is after the norm
+        own, added = own, model.blocks[1].ln1_post(added[None, None])[0, 0].detach()
+    torch.testing.assert_close(added, own, rtol=0, atol=1e-4)
+    norms = result.written(model, 1, 2)[0].norm(dim=-1)
+    torch.testing.assert_close(norms, result.written_norm[1, 2, 0], rtol=0, atol=1e-5)
+
+
+def test_two_heads_by_hand():
+    model = tiny.bridge("gpt2")
+    view = ModelView(model)
+    result = lp.AttentionPair("it", KEYS).run(model, TEXTS[0])
+    ids = view.encode(TEXTS[0], None)[0]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(torch.tensor([ids]))
+    query, cat = int(result.query_position), int(result.key_position[0, 0])
+    assert [view.token_texts(ids)[i].strip()[-1] for i in (query, cat)] == ["t", "t"]
+    for head in (0, 3):
+        q, k = cache["blocks.2.attn.hook_q"][0, :, head], cache["blocks.2.attn.hook_k"][0, :, head]
+        scores = [float(q[query] @ k[i]) / 8**0.5 for i in range(query + 1)]
+        shares = np.exp(scores) / np.exp(scores).sum()
+        assert float(result.dot[2, head, 0, 0]) == pytest.approx(scores[cat], abs=1e-5)
+        assert float(result.weight[2, head, 0, 0]) == pytest.approx(shares[cat], abs=1e-5)
+        value = cache["blocks.2.attn.hook_v"][0, cat, head]
+        assert float(result.value_norm[2, head, 0, 0]) == pytest.approx(float(value.norm()), abs=1e-5)
+
+
+def test_left_padding_and_company_change_nothing(raw):
+    architecture = raw.architecture
+    left = getattr(tiny, raw.maker)(architecture, padding_side="left")
+    alone = lp.AttentionPair("it", KEYS).run(raw.build(), TEXTS[0])
+    longer = TEXTS[0].replace("slept", "slept for an hour or two in the old house")
+    together = lp.AttentionPair("it", KEYS).run(left, [TEXTS[0], longer], batch_size=2)
+    torch.testing.assert_close(alone.score, together.score[:, :, :1], rtol=0, atol=1e-4)
+    if not ModelView(left).encoder:  # what comes later changes nothing
+        torch.testing.assert_close(alone.score, together.score[:, :, 1:], rtol=0, atol=1e-4)
+
+
+def test_in_half_precision_the_weights_are_those_of_the_model():
+    result = lp.AttentionPair("it", KEYS).run(tiny.bridge("llama", dtype=torch.bfloat16), TEXTS[0])
+    assert result.weight.dtype == torch.float32 and result.provenance.dtype == "bfloat16"
+    full = lp.AttentionPair("it", KEYS).run(tiny.bridge("llama"), TEXTS[0])
+    torch.testing.assert_close(result.weight, full.weight, rtol=0, atol=0.1)
+
+
+def test_a_model_that_adds_something_to_its_scores_is_refused():
+    model = tiny.bridge("gpt2")
+    model.blocks[1].attn.original_component.scaling = 0.9  # a scale that only the attributes claim
+    with pytest.raises(ValueError, match="layer 1 of tiny-gpt2 adds something to the products"):
+        lp.AttentionPair("it", KEYS).run(model, TEXTS[0])
+
+
+# Minimal pairs
+
+
+def planted(seed, shift, pairs=24, heads=6):
+    """Scores of noise; in head 2 the cue moves the difference of the two keys by `shift` deviations."""
+    model = tiny.bridge("gpt2")
+    texts = [f"{text} {i}" for i in range(pairs) for text in ("The cat left the mat, it", "The cat left the mat, it")]
+    result = lp.AttentionPair("it", KEYS, layers=[0]).run(model, texts[:2])
+    n = 2 * pairs
+    random = torch.Generator().manual_seed(seed)
+    score = torch.randn(1, heads, n, 2, generator=random)
+    score[0, 2 % heads, ::2, 0] += shift
+    table = lp.PromptTable(torch.arange(n), tuple(texts), ("",) * n, torch.full((n,), 6), ("it",) * n)
+    return replace(
+        result,
+        prompt=table,
+        head=tuple(f"H{i}" for i in range(heads)),
+        query_position=torch.full((n,), 5),
+        key_position=torch.tensor([[1, 4]]).expand(n, -1),
+        terms=torch.zeros(1, heads, n, 2, 8),
+        value=torch.zeros(1, heads, n, 2, 8),
+        dot=score,
+        score=score,
+        weight=score.softmax(-1) / 2,
+        written_norm=score.abs(),
+    )
+
+
+def test_the_contrast_by_hand():
+    result = planted(0, 0.0, pairs=2, heads=1)
+    score = torch.tensor([[3.0, 1.0], [1.0, 2.0], [0.0, 0.0], [-1.0, 0.0]])[None, None]
+    table = replace(result, score=score, dot=score).contrast(permutations=9)
+    assert table["effect"].tolist() == [pytest.approx(((2 - -1) + (0 - -1)) / 2)]
+    assert np.isnan(table["low"][0]) and table["pairs"][0] == 2  # two pairs have no interval
+    assert table["on_keys"][0] == pytest.approx(0.5)
+
+
+def test_a_cue_that_moves_a_head_is_found_and_no_cue_is_found_as_often_as_chance_allows(monkeypatch):
+    monkeypatch.setattr(lp.statistics, "RESAMPLES", 5)
+    found = sum(bool(planted(seed, 2.0).contrast(permutations=999, seed=seed)["q"][2] < 0.05) for seed in range(60))
+    assert found >= 57
+    null = (planted(seed, 0.0).contrast(permutations=99, seed=seed)["p"][2] for seed in range(500, 700))
+    false = sum(bool(p < 0.05) for p in null)
+    assert false <= 18
+
+
+def test_pairs_whose_words_stand_elsewhere_do_not_count():
+    result = planted(0, 1.0, pairs=6)
+    moved = result.key_position.clone()
+    moved[1] += 1
+    table = replace(result, key_position=moved).contrast(permutations=9)
+    assert table["pairs"][0] == 5 and table["pairs_given"][0] == 6
+    with pytest.raises(ValueError, match="in no pair do query and keys stand at the same places"):
+        replace(result, key_position=result.key_position + torch.arange(12)[:, None]).contrast()
+
+
+@pytest.mark.parametrize("architecture", tiny.DECODERS)
+def test_a_cue_behind_the_pronoun_moves_no_decoder(architecture):
+    pairs = lp.demo.pronoun_pairs()
+    result = lp.AttentionPair(pairs.query, pairs.keys).run(tiny.bridge(architecture), pairs.cue_after[:12])
+    assert (result.score[:, :, ::2] - result.score[:, :, 1::2]).abs().max() < 1e-5
+    table = result.contrast(permutations=49)
+    assert table["effect"].abs().max() < 1e-5 and (table["p"] == 1).all()
+
+
+def test_an_encoder_sees_the_cue_behind_the_pronoun():
+    pairs = lp.demo.pronoun_pairs()
+    result = lp.AttentionPair(pairs.query, pairs.keys).run(tiny.bridge("bert"), pairs.cue_after[:4])
+    assert (result.score[:, :, ::2] - result.score[:, :, 1::2]).abs().max() > 1e-3
+
+
+def test_the_pronoun_pairs_are_minimal_and_matched_in_tokens():
+    pairs = lp.demo.pronoun_pairs()
+    assert len(pairs.texts) == len(pairs.cue_after) == 52 and len(set(pairs.texts)) == 52
+    for one, other in zip(pairs.texts[::2], pairs.texts[1::2], strict=True):
+        assert sum(a != b for a, b in zip(one.split(), other.split(), strict=True)) == 1
+    subjects = [text.split()[1] for text in pairs.texts[::2]]
+    first = ["animal" if subject in pairs.keys["animal"] else "thing" for subject in subjects]
+    assert first.count("animal") == first.count("thing") == 13
+
+
+# Refusals and figures
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said():
+    model = tiny.bridge("gpt2")
+    with pytest.raises(ValueError, match="is a list of words or positions; 'cat' came"):
+        lp.AttentionPair("it", "cat")
+    with pytest.raises(ValueError, match=r"the word 'dog' was asked for and 'The cat left.*slept.' has it 0 times"):
+        lp.AttentionPair("it", ("dog",)).run(model, TEXTS[0])
+    with pytest.raises(ValueError, match=r"'It rained.*' has it 2 times: use prompts that have it once, or positions"):
+        lp.AttentionPair("it", KEYS).run(model, TEXTS)
+    with pytest.raises(ValueError, match="a key stands after the query, and tiny-gpt2 looks back only"):
+        lp.AttentionPair("cat", ("mat",)).run(model, TEXTS[0])
+    with pytest.raises(ValueError, match="position 99 was asked for and 'The cat"):
+        lp.AttentionPair(99, (0,)).run(model, TEXTS[0])
+    result = lp.AttentionPair(-1, (0, 1)).run(model, PROMPTS)
+    with pytest.raises(ValueError, match="there are 2 keys and 3 prompts"):
+        result.contrast()
+    with pytest.raises(ValueError, match="is score or weight; 'dot' came"):
+        result.contrast(of="dot")
+    with pytest.raises(ValueError, match="these values are of tiny-gpt2 and tiny-llama came"):
+        result.written(tiny.bridge("llama"), 0, 0)
+
+
+def test_words_may_be_alternatives_and_of_several_tokens():
+    model = tiny.bridge("gpt2")
+    result = lp.AttentionPair("It", {"animal": ["dog", "Cat"], "thing": ("mat", "sofa")}).run(model, TEXTS[0])
+    plain = lp.AttentionPair("it", KEYS).run(model, TEXTS[0])
+    assert result.key == ("animal", "thing") and torch.equal(result.weight, plain.weight)
+    tokens = lp.RankShift(at="resid_post").run(model, TEXTS[0]).token
+    word = tokens.word[int(plain.query_position)]
+    assert int(plain.query_position) == int((tokens.word == word).nonzero().max())
+
+
+def test_figures_show_what_is_stored():
+    result = planted(0, 3.0)
+    grids = result.figure().data
+    assert [list(row) for row in grids[0].z] == result.weight[:, :, :, 0].mean(2).tolist()
+    (grid,) = result.figure_contrast().data
+    assert list(grid.text[0]) == ["", "", "*", "", "", ""]
+    (terms,) = lp.AttentionPair("it", KEYS).run(tiny.bridge("gpt2"), TEXTS[0]).figure_terms(0, 1).data
+    assert np.asarray(terms.z).shape == (2, 8)

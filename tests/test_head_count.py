@@ -1,0 +1,69 @@
+"""HeadCount: all heads silenced, a head that matters, the order of the statistic, and its refusals."""
+
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.experiments.tied_key_value import first_part
+from lens_probes.model import ModelView
+from lens_probes.prompts import as_prompts, tokenize
+from lens_probes.testing import check_experiment
+
+TEXTS = lp.demo.sentences()[:10]
+
+
+def test_it_keeps_the_contract():
+    check_experiment(lp.HeadCount(steps=2, draws=2))
+
+
+def test_heads_go_in_the_order_of_the_statistic_on_the_other_prompts(decoder):
+    model = decoder.build()
+    result = lp.HeadCount(statistic="previous", steps=4, draws=2).run(model, TEXTS, progress=False)
+    tokens = tokenize(TEXTS, ModelView(model))
+    chosen_on = as_prompts(tokens[first_part(tokens, 0.5)])
+    values = lp.AttentionMap().run(model, chosen_on).of("previous").flatten()
+    assert values[result.order].tolist() == sorted(values.tolist(), reverse=True)
+    assert result.count.tolist() == [3, 6, 9, 12]
+
+
+def test_with_all_heads_silenced_every_order_is_the_same():
+    result = lp.HeadCount(steps=3, draws=3).run(tiny.bridge("gpt2"), TEXTS, progress=False)
+    torch.testing.assert_close(result.random[:, -1], result.ordered[-1].expand(3, -1), rtol=0, atol=1e-5)
+    table = result.table()
+    assert table["p"].iloc[-1] == 1.0
+    assert table["loss"].tolist() == pytest.approx(result.ordered.mean(1).tolist(), abs=1e-5)
+    assert not torch.allclose(result.random[0, 0], result.random[1, 0])
+
+
+def test_an_interrupt_leaves_the_orders_done(monkeypatch):
+    from lens_probes.experiments import head_count
+
+    original, calls = head_count.prompt_loss, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 9:  # 1 as it is, 2 in order, 4 in two random orders, and one more
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(head_count, "prompt_loss", interrupted)
+    result = lp.HeadCount(steps=2, draws=5).run(tiny.bridge("gpt2"), TEXTS, progress=False)
+    assert result.random.shape[0] == 2
+
+
+def test_the_figure_starts_with_all_heads():
+    result = lp.HeadCount(steps=3, draws=2).run(tiny.bridge("llama"), TEXTS, progress=False)
+    lines = [trace for trace in result.figure().data if trace.name]
+    assert [line.y[0] for line in lines] == [pytest.approx(float(result.loss.mean()))] * 2
+    assert list(lines[0].x) == ["0", "4", "8", "12"]
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said():
+    with pytest.raises(ValueError, match=r"is one of entropy, largest, .* induction; 'sink' came"):
+        lp.HeadCount(statistic="sink")
+    with pytest.raises(ValueError, match="are 1 or more; 0 and 5 came"):
+        lp.HeadCount(steps=0)
+    with pytest.raises(ValueError, match="predicts masked tokens"):
+        lp.HeadCount().run(tiny.bridge("bert"), TEXTS)

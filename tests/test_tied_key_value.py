@@ -1,0 +1,128 @@
+"""TiedKeyValue: ties that change nothing, values made early, the shared vector by hand, and its refusals."""
+
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.experiments.tied_key_value import WAYS, _Fit, first_part, shared
+from lens_probes.model import ModelView
+from lens_probes.prompts import tokenize
+from lens_probes.testing import check_experiment
+
+TEXTS = lp.demo.sentences()[:8]
+
+
+@pytest.mark.parametrize("at", ["kv_head", "layer", "all"])
+def test_it_keeps_the_contract(at):
+    check_experiment(lp.TiedKeyValue(at=at, layers=[0, 2]), tiny.bridge("llama"), TEXTS)
+
+
+def test_values_are_made_before_the_model_makes_them(decoder):
+    model = decoder.build()
+    view = ModelView(model)
+    ids = torch.arange(5, 17).view(1, 12)
+    names = [view.hook("resid_pre", 1), view.hook_value(1)]
+    found = view.activations(ids, torch.ones(1, 12, dtype=torch.bool), names)
+    torch.testing.assert_close(view.values(1, found[names[0]]), found[names[1]], rtol=0, atol=1e-5)
+
+
+def test_a_model_whose_values_are_its_keys_loses_nothing(decoder):
+    model = getattr(tiny, decoder.maker)(decoder.architecture, processed=decoder.processed)
+    view = ModelView(model)
+    for block in model.blocks:
+        equal_values_to_keys(block.attn, view)
+    texts = lp.TiedKeyValue(layers=[0, 1]).run(model, TEXTS, progress=False)
+    assert texts.increase.abs().max() < 1e-4
+    assert (texts.kept > 0.9999).all()
+
+
+def equal_values_to_keys(attention, view):
+    """Give values the weights and bias of keys, wherever this class keeps them."""
+    with torch.no_grad():
+        if not view.is_bridge:
+            names = ("_W_V", "_W_K", "_b_V", "_b_K") if hasattr(attention, "_W_V") else ("W_V", "W_K", "b_V", "b_K")
+            for to, of in (names[:2], names[2:]):
+                getattr(attention, to).copy_(getattr(attention, of))
+            return
+        for to, of in zip(attention.v.parameters(), attention.k.parameters(), strict=True):
+            to.copy_(of)
+
+
+def test_ties_in_one_place_change_what_they_say():
+    model = tiny.bridge("llama")
+    view = ModelView(model)
+    result = lp.TiedKeyValue(layers=[1]).run(model, TEXTS, progress=False)
+    assert result.way == WAYS and (result.increase.abs() > 1e-5).all()
+    # Unscaled, keys are values: put together again from the model's own pieces.
+    tokens = tokenize(TEXTS, view)
+    rest = tokens[~first_part(tokens, 0.5)]
+    own = rest.id[rest.prompt == rest.prompt[0]]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(own[None])
+        values = cache["blocks.1.attn.hook_v"]
+        logits = model.run_with_hooks(
+            own[None], return_type="logits", fwd_hooks=[("blocks.1.attn.hook_k", lambda x, hook: values)]
+        )
+    log_prob = logits[0].log_softmax(-1)[:-1].gather(1, own[1:, None])[:, 0]
+    place = WAYS.index("keys are values, unscaled")
+    assert float(result.tied[place, 0, 0]) == pytest.approx(-float(log_prob.mean()), abs=1e-4)
+
+
+def test_a_shared_vector_of_full_width_gives_keys_and_values_back():
+    random = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 5, 1, 2, generator=random)
+    whole = _Fit(torch.tensor([2.0]), torch.tensor([0.5]), torch.zeros(1, 4), torch.eye(4)[None], torch.ones(1))
+    for back, own in zip(shared(whole, keys, values), (keys, values), strict=True):
+        torch.testing.assert_close(back, own)
+    first_two = whole._replace(directions=torch.eye(4)[None, :2])  # the directions of keys only
+    back = shared(first_two, keys, values)
+    torch.testing.assert_close(back[0], keys)
+    assert (back[1] == 0).all()
+
+
+def test_parts_are_told_by_what_prompts_are():
+    view = ModelView(tiny.bridge("gpt2"))
+    tokens, turned = (tokenize(texts, view) for texts in (TEXTS, TEXTS[::-1]))
+    chosen, again = (first_part(each, 0.5) for each in (tokens, turned))
+    assert sorted(tokens.id[chosen].tolist()) == sorted(turned.id[again].tolist())
+    assert len(tokens.prompt[chosen].unique()) == 4
+
+
+def test_an_interrupt_leaves_the_places_done(monkeypatch):
+    from lens_probes.experiments import tied_key_value
+
+    original, calls = tied_key_value.prompt_loss, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1 + len(WAYS) + 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(tied_key_value, "prompt_loss", interrupted)
+    result = lp.TiedKeyValue().run(tiny.bridge("gpt2"), TEXTS, progress=False)
+    assert result.place == ("L0",) and result.tied.shape[1] == 1
+
+
+def test_tables_and_figures():
+    result = lp.TiedKeyValue(at="kv_head", layers=[0]).run(
+        tiny.bridge("qwen3"), lp.demo.sentences()[:16], progress=False
+    )
+    table = result.table()
+    assert len(table) == 10 and (table["low"] <= table["increase"]).all() and (table["increase"] <= table["high"]).all()
+    assert table["increase"].tolist() == pytest.approx(result.increase.flatten().tolist(), abs=1e-5)
+    assert [list(row) for row in result.figure().data[0].z] == result.increase.T.tolist()
+    assert result.place == ("L0KV0", "L0KV1")
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said():
+    with pytest.raises(ValueError, match=r"\(at=...\) is kv_head, layer or all; 'head' came"):
+        lp.TiedKeyValue(at="head")
+    with pytest.raises(ValueError, match="prompts to fit on, 0 to 1; 1 came"):
+        lp.TiedKeyValue(fraction=1)
+    with pytest.raises(ValueError, match="and 1 came: pass two or more"):
+        lp.TiedKeyValue().run(tiny.bridge("gpt2"), "One text.")
+    with pytest.raises(ValueError, match="predicts masked tokens"):
+        lp.TiedKeyValue().run(tiny.bridge("bert"), TEXTS)
