@@ -519,7 +519,7 @@ class ModelView:
         if missing:
             raise ValueError(
                 f"activation {missing[0]!r} exists in {self.name} but was not computed: it may have to be switched on, "
-                f"as model.set_use_attn_result(True) does for hook_result"
+                f"as model.set_use_attn_result(True) does for hook_result, and attn_implementation='eager' for patterns"
             )
         return {name: cache[name] for name in names}
 
@@ -667,6 +667,7 @@ def untrained(model: Any, *, seed: int = 0) -> Any:
                 return type(model)(cfg, view.tokenizer, move_to_device=False).to(view.device).eval()
         wrapped = model.original_model
         fresh = type(wrapped)(copy.deepcopy(wrapped.config)).to(view.W_E.dtype).eval()
+        fresh.set_attn_implementation("eager")
     from transformer_lens.model_bridge import TransformerBridge
 
     name = f"untrained-{view.name}"

@@ -100,6 +100,7 @@ def bridge(
             f"asked for a bridge of {architecture!r}, which this TransformerLens cannot make; install"
             " transformer-lens>=4, or take another architecture."
         )
+    source.set_attn_implementation("eager")  # as booting by name does: else 3.x has no patterns of OPT and BERT
     model = TransformerBridge.boot_transformers(
         f"tiny-{architecture}",
         hf_model=source,

@@ -9,9 +9,10 @@ Every head (or block, or state) gives each prompt one vector x, the mean over it
                  scaled    x . y / (largest |z|^2 of all)     -1 to 1
                  distance  1 - |x - y| / (|x| + |y|)          0 to 1, two zero vectors are alike
 
-A separation of 0 is what topics that mean nothing to a head give, whatever the similarity of all prompts; `test`
-permutes the prompts' topics. Prompts of a topic also share words, length and form: give them in templates that every
-topic has, and name these as `groups`.
+A separation of 0 is what topics that mean nothing to a head give, whatever the similarity of all prompts (a little less
+where prompts share templates: a prompt has one template twin fewer in its own topic); `test` permutes the topics.
+Prompts of a topic also share words, length and form: give them in templates that every topic has, and name these as
+`groups`.
 
 Source: the question is that of "Searching for Modularity in Large Language Models" (lesswrong.com, 2022), whose readers
 asked for single heads, for a similarity under which two near-zero vectors are alike, and for an orthogonal basis.
