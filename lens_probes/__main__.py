@@ -30,9 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         view = lp.ModelView(model)
         print(f"{view.name} ({view.class_name}, {view.n_layers} layers), {len(texts)} texts", file=sys.stderr)
         probes = _probes(view)
+        pairs = lp.demo.pronoun_pairs()
         of_topics = [probe for probe in probes if isinstance(probe, lp.HeadTopicSimilarity | lp.TopicActivity)]
         results = lp.run([probe for probe in probes if probe not in of_topics], model, texts)
         by_topic = lp.run(of_topics, model, _topics())
+        pronouns = lp.AttentionPair(pairs.query, pairs.keys).run(
+            model, pairs.cue_after if view.encoder else pairs.texts
+        )
         centred = lp.RankShift(at=results[0].at, center=_mean_of(results)).run(model, texts)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"lens_probes: {error}", file=sys.stderr)
@@ -47,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for lens in lenses:
         print(f"{_decided(lens)}\n")
     sections = [(_name(result), _question(result), result.figure()) for result in (*results, *by_topic)]
+    sections.append((_name(pronouns), _question(pronouns), pronouns.figure_contrast()))
     one = centred.figure_paths(0, token=min(2, _length(centred) - 1))
     sections.insert(
         1, ("RankShift, centred", f"The same without the mean.\n{centred.provenance.probe}", centred.figure())
@@ -99,7 +104,7 @@ def _probes(view: lp.ModelView) -> list[lp.Probe[Any]]:
     chosen = {"RankShift": lp.RankShift(at=at), "ResidualMean": lp.ResidualMean(at=at)}
     if view.encoder:
         chosen["LogitLens"] = lp.LogitLens(target="own")
-    others = [kind() for name, kind in lp.probes().items() if name not in chosen]
+    others = [kind() for name, kind in lp.probes().items() if name not in chosen and name != "AttentionPair"]
     return [probe for probe in (*chosen.values(), *others) if _reads(probe, view)]
 
 

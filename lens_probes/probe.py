@@ -107,7 +107,7 @@ def probes() -> dict[str, type[Probe[Any]]]:
     """All probes by name: those in `lens_probes/probes/` and those of the entry point group `lens_probes.probes`.
 
     >>> sorted(probes())[:2]
-    ['ComponentLens', 'Density']
+    ['AttentionMap', 'AttentionPair']
     """
     return _probes(importlib.metadata.entry_points(group=ENTRY_POINTS))
 

@@ -50,7 +50,7 @@ def test_an_installed_wheel_imports_from_anywhere_without_transformerlens(built,
         "print(lp.__version__, sorted(lp.probes()))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert run.stdout.startswith("0.1.0 ['ComponentLens', 'Density'")
+    assert run.stdout.startswith("0.1.0 ['AttentionMap', 'AttentionPair'")
 
 
 def test_every_public_name_is_there_and_has_a_docstring():
