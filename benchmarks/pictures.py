@@ -16,6 +16,11 @@ def main() -> None:
     result.figure_paths(prompt=1, token=2).write_image(DOCS / "paths.png")
     lens = lp.LogitLens().run(model, texts)
     lens.figure(prompt=4).write_image(DOCS / "logit_lens.png")
+    pairs = lp.demo.pronoun_pairs()
+    attention = lp.AttentionPair(pairs.query, pairs.keys).run(model, pairs.texts)
+    attention.figure_contrast().write_image(DOCS / "attention.png")
+    topics = lp.TopicAblationResult.load(Path(__file__).parent / "saved" / "topic_ablation_neuron.safetensors")
+    topics.figure().write_image(DOCS / "topics.png")
 
 
 if __name__ == "__main__":

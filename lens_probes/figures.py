@@ -508,7 +508,7 @@ def small_grids(
         },
         width=max(columns * (width + 12) + 220, 600),
         height=rows * (height + 40) + 190,
-        margin={"t": 110},
+        margin={"t": 110, "l": 70 + 7 * max(0, max(map(len, y)) - 4)},
     )
     return figure
 
@@ -534,7 +534,7 @@ def squares(
         rows=1,
         cols=len(panels),
         shared_yaxes=True,
-        horizontal_spacing=0.06 / len(panels),
+        horizontal_spacing=0.12 / len(panels),
         subplot_titles=[name for name, _ in panels],
     )
     for column, (_, z) in enumerate(panels, start=1):
@@ -546,7 +546,7 @@ def squares(
         figure.add_trace(grid, row=1, col=column)
     figure.update_xaxes(title_text=x_title, tickangle=-60, showgrid=False, **_numbered(x, wide))
     figure.update_yaxes(autorange="reversed", showgrid=False, **_numbered(y, tall))
-    figure.update_yaxes(title_text=y_title, row=1, col=1)
+    figure.update_yaxes(title_text=y_title, title_standoff=12, automargin=True, row=1, col=1)
     figure.update_layout(
         template=TEMPLATE,
         title=_title(title),

@@ -7,7 +7,6 @@ that one of the releases does not have; TransformerLens itself is not imported h
 import copy
 import difflib
 import importlib.metadata
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -441,7 +440,9 @@ class ModelView:
         """Queries or keys of these activations with their positions, where they do not have them yet (NeoX)."""
         if self._hooks_rotated or self.model.cfg.positional_embedding_type != "rotary":
             return x
-        rotary = next(part for _, part in self.modules() if hasattr(part, "inv_freq"))
+        rotary = next((part for _, part in self.modules() if hasattr(part, "inv_freq")), None)
+        if rotary is None:
+            raise ValueError(f"{self.name} turns queries and keys by positions in a way that we do not know")
         with undisturbed(self.model):
             cos, sin = (part[0, :, None] for part in rotary(x[None], position[None].to(x.device)))
         turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
@@ -543,9 +544,9 @@ class ModelView:
 
     def check_predicts_next(self) -> None:
         """Raise for a model without a loss of the next token."""
-        self._refuse_headless()
         if self.encoder:
-            raise ValueError(f"{self.name} predicts masked tokens, not the next one: use a decoder")
+            raise ValueError(f"{self.name} predicts masked tokens, and the next token's loss is asked: use a decoder")
+        self._refuse_headless()
 
     # Text
 
@@ -646,7 +647,7 @@ def _token_text(i: int, piece: str | None, text: str) -> str:
 
 
 def untrained(model: Any, *, seed: int = 0) -> Any:
-    """A model of the same class, shape and tokenizer with the random weights that training starts from.
+    """A Bridge of the same shape and tokenizer with the random weights that training starts from.
 
     What it shows too was not learned. The model itself is left as it is.
 
@@ -657,23 +658,29 @@ def untrained(model: Any, *, seed: int = 0) -> Any:
     (True, False)
     """
     view = ModelView(model)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if not view.is_bridge:
-            cfg = copy.deepcopy(model.cfg)
-            cfg.init_weights, cfg.seed, cfg.model_name = True, None, f"untrained-{view.name}"
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-                return type(model)(cfg, view.tokenizer, move_to_device=False).to(view.device).eval()
-        wrapped = model.original_model
-        fresh = type(wrapped)(copy.deepcopy(wrapped.config)).to(view.W_E.dtype).eval()
-        fresh.set_attn_implementation("eager")
+    if not view.is_bridge:
+        raise TypeError(
+            f"HookedTransformer starts from other random weights than {view.name} was trained from: load it as a "
+            f"TransformerBridge for an untrained twin"
+        )
     from transformer_lens.model_bridge import TransformerBridge
 
-    name = f"untrained-{view.name}"
-    bridge = TransformerBridge.boot_transformers(name, hf_model=fresh, tokenizer=view.tokenizer, device=view.device)
-    if view.processed:
-        bridge.enable_compatibility_mode()
+    wrapped = model.original_model
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = type(wrapped)(copy.deepcopy(wrapped.config)).eval()
+        fresh.set_attn_implementation("eager")
+        for parameter in fresh.parameters():  # not fresh.to(dtype), which would round the rotary frequencies
+            parameter.data = parameter.data.to(view.W_E.dtype)
+        bridge = TransformerBridge.boot_transformers(
+            f"untrained-{view.name}",
+            hf_model=fresh,
+            tokenizer=view.tokenizer,
+            device=view.device,
+            dtype=view.W_E.dtype,
+        )
+        if view.processed:
+            bridge.enable_compatibility_mode()
     return bridge
 
 

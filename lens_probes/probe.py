@@ -24,6 +24,14 @@ R = TypeVar("R", bound=Result)
 ENTRY_POINTS = "lens_probes.probes"
 
 
+def _with_card(kind: type) -> None:
+    """The method card stands once, at the top of the file; help() of the class shows it, and where its result is."""
+    card = sys.modules[kind.__module__].__doc__ or ""
+    kind.__doc__ = (
+        f"{card.strip()}\n\n{inspect.cleandoc(kind.__doc__ or '')}\n\nIts result: help of {kind.__name__}Result."
+    )
+
+
 class Probe(abc.ABC, Generic[R]):
     """A question asked of a model's activations. Every probe is a final frozen dataclass; its fields are its settings.
 
@@ -32,10 +40,8 @@ class Probe(abc.ABC, Generic[R]):
     """
 
     def __init_subclass__(cls) -> None:
-        # The method card stands once, at the top of the probe's file; help() of the class shows it too.
         super().__init_subclass__()
-        card = sys.modules[cls.__module__].__doc__ or ""
-        cls.__doc__ = f"{card.strip()}\n\n{inspect.cleandoc(cls.__doc__ or '')}"
+        _with_card(cls)
 
     @abc.abstractmethod
     def hooks(self, model: ModelView) -> list[str]:
@@ -97,6 +103,10 @@ class Experiment(abc.ABC, Generic[R]):
 
     Also a final frozen dataclass; its result has the same tables, files and figures, and the model is as before.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _with_card(cls)
 
     @abc.abstractmethod
     def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> R:

@@ -18,6 +18,7 @@ import html
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -165,6 +166,17 @@ class Result(abc.ABC):
         """The labels of an axis: the field of its name (`other_topic` is `topic` again), or None."""
         axis = axis.removeprefix("other_")
         return getattr(self, axis) if axis in self.__dataclass_fields__ else None
+
+    def place_on(self, axis: str, asked: int) -> int:
+        """Where on an axis what is called by this number stands: layer 13 or head 3 (`H3`), of those that are there.
+
+        An axis whose labels have no numbers (one unit a layer) has place 0 only.
+        """
+        labels = self.labels(axis)
+        numbers = [int(digits) if (digits := re.sub(r"\D", "", label)) else 0 for label in labels]
+        if asked not in numbers:
+            raise ValueError(f"{axis} {asked!r} was asked for and this result has {', '.join(labels)}")
+        return numbers.index(asked)
 
     # Merging
 

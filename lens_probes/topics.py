@@ -4,6 +4,7 @@ Prompts are first put in an order of their own (topic, text), so what is drawn a
 came. A draw is a matrix of weights, `[topic prompt]`: how often each prompt counts in each topic.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -57,15 +58,18 @@ class TopicOrder(NamedTuple):
         random = np.random.default_rng(seed)
         if self.group is None:
             first = np.zeros(len(self.topic), dtype=bool)
-            for each in range(self.n_topics):
+            for each in dict.fromkeys(self.topic.tolist()):  # by name, however topics came
                 members = random.permutation(np.flatnonzero(self.topic == each))
                 first[members[: round(fraction * len(members))]] = True
         else:
             names = random.permutation(np.unique(self.group))
             first = np.isin(self.group, names[: round(fraction * len(names))])
-        for part in (first, ~first):
-            if min(np.bincount(self.topic[part], minlength=self.n_topics), default=0) < 2:
-                raise ValueError("a part has fewer than two prompts of a topic: use more groups, or another fraction")
+        fewest = min(np.bincount(self.topic[part], minlength=self.n_topics).min() for part in (first, ~first))
+        if fewest < 2:
+            raise ValueError(
+                f"a part of the prompts would have {fewest} of a topic, and two are needed: give each topic more "
+                f"prompts (or more groups), or take another fraction"
+            )
         return first
 
 
@@ -83,6 +87,12 @@ def by_topic(prompts: PromptTable, topics: Sequence[str], groups: Sequence[str] 
         )
     if groups is not None and len(groups) != len(prompts):
         raise ValueError(f"groups is one label a prompt: there are {len(prompts)}, and {len(groups)} came")
+    repeated = [text for text, times in Counter(zip(prompts.text, prompts.topic, strict=True)).items() if times > 1]
+    if repeated:
+        raise ValueError(
+            f"the prompt {repeated[0][0]!r} is there more than once, and counted as several it would make chance look "
+            f"like a finding: give each prompt once"
+        )
     order = np.lexsort((np.asarray(prompts.text), np.asarray(prompts.topic)))
     group = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1][order]
     return TopicOrder(order, topic_numbers(prompts, topics)[order], group, len(topics))

@@ -122,6 +122,17 @@ def test_kept_patterns_are_the_models_own_and_encoders_look_both_ways():
     assert float(result.square(1)[0, 0].triu(1).sum()) > 0.1
 
 
+def test_a_window_shorter_than_the_prompt_is_refused():
+    model = tiny.bridge("llama")
+    view, probe = ModelView(model), lp.AttentionMap(layers=[1])
+    ids = torch.arange(5, 15)[None]
+    cache = view.activations(ids, torch.ones(1, 10, dtype=torch.bool), probe.hooks(view))
+    near = torch.ones(10, 10).tril().triu(-3)
+    windowed = {name: (near / near.sum(1, keepdim=True)).expand_as(each) for name, each in cache.items()}
+    with pytest.raises(ValueError, match="looks at a window of tokens shorter than this prompt of 10"):
+        probe.from_cache(model, ids, windowed)
+
+
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said(monkeypatch):
     model = tiny.bridge("gpt2")

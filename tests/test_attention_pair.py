@@ -99,7 +99,7 @@ def test_in_half_precision_the_weights_are_those_of_the_model():
 def test_a_model_that_adds_something_to_its_scores_is_refused():
     model = tiny.bridge("gpt2")
     model.blocks[1].attn.original_component.scaling = 0.9  # a scale that only the attributes claim
-    with pytest.raises(ValueError, match="layer 1 of tiny-gpt2 adds something to the products"):
+    with pytest.raises(ValueError, match="layer 1 of tiny-gpt2 does something to the products"):
         lp.AttentionPair("it", KEYS).run(model, TEXTS[0])
 
 
@@ -194,19 +194,37 @@ def test_what_cannot_be_asked_is_said():
         lp.AttentionPair("it", "cat")
     with pytest.raises(ValueError, match=r"the word 'dog' was asked for and 'The cat left.*slept.' has it 0 times"):
         lp.AttentionPair("it", ("dog",)).run(model, TEXTS[0])
-    with pytest.raises(ValueError, match=r"'It rained.*' has it 2 times: use prompts that have it once, or positions"):
+    with pytest.raises(ValueError, match=r"'It rained.*' has it 2 times: name one word that every prompt has once"):
         lp.AttentionPair("it", KEYS).run(model, TEXTS)
     with pytest.raises(ValueError, match="a key stands after the query, and tiny-gpt2 looks back only"):
         lp.AttentionPair("cat", ("mat",)).run(model, TEXTS[0])
     with pytest.raises(ValueError, match="position 99 was asked for and 'The cat"):
         lp.AttentionPair(99, (0,)).run(model, TEXTS[0])
-    result = lp.AttentionPair(-1, (0, 1)).run(model, PROMPTS)
+    with pytest.raises(ValueError, match=r"names each key once; \('cat', 'cat'\) came"):
+        lp.AttentionPair("it", ("cat", "cat"))
+    result = lp.AttentionPair(-1, (0, 1), layers=[1]).run(model, PROMPTS)
+    with pytest.raises(ValueError, match="layer 0 was asked for and this result has 1"):
+        result.written(model, 0, 0)
+    with pytest.raises(ValueError, match="head 4 was asked for and this result has H0, H1, H2, H3"):
+        result.figure_terms(1, 4)
+    with pytest.raises(ValueError, match="prompt 3 was asked for and this result has prompts 0 to 2"):
+        result.figure_terms(1, 0, prompt=3)
     with pytest.raises(ValueError, match="there are 2 keys and 3 prompts"):
         result.contrast()
     with pytest.raises(ValueError, match="is score or weight; 'dot' came"):
         result.contrast(of="dot")
     with pytest.raises(ValueError, match="these values are of tiny-gpt2 and tiny-llama came"):
         result.written(tiny.bridge("llama"), 0, 0)
+
+
+def test_a_key_beyond_the_window_of_a_layer_is_refused():
+    model = tiny.bridge("llama")
+    view, probe = ModelView(model), lp.AttentionPair(9, (1, 8), layers=[1])
+    ids = torch.arange(5, 15)[None]
+    cache = view.activations(ids, torch.ones(1, 10, dtype=torch.bool), probe.hooks(view))
+    cache[view.hook_pattern(1)] = cache[view.hook_pattern(1)].tril().triu(-3)
+    with pytest.raises(ValueError, match="layer 1 of tiny-llama looks at a window of tokens that ends before a key"):
+        probe.from_cache(model, ids, cache)
 
 
 def test_words_may_be_alternatives_and_of_several_tokens():

@@ -65,5 +65,11 @@ def test_what_cannot_be_asked_is_said():
         lp.HeadCount(statistic="sink")
     with pytest.raises(ValueError, match="are 1 or more; 0 and 5 came"):
         lp.HeadCount(steps=0)
+    with pytest.raises(ValueError, match="no query has a value of 'induction'"):
+        lp.HeadCount(statistic="induction").run(tiny.bridge("gpt2"), [[5, 6, 7], [8, 9, 10]])
+    with pytest.raises(ValueError, match="steps=13 were asked for and there are 12 heads"):
+        lp.HeadCount(steps=13).run(tiny.bridge("gpt2"), TEXTS)
+    with pytest.raises(ValueError, match=r"prompts to fit on, 0 to 1; 1.5 came"):
+        lp.HeadCount(fraction=1.5).run(tiny.bridge("gpt2"), TEXTS)
     with pytest.raises(ValueError, match="predicts masked tokens"):
         lp.HeadCount().run(tiny.bridge("bert"), TEXTS)

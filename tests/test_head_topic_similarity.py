@@ -266,7 +266,7 @@ def test_what_was_chosen_on_one_half_is_told_on_the_other():
     groups = [str(i % 4) for i in range(60)]
     whole = planted(5, 1.0).held_out(groups=groups, basis="pca")
     assert whole["prompts_chosen"][0] == 30 and whole["prompts_held_out"][0] == 30
-    with pytest.raises(ValueError, match="fewer than two prompts of a topic"):
+    with pytest.raises(ValueError, match="a part of the prompts would have 0 of a topic"):
         planted(5, 1.0).held_out(fraction=0.02)
     with pytest.raises(ValueError, match="prompts to choose on, 0 to 1"):
         planted(5, 1.0).held_out(fraction=1.5)

@@ -27,6 +27,13 @@ def test_angles_by_hand_and_by_scipy():
     assert principal_cosines(one, other[None])[0].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_dependent_columns_bring_no_direction():
+    one, other = torch.zeros(2, 16, 4)
+    one[0], other[1] = 1.0, 1.0  # one direction each, at right angles
+    assert principal_cosines(one, other[None]).max() == 0
+    assert principal_cosines(one, one[None])[0].tolist() == pytest.approx([1, 0, 0, 0], abs=1e-6)
+
+
 def test_random_subspaces_overlap_by_their_share_of_the_directions():
     low, high = random_overlap(64, 16)
     assert low < 16 / 64 < high and high - low < 0.08
@@ -63,4 +70,4 @@ def test_the_figure_names_what_chance_gives():
     result = lp.KeyValueOverlap(layers=[2]).run(tiny.bridge("qwen3"), "Any.")
     figure = result.figure()
     assert [list(row) for row in figure.data[0].z] == result.overlap.tolist()
-    assert f"random subspaces {float(result.expected):.3f}" in figure.layout.title.text
+    assert f"Random subspaces: {float(result.expected):.3f}" in figure.layout.title.text

@@ -18,7 +18,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
     for block in blocks:
         exec(block, names)
 
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert isinstance(names["result"], lp.RankShiftResult)
     assert (tmp_path / "ranks.safetensors").is_file()
 

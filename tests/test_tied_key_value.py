@@ -87,6 +87,13 @@ def test_parts_are_told_by_what_prompts_are():
     chosen, again = (first_part(each, 0.5) for each in (tokens, turned))
     assert sorted(tokens.id[chosen].tolist()) == sorted(turned.id[again].tolist())
     assert len(tokens.prompt[chosen].unique()) == 4
+    thrice = tokenize([text for text in TEXTS[:3] for _ in range(3)], view)
+    first = first_part(thrice, 0.5)
+    assert not set(map(tuple, texts_of(thrice[first]))) & set(map(tuple, texts_of(thrice[~first])))
+
+
+def texts_of(tokens):
+    return [own.id.tolist() for _, own in tokens.by_prompt()]
 
 
 def test_an_interrupt_leaves_the_places_done(monkeypatch):
@@ -121,8 +128,8 @@ def test_what_cannot_be_asked_is_said():
     with pytest.raises(ValueError, match=r"\(at=...\) is kv_head, layer or all; 'head' came"):
         lp.TiedKeyValue(at="head")
     with pytest.raises(ValueError, match="prompts to fit on, 0 to 1; 1 came"):
-        lp.TiedKeyValue(fraction=1)
-    with pytest.raises(ValueError, match="and 1 came: pass two or more"):
+        lp.TiedKeyValue(fraction=1).run(tiny.bridge("gpt2"), TEXTS)
+    with pytest.raises(ValueError, match="and 1 came: pass two different ones or more"):
         lp.TiedKeyValue().run(tiny.bridge("gpt2"), "One text.")
     with pytest.raises(ValueError, match="predicts masked tokens"):
         lp.TiedKeyValue().run(tiny.bridge("bert"), TEXTS)

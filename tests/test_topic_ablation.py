@@ -1,5 +1,7 @@
 """TopicAblation: a planted topic neuron is found and needed, losses are the model's own, and tables by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,15 @@ def test_the_loss_is_the_models_own_whatever_the_batch(decoder):
         assert float(found[number]) == pytest.approx(float(expected[~own.special[1:]].mean()), abs=1e-4)
 
 
+def test_special_tokens_inside_a_prompt_are_not_asked_for():
+    view = ModelView(tiny.bridge("gpt2"))
+    special = next(iter(view.special_ids))
+    ids = [special, 20, 21, special, 22]
+    log_prob = view.logits(torch.tensor([ids]), torch.ones(1, 5, dtype=torch.bool))[0].log_softmax(-1)
+    expected = -(log_prob[0, 20] + log_prob[1, 21] + log_prob[3, 22]) / 3
+    assert float(prompt_loss(view, tokenize([ids], view))[0]) == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_silencing_is_taking_out_what_the_units_write(decoder):
     model = decoder.build()
     view = ModelView(model)
@@ -72,6 +83,9 @@ def test_silencing_is_taking_out_what_the_units_write(decoder):
     changed = edits[view.hook_z(2)](z)
     assert (changed[:, :, [1, 3]] == 0).all() and (changed[:, :, [0, 2]] == z[:, :, [0, 2]]).all()
     assert (silenced - view.logits(ids, mask)).abs().max() > 0.01
+    head_means = torch.arange(2 * 4 * z.shape[-1]).float().view(2, 4, -1)
+    to_mean = Silencing(view, [0, 2], "head", head_means)(torch.tensor([4 + 1]))[view.hook_z(2)](z)
+    assert (to_mean[:, :, 1] == head_means[1, 1]).all() and (to_mean[:, :, 0] == z[:, :, 0]).all()
     mean = torch.arange(24.0).view(2, 12, 1)
     set_to = Silencing(view, [0, 1], "neuron", mean)(torch.tensor([3, 14]))
     assert set_to[view.hook_neurons(1)](torch.zeros(1, 2, 12))[0, 0].tolist() == [0, 0, 14] + [0] * 9
@@ -101,7 +115,9 @@ def test_tables_by_hand():
     assert "random units" in result.damage().attrs["null"]
     (grid,) = result.figure().data
     assert [list(row) for row in grid.z] == [[1.5, 0.5], [-0.5, -0.5]]
-    assert [list(row) for row in grid.text] == [["1.50*", "0.50"], ["-0.50", "-0.50"]]
+    assert [list(row) for row in grid.text] == [["1.50", "0.50"], ["-0.50", "-0.50"]]  # two draws make no star
+    many = replace(result, random=result.random.repeat(1, 10, 1))
+    assert [list(row) for row in many.figure().data[0].text] == [["1.50*", "0.50"], ["-0.50", "-0.50"]]
 
 
 def test_a_neuron_that_carries_a_topic_is_chosen_and_needed():
@@ -123,6 +139,17 @@ def test_a_neuron_that_carries_a_topic_is_chosen_and_needed():
     specific = result.specificity().set_index("topic").loc["high"]
     assert specific["specificity"] > specific["random_high"] and specific["p"] == pytest.approx(1 / 21)
     assert specific["low"] > 0
+
+
+def test_the_order_of_topics_and_prompts_changes_nothing():
+    model = tiny.bridge("llama")
+    whole = lp.TopicAblation(k=2, draws=3).run(model, TOPICS, progress=False)
+    turned = {topic: texts[::-1] for topic, texts in reversed(TOPICS.items())}
+    again = lp.TopicAblation(k=2, draws=3).run(model, turned, progress=False)
+    assert set(whole.prompt.text) == set(again.prompt.text)
+    tables = [each.specificity().set_index("topic").sort_index() for each in (whole, again)]
+    for column in ("specificity", "low", "high", "random", "p"):
+        assert tables[0][column].tolist() == pytest.approx(tables[1][column].tolist(), abs=1e-5), column
 
 
 def test_choice_and_measurement_share_no_prompt_and_no_group():
@@ -158,7 +185,7 @@ def test_what_cannot_be_asked_is_said():
         lp.TopicAblation(statistic="max")
     with pytest.raises(ValueError, match="k=13 units a topic were asked for and there are 12 heads"):
         lp.TopicAblation(of="head", k=13).run(tiny.bridge("gpt2"), TOPICS)
-    with pytest.raises(ValueError, match="predicts masked tokens, not the next one: use a decoder"):
+    with pytest.raises(ValueError, match="predicts masked tokens, and the next token's loss is asked"):
         lp.TopicAblation().run(tiny.bridge("bert"), TOPICS)
     view = ModelView(tiny.bridge("gpt2"))
     one_token = tokenize([[5]], view)

@@ -1,6 +1,7 @@
 """TopicActivity: its numbers by hand and far from zero, planted units found, what groups take away, pictures."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import lens_probes as lp
 from lens_probes import tiny
 from lens_probes.model import ModelView
-from lens_probes.probes.topic_activity import activity, contrast, standardised, variance_share
+from lens_probes.probes.topic_activity import activity, contrast, selectivity, standardised
 from lens_probes.testing import TOPICS, assert_same, check_probe
 
 
@@ -151,12 +152,10 @@ def test_embeddings_are_those_of_the_words_alone(raw):
 def test_effects_by_hand():
     values = torch.tensor([[0.0, 5.0], [2.0, 5.0], [4.0, 5.0], [6.0, 5.0]])
     own = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
-    # Means 1 and 5 around 3: variance between topics 4, in all (9 + 1 + 1 + 9) / 4 = 5; a constant unit tells nothing.
-    assert variance_share(values, own).tolist() == [pytest.approx(0.8), 0.0]
+    # Means 1 and 5 around 3: variance between topics 4, in all (9 + 1 + 1 + 9) / 4 = 5; chance is 1 / 3.
+    assert selectivity(values, own).tolist() == [pytest.approx((0.8 - 1 / 3) / (1 - 1 / 3)), 0.0]
     assert contrast(values, own, 1).tolist() == [pytest.approx(4 / 5**0.5), 0.0]
     assert standardised(values, torch.zeros(4, dtype=torch.int64))[:, 1].tolist() == [0.0] * 4
-    doubled = variance_share(values[[0, 1, 1, 2, 3]], own[:, [0, 1, 1, 2, 3]])
-    torch.testing.assert_close(variance_share(values, own * torch.tensor([1.0, 2.0, 1.0, 1.0])), doubled)
 
 
 @pytest.mark.usefixtures("few_resamples")
@@ -180,15 +179,33 @@ def test_without_it_the_largest_unit_is_found_as_often_as_chance_allows():
     assert lit <= 18 and shared <= 18
 
 
-def test_chance_gives_topics_less_one_over_prompts_less_one():
-    shares = [planted(seed, 0.0).selectivity(statistic="mean", permutations=9)["effect"].mean() for seed in range(40)]
-    assert np.mean(shares) == pytest.approx(2 / 59, abs=0.004)
+def test_chance_gives_no_selectivity_in_a_resample_either():
+    noise = torch.randn(30, 4000, generator=torch.Generator().manual_seed(0))
+    own = torch.eye(3).repeat_interleave(10, dim=1)
+    assert float(selectivity(noise, own).mean()) == pytest.approx(0, abs=0.003)
+    times = torch.from_numpy(np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=20)).float()
+    drawn = selectivity(noise, own * times[:, None])
+    assert float(drawn.mean()) == pytest.approx(0, abs=0.01)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    # Topics 1 SD apart in their means: the share of the variance between them is 0.4 of all, in a large sample.
+    held = [0, 0]
+    for seed in range(40):
+        for which, height in enumerate((0.0, 1.0)):
+            random = torch.Generator().manual_seed(seed)
+            topics = [name for name in "abc" for _ in range(20)]
+            values = torch.randn(1, 60, 8, generator=random)
+            values += height * torch.tensor([ord(name) - ord("b") for name in topics])[None, :, None]
+            table = of_values(values, topics).selectivity(statistic="mean", permutations=1)
+            held[which] += int(((table["low"] <= (0, 0.4)[which]) & (table["high"] >= (0, 0.4)[which])).sum())
+    assert held[0] > 0.85 * 320 and held[1] > 0.85 * 320
 
 
 def test_intervals_hold_the_effect_and_the_order_of_prompts_changes_nothing():
     model = tiny.bridge("llama")
     table = lp.TopicActivity().run(model, TOPICS).selectivity(permutations=49)
-    assert ((table["low"] < table["high"]) & (table["high"] > table["effect"])).all()
+    assert (table["low"] < table["high"]).all()
     turned = {topic: texts[::-1] for topic, texts in reversed(TOPICS.items())}
     again = lp.TopicActivity().run(model, turned).selectivity(permutations=49)
     for column in ("effect", "low", "high", "p", "p_max"):
@@ -205,6 +222,10 @@ def test_what_the_last_token_explains_is_no_topic_within_last_tokens():
     assert result.selectivity(statistic="mean", permutations=199)["p"][0] < 0.05
     within = result.selectivity(statistic="mean", permutations=199, groups=result.prompt.last_text)
     assert within["p"][0] > 0.05 and within["effect"][0] < 0.2
+    twice = [*result.prompt.text[:39], result.prompt.text[37]]
+    repeated = replace(result, prompt=replace(result.prompt, text=tuple(twice)))
+    with pytest.raises(ValueError, match="the prompt 'prompt 37' is there more than once"):
+        repeated.selectivity()
 
 
 def test_many_units_are_judged_in_parts_like_few(monkeypatch):
@@ -224,6 +245,11 @@ def test_an_untrained_model_has_the_same_shape_and_is_seeded():
     assert results[0].mean.shape == results[3].mean.shape
     assert not torch.allclose(results[0].mean, results[2].mean, atol=1e-3)
     assert results[0].provenance.model == "untrained-tiny-gpt2" and results[0].provenance.processed
+    state = torch.random.get_rng_state()
+    half = lp.untrained(tiny.bridge("llama", dtype=torch.bfloat16))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    frequencies = [part.inv_freq.dtype for part in half.original_model.modules() if hasattr(part, "inv_freq")]
+    assert half.W_E.dtype == torch.bfloat16 and set(frequencies) == {torch.float32}
 
 
 # Refusals and figures

@@ -78,8 +78,9 @@ class HeadCountResult(Result):
         table, start = self.table(), [float(self.loss.mean())]
         own, low, high = ([*start, *table[name]] for name in ("loss", "low", "high"))
         random, lowest, highest = ([*start, *table[name]] for name in ("random", "random_low", "random_high"))
-        ordered = figures.Line(f"by {self.statistic}, highest first", own, low, high, figures.CHOSEN)
-        drawn = figures.Line(f"{len(self.random)} random orders", random, lowest, highest, figures.GREY, dashed=True)
+        ordered = figures.Line(f"in the order of {self.statistic!r}, highest first", own, low, high, figures.CHOSEN)
+        name = f"{len(self.random)} random orders (band: their range)"
+        drawn = figures.Line(name, random, lowest, highest, figures.GREY, dashed=True)
         return figures.lines(
             {"loss (nats)": [ordered, drawn]},
             ["0", *self.step],
@@ -123,7 +124,14 @@ class HeadCount(Experiment[HeadCountResult]):
         layers = view.layers(self.layers)
         asked = [AttentionMap(layers=self.layers), HeadTopicSimilarity(layers=self.layers)]
         attention, heads = run(asked, model, as_prompts(tokens[first]), progress=False)
-        by_statistic = attention.of(self.statistic).flatten().nan_to_num(-1)
+        by_statistic = attention.of(self.statistic).flatten()
+        if by_statistic.isnan().any():
+            raise ValueError(
+                f"no query has a value of {self.statistic!r} in the prompts that heads are ordered on: it needs tokens "
+                f"that come twice, use longer prompts"
+            )
+        if self.steps > len(by_statistic):
+            raise ValueError(f"steps={self.steps} were asked for and there are {len(by_statistic)} heads to silence")
         order = by_statistic.argsort(descending=True, stable=True)
         silence = Silencing(view, layers, "head", heads.vector.mean(2))
         rest = tokens[~first]

@@ -11,7 +11,8 @@ positions and the key norm, k and v of every token are replaced, with s = rms(k)
 
 The shared vector is the best of its width: the first d_head principal components of keys and values side by side.
 Scales and components are fitted on one part of the prompts, the loss is that of the other part. Nothing is trained: a
-model that had been trained with one vector could do better.
+model that had been trained with one vector could do better. A value bias counts as part of v where the model adds it to
+v; processed weights have it in b_O instead, where no tie reaches it, and so differ a little.
 
 Source: the question is from Henry Dashwood, "How to Think About Self-Attention Intuitively".
 """
@@ -50,7 +51,7 @@ class TiedKeyValueResult(Result):
     loss: Float[Tensor, " prompt"] = field(metadata=unit("mean -log p(next token) of a prompt, nats", low=0))
     tied: Float[Tensor, "way place prompt"] = field(metadata=unit("the same with keys and values tied, nats", low=0))
     kept: Float[Tensor, " place"] = field(
-        metadata=unit("share of the variance of keys and values that a shared vector keeps", low=0, high=1)
+        metadata=unit("share of the variance that a shared vector keeps where it was fitted", low=0, high=1)
     )
 
     @property
@@ -84,6 +85,7 @@ class TiedKeyValueResult(Result):
             x_title="tied",
             y_title="place",
             colour_title="increase of the loss (nats)",
+            signed=True,
             text=[[f"{value:.2f}" for value in row] for row in self.increase.T.tolist()],
         )
 
@@ -108,8 +110,6 @@ class TiedKeyValue(Experiment[TiedKeyValueResult]):
     def __post_init__(self) -> None:
         if self.at not in ("kv_head", "layer", "all"):
             raise ValueError(f"TiedKeyValue(at=...) is kv_head, layer or all; {self.at!r} came")
-        if not 0 < self.fraction < 1:
-            raise ValueError(f"fraction is the share of the prompts to fit on, 0 to 1; {self.fraction} came")
 
     def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> TiedKeyValueResult:
         """Fit on one part of the prompts, tie and measure on the other."""
@@ -154,12 +154,16 @@ class TiedKeyValue(Experiment[TiedKeyValueResult]):
 
 def first_part(tokens: Tokens, fraction: float) -> Tensor:
     """Which tokens are of the part of the prompts to fit on: told by what a prompt is, not by its place."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is the share of the prompts to fit on, 0 to 1; {fraction} came")
     prompts = {number: zlib.crc32(own.id.numpy().tobytes()) for number, own in tokens.by_prompt()}
-    if len(prompts) < 2:
-        raise ValueError(f"some prompts are fitted on and others measured, and {len(prompts)} came: pass two or more")
-    ordered = sorted(prompts, key=lambda number: (prompts[number], number))
-    chosen = ordered[: min(max(1, round(fraction * len(ordered))), len(ordered) - 1)]
-    return torch.isin(tokens.prompt, torch.tensor(chosen))
+    different = sorted(set(prompts.values()))  # equal prompts go to one side
+    if len(different) < 2:
+        raise ValueError(
+            f"some prompts are fitted on, others measured, and {len(different)} came: pass two different ones or more"
+        )
+    chosen = set(different[: min(max(1, round(fraction * len(different))), len(different) - 1)])
+    return torch.isin(tokens.prompt, torch.tensor([number for number, own in prompts.items() if own in chosen]))
 
 
 class _Fit(NamedTuple):

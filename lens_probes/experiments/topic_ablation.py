@@ -40,6 +40,7 @@ from lens_probes.run import prompt_loss, provenance, run
 from lens_probes.silencing import Silencing
 from lens_probes.topics import by_topic, topic_numbers
 
+DRAWS_FOR_STARS = 19  # to be beyond all of fewer is no news: p would be above 0.05
 NULL = "the topic's units hurt no more than as many random units of the same layers"
 SPECIFICITY_NULL = "the topic's units hurt it, against the others, no more than random units of the same layers do"
 
@@ -94,8 +95,8 @@ class TopicAblationResult(Result):
 
         Against the same difference in every draw of random units: an easily hurt topic is no specific one.
         """
-        damage, drawn = self._damage(), self._random_damage()
-        number = self._topic_numbers()
+        order = by_topic(self.prompt, self.topic).order
+        damage, drawn, number = self._damage(order), self._random_damage(order), self._topic_numbers()[order]
         rows = []
         for topic in range(len(self.topic)):
             coefficient = _own_less_others(number, topic, len(self.topic))
@@ -128,22 +129,26 @@ class TopicAblationResult(Result):
         )
 
     def figure(self) -> go.Figure:
-        """The excess on every topic of silencing each topic's units; a star where no draw hurt as much."""
+        """The excess on every topic of silencing each topic's units; a star where none of the draws hurt as much."""
         frame = self.damage()
         size = (len(self.topic), len(self.topic))
         excess = frame["excess"].to_numpy().reshape(size).T  # other topics are the outer loop
         beyond = (frame["damage"] > frame["random_high"]).to_numpy().reshape(size).T
         names = [figures.named(topic) for topic in self.topic]
+        draws = self.random.shape[1]
+        digits = 2 if np.abs(excess).max() >= 0.1 else 3
+        beyond &= draws >= DRAWS_FOR_STARS
         texts = [
-            [f"{value:.2f}{'*' * star}" for value, star in zip(row, stars, strict=True)]
-            for row, stars in zip(excess.tolist(), beyond.tolist(), strict=True)
+            [f"{value:.{digits}f}{'*' * star}" for value, star in zip(row, marked, strict=True)]
+            for row, marked in zip(excess.tolist(), beyond.tolist(), strict=True)
         ]
-        k, draws = self.chosen_layer.shape[1], self.random.shape[1]
+        k = self.chosen_layer.shape[1]
+        stars = f" * more than any of {draws} random draws" if draws >= DRAWS_FOR_STARS else f" ({draws} random draws)"
         return figures.heatmap(
             excess.tolist(),
             x=names,
             y=names,
-            title=f"What do {k} {self.of}s of a topic do for each topic? * more than any of {draws} random draws\n"
+            title=f"What do {k} {self.of}s of a topic do for each topic?{stars}\n"
             f"{self.of}s set to {'their mean' if self.silenced_by == 'mean' else 'zero'}; {self.provenance.describe()}",
             x_title="loss measured on",
             y_title="silenced: units of",

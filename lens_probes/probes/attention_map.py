@@ -23,7 +23,7 @@ Learning and Induction Heads", arXiv 2209.11895.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, final, get_args
+from typing import Literal, NamedTuple, final, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -109,6 +109,8 @@ class AttentionMapResult(Result):
                         queries=int(queries[i]),
                     )
                 )
+        if not rows:
+            raise ValueError("no token here may look at another: pass prompts of two tokens or more")
         return pd.concat(rows, ignore_index=True)
 
     def square(self, prompt: int) -> Float[Tensor, "layer head query key"]:
@@ -151,13 +153,18 @@ class AttentionMapResult(Result):
 
     def figure_heads(self, heads: Sequence[tuple[int, int]], prompt: int = 0) -> go.Figure:
         """Some heads side by side, all tokens of a prompt."""
+        if not heads or not all(isinstance(each, tuple) for each in heads):
+            raise ValueError(f"figure_heads draws (layer, head) pairs, such as [(0, 1), (2, 3)]; {heads!r} came")
         pattern = self.square(prompt)
         texts = self._texts(prompt)
         return figures.squares(
-            [(f"L{self.layer[layer]}{self.head[head]}", pattern[layer, head].tolist()) for layer, head in heads],
+            [
+                (f"L{layer}H{head}", pattern[self.place_on("layer", layer), self.place_on("head", head)].tolist())
+                for layer, head in heads
+            ],
             x=texts,
             y=texts,
-            title=f"Where do the tokens look?\n{self.provenance.describe()}",
+            title=f"Where do the tokens of prompt {prompt} look?\n{self.provenance.describe()}",
             x_title="key",
             y_title="query",
             colour_title="attention",
@@ -167,13 +174,13 @@ class AttentionMapResult(Result):
         """One query token, all heads of a layer."""
         texts = self._texts(prompt)
         self.token.row(prompt, token)
-        pattern = self.square(prompt)[layer, :, token]
+        pattern = self.square(prompt)[self.place_on("layer", layer), :, token]
         return figures.squares(
             [("", pattern.tolist())],
             x=texts,
             y=self.head,
-            title=f"Where does token {token}, {figures.spelled(self._text(prompt, token))}, look in layer "
-            f"{self.layer[layer]}?\n{self.provenance.describe()}",
+            title=f"Where does “{figures.spelled(self._text(prompt, token))}”, token {token} of prompt {prompt}, look "
+            f"in layer {layer}?\n{self.provenance.describe()}",
             x_title="key",
             y_title="head",
             colour_title="attention",
@@ -217,46 +224,32 @@ class AttentionMap(Probe[AttentionMapResult]):
         return [model.hook_pattern(layer) for layer in model.layers(self.layers)]
 
     def measure(self, reading: Reading) -> AttentionMapResult:
-        """A prompt at a time; sums of the batch."""
+        """A prompt at a time, and the sums over the batch."""
         model, hooks = reading.model, self.hooks(reading.model)
-        own = {_class(reading.tokens, row) for row in range(len(reading.tokens))}
+        own = set(_classes(reading.tokens))
         classes = (*CLASSES, *sorted(own - set(CLASSES)))
-        n_classes = len(classes)
-        sums = torch.zeros(len(STATISTICS), n_classes, len(hooks), model.n_heads, dtype=torch.float64)
-        queries, even = torch.zeros(2, len(STATISTICS), n_classes, dtype=torch.float64)
-        looked = torch.zeros(n_classes, n_classes, len(hooks), model.n_heads, dtype=torch.float64)
-        allowed_to = torch.zeros(n_classes, n_classes, dtype=torch.float64)
-        patterns, pairs = [], []
+        parts, patterns, pairs = [], [], []
         for one in reading.by_prompt():
-            pattern = torch.stack([one.square(hook) for hook in hooks]).double().cpu()  # layer head query key
-            tokens = one.tokens
-            n = len(tokens)
-            may = torch.ones(n, n, dtype=torch.bool) if model.encoder else torch.ones(n, n, dtype=torch.bool).tril()
-            asks = ~tokens.special & (may.sum(1) > 1)
-            number = torch.tensor([classes.index(_class(tokens, i)) for i in range(n)])
-            members = torch.nn.functional.one_hot(number, n_classes).double()  # token class
-            values, uniform, counts = statistics_of(pattern, may, tokens.id)
-            counts &= asks
-            sums += torch.einsum("sq,qc,slhq->sclh", counts.double(), members, values)
-            queries += counts.double() @ members
-            even += (counts * uniform) @ members
-            asking = members * asks[:, None]
-            looked += torch.einsum("qc,lhqk,kd->cdlh", asking, pattern, members)
-            allowed_to += asking.T @ (may / may.sum(1, keepdim=True)).double() @ members
+            pattern = torch.stack([one.square(hook) for hook in hooks]).double().cpu()
+            everything = torch.ones(pattern.shape[2:], dtype=torch.bool)
+            may = everything if model.encoder else everything.tril()
+            _check_window(pattern, may, model.name)
+            parts.append(sums_of(pattern, may, one.tokens, classes))
             if self.keep_patterns:
                 query, key = may.nonzero(as_tuple=True)
-                pairs.append(PairTable(torch.full_like(query, int(tokens.prompt[0])), query, key))
+                pairs.append(PairTable(torch.full_like(query, int(one.tokens.prompt[0])), query, key))
                 patterns.append(pattern[:, :, query, key].float())
+        sums = Sums(*(torch.stack(each).sum(0) for each in zip(*parts, strict=True)))
         return AttentionMapResult(
             layer=tuple(str(layer) for layer in model.layers(self.layers)),
             head=tuple(f"H{head}" for head in range(model.n_heads)),
             statistic=STATISTICS,
             word_class=classes,
-            queries=queries,
-            total=sums,
-            even=even,
-            looked=looked,
-            allowed=allowed_to,
+            queries=sums.queries,
+            total=sums.total,
+            even=sums.even,
+            looked=sums.looked,
+            allowed=sums.allowed,
             token=reading.tokens if self.keep_patterns else reading.tokens[torch.zeros(0, dtype=torch.int64)],
             pair=concatenate(pairs, [0] * len(pairs)) if pairs else NO_PAIRS,
             pattern=torch.cat(patterns, dim=2) if patterns else None,
@@ -264,6 +257,39 @@ class AttentionMap(Probe[AttentionMapResult]):
 
 
 NO_PAIRS = PairTable(*torch.zeros(3, 0, dtype=torch.int64))
+
+
+class Sums(NamedTuple):
+    """What one prompt adds to the sums of a result."""
+
+    queries: Float64[Tensor, "statistic word_class"]
+    total: Float64[Tensor, "statistic word_class layer head"]
+    even: Float64[Tensor, "statistic word_class"]
+    looked: Float64[Tensor, "word_class other_word_class layer head"]
+    allowed: Float64[Tensor, "word_class other_word_class"]
+
+
+def sums_of(
+    pattern: Float64[Tensor, "layer head query key"],
+    may: Bool[Tensor, "query key"],
+    tokens: Tokens,
+    classes: Sequence[str],
+) -> Sums:
+    """Every statistic summed over a prompt's queries by their word class, and attention from class to class."""
+    number = torch.tensor([classes.index(name) for name in _classes(tokens)])
+    members = torch.nn.functional.one_hot(number, len(classes)).double()
+    asks = ~tokens.special & (may.sum(1) > 1)
+    values, uniform, counts = statistics_of(pattern, may, tokens.id)
+    counted = (counts & asks).double()
+    asking = members * asks[:, None]
+    share = may.double() / may.sum(1, keepdim=True)
+    return Sums(
+        queries=counted @ members,
+        total=torch.einsum("sq,qc,slhq->sclh", counted, members, values),
+        even=(counted * uniform) @ members,
+        looked=torch.einsum("qc,lhqk,kd->cdlh", asking, pattern, members),
+        allowed=asking.T @ share @ members,
+    )
 
 
 def statistics_of(
@@ -276,7 +302,7 @@ def statistics_of(
     place = torch.arange(n)
     apart = (place[:, None] - place).abs().double()
     copy = (ids[:, None] == ids) & (place < place[:, None])  # key is an earlier copy of query
-    after = copy.roll(1, 1) & (place > 0) & (place <= place[:, None])  # key stands right after one
+    after = copy.roll(1, 1) & (place > 0)  # key stands right after one
     number = may.sum(1).double()
     masks = (
         torch.stack([place.expand(n, n) == 0, apart.eq(1) & (place < place[:, None]), apart == 0, copy, after]) & may
@@ -291,5 +317,20 @@ def statistics_of(
     return values, uniform, counts
 
 
-def _class(tokens: Tokens, i: int) -> str:
-    return "special" if bool(tokens.special[i]) else tokens.word_class[i] or "other"
+def _classes(tokens: Tokens) -> list[str]:
+    """The word class of every token; special tokens are one, and what is no word another."""
+    return [
+        "special" if special else own or "other"
+        for own, special in zip(tokens.word_class, tokens.special.tolist(), strict=True)
+    ]
+
+
+def _check_window(pattern: Float64[Tensor, "layer head query key"], may: Bool[Tensor, "query key"], name: str) -> None:
+    """Raise where all heads of a layer leave out tokens that come before: it has a window, and we count beyond it."""
+    unseen = (pattern.amax(1) == 0) & may
+    if unseen.any():
+        layer = int(unseen.flatten(1).any(1).nonzero()[0])
+        raise ValueError(
+            f"number {layer} of the layers asked for of {name} looks at a window of tokens shorter than this prompt of "
+            f"{len(may)}, and AttentionMap counts all that come before: use shorter prompts"
+        )

@@ -75,12 +75,17 @@ class AttentionPairResult(Result):
         return self.value.norm(dim=-1)
 
     def written(self, model: Any, layer: int, head: int) -> Float[Tensor, "prompt key d_model"]:
-        """The vector that each key token adds to the query token through a head: read it with `lp.read_vector`."""
+        """The vector that each key token adds to the query token through head `head` of layer `layer`.
+
+        Read that of a prompt with `lp.read_vector(model, written[prompt])`. On models with a norm between attention and
+        the residual stream (Gemma 2) it is what comes before that norm.
+        """
         view = ModelView(model)
         if self.provenance.model != view.name or self.provenance.processed != view.processed:
             raise ValueError(f"these values are of {self.provenance.model} and {view.name} came: pass the same model")
-        W_O = view.W_O(int(self.layer[layer]))[head].float().cpu()
-        return (self.weight[layer, head, :, :, None] * self.value[layer, head]) @ W_O
+        at = self.place_on("layer", layer), self.place_on("head", head)
+        W_O = view.W_O(layer)[head].float().cpu()
+        return (self.weight[at][:, :, None] * self.value[at]) @ W_O
 
     # Minimal pairs
 
@@ -91,8 +96,9 @@ class AttentionPairResult(Result):
 
         Prompts 0 and 1 are a pair, 2 and 3, and so on; the first of a pair has the cue for the first key. Only pairs
         whose three words stand at the same places in both prompts count: `pairs`, of `pairs_given`. `of="score"`: in
-        nats, free of attention sinks; `of="weight"`: differences of the raw weights. `on_keys`: the mean weight on
-        both keys together. The 95 % interval resamples pairs; p is two-sided from swapping the prompts of a pair.
+        nats, free of attention sinks; `of="weight"`: differences of the raw weights. A cue behind the query moves no
+        decoder: exactly 0, p 1. `on_keys`: the mean weight on both keys together. The 95 % interval resamples pairs; p
+        is two-sided from swapping the prompts of a pair.
         """
         if of not in ("score", "weight"):
             raise ValueError(f"contrast(of=...) is score or weight; {of!r} came")
@@ -123,7 +129,8 @@ class AttentionPairResult(Result):
         n = len(self.prompt)
         if len(self.key) < 2 or n % 2 or not n:
             raise ValueError(
-                f"contrast compares two keys over pairs of prompts; there are {len(self.key)} keys and {n} prompts"
+                f"contrast needs two keys and an even number of prompts, two a pair; there are {len(self.key)} keys "
+                f"and {n} prompts"
             )
         places = torch.cat([self.query_position[:, None], self.key_position], dim=1)
         first = torch.arange(0, n, 2)
@@ -141,7 +148,7 @@ class AttentionPairResult(Result):
             [(figures.named(key), weight[:, :, number].tolist()) for number, key in enumerate(self.key)],
             x=self.head,
             y=self.layer,
-            title=self._title(f"Which heads look from {self.query} at each key?"),
+            title=self._title(f"Which heads look from “{self.query}” at each key?"),
             x_title="head",
             y_title="layer",
             colour_title="mean weight (0 to 1)",
@@ -157,7 +164,7 @@ class AttentionPairResult(Result):
             np.asarray(table["effect"]).reshape(size).tolist(),
             x=self.head,
             y=self.layer,
-            title=self._title(f"Does the cue move {self.query} from {self.key[1]} to {self.key[0]}? ({found})"),
+            title=self._title(f"Does the cue move “{self.query}” from “{self.key[1]}” to “{self.key[0]}”? ({found})"),
             x_title="head",
             y_title="layer",
             colour_title="contrast of scores (nats)",
@@ -167,12 +174,16 @@ class AttentionPairResult(Result):
 
     def figure_terms(self, layer: int, head: int, prompt: int = 0) -> go.Figure:
         """What each dimension of a head adds to the score of each key (in brackets), in one prompt."""
-        sums = self.dot[layer, head, prompt].tolist()
+        if not 0 <= prompt < len(self.prompt):
+            raise ValueError(f"prompt {prompt} was asked for and this result has prompts 0 to {len(self.prompt) - 1}")
+        at = self.place_on("layer", layer), self.place_on("head", head), prompt
+        sums = self.dot[at].tolist()
         return figures.small_grids(
-            [("", self.terms[layer, head, prompt].tolist())],
+            [("", self.terms[at].tolist())],
             x=[str(i) for i in range(self.terms.shape[-1])],
             y=[f"{figures.named(key)} ({dot:.2f})" for key, dot in zip(self.key, sums, strict=True)],
-            title=self._title(f"What {self.query} finds in each key, in L{self.layer[layer]}{self.head[head]}"),
+            title=f"What “{figures.spelled(self.query)}” finds in each key, in L{layer}H{head}\n"
+            f"{figures.spelled(self.prompt.text[prompt], 90)}\n{self.provenance.describe()}",
             x_title="dimension of the head",
             y_title="",
             colour_title="term of the score",
@@ -204,6 +215,8 @@ class AttentionPair(Probe[AttentionPairResult]):
     def __post_init__(self) -> None:
         if isinstance(self.keys, str | int) or not self.keys:
             raise ValueError(f"AttentionPair(keys=...) is a list of words or positions; {self.keys!r} came")
+        if len(self._named()) < len(self.keys):
+            raise ValueError(f"AttentionPair(keys=...) names each key once; {self.keys!r} came")
 
     def hooks(self, model: ModelView) -> list[str]:
         """Queries, keys, values and patterns of every layer."""
@@ -268,12 +281,19 @@ class AttentionPair(Probe[AttentionPairResult]):
             dot = terms.sum(-1)
             score = model.scores(dot)
             pattern = one.square(model.hook_pattern(layer))[:, query[number]].T  # key head
+            unseen = (pattern[keys[number]] == 0).all(1)
+            if unseen.any():
+                raise ValueError(
+                    f"layer {layer} of {model.name} looks at a window of tokens that ends before a key in "
+                    f"{_shown(one.tokens)}: ask for other layers, or bring query and keys nearer to each other"
+                )
             weight = score.masked_fill(pattern == 0, -torch.inf).softmax(0)
             error = float((weight - pattern).abs().max())
             if not error <= TOLERANCE.get(pattern.dtype, 0.03):
                 raise ValueError(
-                    f"layer {layer} of {model.name} adds something to the products of queries and keys (our weights "
-                    f"differ from its pattern by {error:.2g}): AttentionPair does not know its position bias or sinks"
+                    f"layer {layer} of {model.name} does something to the products of queries and keys that we do not "
+                    f"know, such as a position bias, a sink or another scale (our weights differ from its pattern by "
+                    f"{error:.2g}): use another model"
                 )
             at = keys[number]
             value = v[rows][at]
@@ -295,8 +315,8 @@ def place_of(prompt: Tokens, asked: Place) -> int:
     found = [word for word, text in words.items() if word >= 0 and text.strip().lower() in wanted]
     if len(found) != 1:
         raise ValueError(
-            f"the word {_name(asked)!r} was asked for and {_shown(prompt)} has it {len(found)} times: use prompts that "
-            f"have it once, or positions"
+            f"the word {_name(asked)!r} was asked for and {_shown(prompt)} has it {len(found)} times: name one "
+            f"word that every prompt has once, or positions"
         )
     return int((prompt.word == found[0]).nonzero().max())
 

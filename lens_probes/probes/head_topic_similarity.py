@@ -80,9 +80,9 @@ class HeadTopicSimilarityResult(Result):
     def similarity(
         self, layer: int, head: int = 0, *, metric: Similarity = "cosine", center: bool = False, basis: Basis = "own"
     ) -> Float[Tensor, "prompt other_prompt"]:
-        """The similarity of every pair of prompts; `layer` and `head` are places on these axes."""
+        """The similarity of every pair of prompts, in head `head` of layer `layer`."""
         vectors = self._vectors(center=center, basis=basis)
-        return pairwise(vectors[layer, head], _checked(metric)).float()
+        return pairwise(vectors[self._at(layer, head)], _checked(metric)).float()
 
     def topic_similarity(
         self, *, metric: Similarity = "cosine", center: bool = False, basis: Basis = "own"
@@ -204,7 +204,7 @@ class HeadTopicSimilarityResult(Result):
 
     def figure_topics(self, layer: int, head: int = 0) -> go.Figure:
         """The mean cosine of the prompts of two topics, in one head."""
-        means = self.topic_similarity()[layer, head]
+        means = self.topic_similarity()[self._at(layer, head)]
         return figures.heatmap(
             means.tolist(),
             x=[figures.named(topic) for topic in self.topic],
@@ -233,7 +233,7 @@ class HeadTopicSimilarityResult(Result):
     def figure_values(self, layer: int, head: int = 0) -> go.Figure:
         """What one head gives: a column a prompt, ordered by topic, a row a dimension."""
         order, names = self._by_topic()
-        vectors = self._vectors(center=False, basis="own")[layer, head]
+        vectors = self._vectors(center=False, basis="own")[self._at(layer, head)]
         return figures.blocks(
             vectors[order].T.tolist(),
             names,
@@ -262,12 +262,11 @@ class HeadTopicSimilarityResult(Result):
             text=None if stars is None else [["*" if star else "" for star in row] for row in stars.tolist()],
         )
 
+    def _at(self, layer: int, head: int) -> tuple[int, int]:
+        return self.place_on("layer", layer), self.place_on("head", head)
+
     def _name(self, layer: int, head: int) -> str:
-        return (
-            f"L{self.layer[layer]}{self.head[head]}"
-            if self.of in ("head", "head_out")
-            else f"layer {self.layer[layer]}"
-        )
+        return f"L{layer}H{head}" if self.of in ("head", "head_out") else f"layer {layer}"
 
     def _title(self, question: str) -> str:
         pooled = {"mean": "mean over tokens", "last": "last token"}.get(str(self.pool), f"token {self.pool}")

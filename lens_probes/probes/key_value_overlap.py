@@ -61,12 +61,12 @@ class KeyValueOverlapResult(Result):
             self.overlap.tolist(),
             x=self.kv_head,
             y=self.layer,
-            title="Do keys and values read the same directions?\n"
-            f"random subspaces {self.expected:.3f} ({self.null_low:.3f} to {self.null_high:.3f})\n"
-            f"{self.provenance.describe()}",
+            title=f"Do keys and values read the same? Random subspaces: {self.expected:.3f} ({self.null_low:.3f} to "
+            f"{self.null_high:.3f})\n{self.provenance.describe()}",
             x_title="key/value head",
             y_title="layer",
             colour_title="overlap (0 to 1)",
+            low=0.0,
             text=[[f"{value:.2f}" for value in row] for row in self.overlap.tolist()],
         )
 
@@ -87,6 +87,8 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
     def hooks(self, model: ModelView) -> list[str]:
         """None: it reads weights."""
         model.layers(self.layers)
+        if not model.encoder:
+            model.check_input_norm()
         return []
 
     def measure(self, reading: Reading) -> KeyValueOverlapResult:
@@ -133,8 +135,13 @@ def principal_cosines(
     >>> principal_cosines(torch.eye(3)[:, :2], torch.eye(3)[None, :, 1:])
     tensor([[1., 0.]])
     """
-    one, others = (torch.linalg.qr(each).Q for each in (one, others))
-    return torch.linalg.svdvals(one.T @ others).clamp(max=1)
+    return torch.linalg.svdvals(_basis(one).T @ _basis(others)).clamp(max=1)
+
+
+def _basis(columns: Float[Tensor, "*any d_model d_head"]) -> Float[Tensor, "*any d_model k"]:
+    """Orthonormal directions of the columns' span; zeros for the directions that dependent columns lack."""
+    directions, strength, _ = torch.linalg.svd(columns, full_matrices=False)
+    return directions * (strength > 1e-6 * strength[..., :1].clamp(min=1e-30))[..., None, :]
 
 
 def random_overlap(d_model: int, d_head: int) -> Float[np.ndarray, " bound"]:

@@ -7,14 +7,15 @@ by five numbers a prompt, and a topic by the same, its prompts weighing equally:
 
 Then, over prompts, each unit put on one scale (values less the mean over prompts, in their standard deviations SD):
 
-    selectivity[layer, unit] = variance between topics / variance between prompts                  0 to 1
+    share[layer, unit]       = variance between topics / variance between prompts                  0 to 1
+    selectivity[layer, unit] = (share - its mean by chance) / (1 - its mean by chance)             up to 1
     contrast[layer, unit]    = (mean of a topic - mean of the other topics' means) / SD            in SDs
 
-Topics that mean nothing to a unit give a selectivity of (topics - 1) / (prompts - 1) and a contrast of 0 on average;
-topics are permuted among prompts. Whatever else topics differ in would count too: name the prompts' templates, lengths
-or last tokens (`result.prompt.n_tokens`, `.last_text`) as `groups`, and values are compared within groups only. What
-the words alone give is the same scan of the embeddings, `of="embed"`, each dimension a unit; what the architecture
-alone gives, that of `lp.untrained(model)`.
+By chance the share is (topics - 1) / (prompts - 1) on average, so topics that mean nothing to a unit give a selectivity
+and a contrast of 0 on average; for p, topics are permuted among prompts. Whatever else topics differ in would count
+too: name the prompts' templates, lengths or last tokens (`result.prompt.n_tokens`, `.last_text`) as `groups`, and
+values are compared within groups only. What the words alone give is the same scan of the embeddings, `of="embed"`, each
+dimension a unit; what the architecture alone gives, that of `lp.untrained(model)`.
 
 Source: asked for by readers of "Searching for Modularity in Large Language Models" (lesswrong.com, 2022); the
 statistics are those of Pochinkov and Schoots 2024, arXiv 2403.01267.
@@ -134,13 +135,13 @@ class TopicActivityResult(Result):
         seed: int = 0,
         progress: bool = True,
     ) -> pd.DataFrame:
-        """Per unit: the share of its variance between prompts that lies between topics, interval, p and p_max.
+        """Per unit: how much of its variance between prompts lies between topics, interval, p and p_max.
 
         `groups`, one label a prompt (template, length, last token): values are taken from their group's mean and topics
         permuted within groups. `p` is one-sided, (b+1)/(m+1); `p_max` the same against the largest of all units in each
         permutation, the family-wise error rate. The 95 % interval resamples prompts. The null is in `attrs["null"]`.
         """
-        return self._judged(variance_share, statistic, groups, permutations, seed, progress)
+        return self._judged(selectivity, statistic, groups, permutations, seed, progress)
 
     def lit(
         self,
@@ -187,6 +188,7 @@ class TopicActivityResult(Result):
         seed: int,
         progress: bool,
     ) -> pd.DataFrame:
+        by_topic(self.prompt, self.topic)  # refuses prompts without topics
         if topic not in self.topic:
             raise ValueError(f"topic {topic!r} was asked for and there are {', '.join(map(repr, self.topic))}")
         number = self.topic.index(topic)
@@ -244,8 +246,10 @@ class TopicActivityResult(Result):
     def figure(self) -> go.Figure:
         """A grid of layers and units for every topic, on one colour scale: how much higher than for other topics.
 
-        Of neurons, more than can be drawn, each layer's stand in their order, thinned. From sums by topic alone the
-        contrast is not known, and the ratio to the mean over topics is drawn; without topics, how active the units are.
+        Of neurons, more than can be drawn, each layer's stand from the highest to the lowest, in each panel anew and
+        thinned: noise would make such a gradient too, and only how far its ends reach says something. From sums by
+        topic alone the contrast is not known, and the ratio to the mean over topics is drawn; without topics, how
+        active the units are.
         """
         if len(self.topic) < 2:
             return self._grids(self.topic_mean_abs, "How active are the {}?", "mean |x|", signed=False)
@@ -403,19 +407,27 @@ def standardised(values: Float[Tensor, "prompt unit"], cell: Tensor) -> Float[Te
     return torch.where(changes, apart / spread, 0.0).float()
 
 
-def variance_share(
+def selectivity(
     values: Float[Tensor, "prompt unit"], weights: Float[Tensor, "*draw topic prompt"]
 ) -> Float[Tensor, "*draw unit"]:
-    """The share of the variance between prompts that lies between topics; 0 where nothing varies.
+    """The share of the variance between prompts that lies between topics, beyond chance; 0 where nothing varies.
 
-    >>> variance_share(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), torch.eye(2).repeat_interleave(2, dim=1))
+    The adjusted share is Kelley's (1935) epsilon squared. A resample counts some prompts several times, and its chance
+    is larger; with weights w, N in all and n of a topic, it is (sum over topics of sum w^2 / n - sum w^2 / N) /
+    (N - sum w^2 / N).
+
+    >>> selectivity(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), torch.eye(2).repeat_interleave(2, dim=1))
     tensor([1.])
     """
     number, times = weights.sum(-1, keepdim=True), weights.sum(-2)
     grand, variance = _moments(values, times)
     apart = (weights @ values) / number.clamp(min=1) - grand[..., None, :]
-    between = (number * apart.square()).sum(-2) / times.sum(-1, keepdim=True)
-    return torch.where(variance > 1e-9, between / variance, 0.0)
+    total = times.sum(-1, keepdim=True)
+    between = (number * apart.square()).sum(-2) / total
+    squares = weights.square().sum(-1)
+    alone = times.square().sum(-1, keepdim=True) / total
+    chance = ((squares / number[..., 0].clamp(min=1)).sum(-1, keepdim=True) - alone) / (total - alone)
+    return torch.where(variance > 1e-9, (between / variance - chance) / (1 - chance), 0.0)
 
 
 def contrast(
