@@ -137,7 +137,7 @@ class TopicAblationResult(Result):
         names = [figures.named(topic) for topic in self.topic]
         draws = self.random.shape[1]
         digits = 2 if np.abs(excess).max() >= 0.1 else 3
-        beyond &= draws >= DRAWS_FOR_STARS
+        beyond = beyond & (draws >= DRAWS_FOR_STARS)
         texts = [
             [f"{value:.{digits}f}{'*' * star}" for value, star in zip(row, marked, strict=True)]
             for row, marked in zip(excess.tolist(), beyond.tolist(), strict=True)
