@@ -542,6 +542,19 @@ class ModelView:
                 attention_mask=mask.to(self.device, torch.int64),
             )
 
+    def differentiable(
+        self, ids: Int[Tensor, "prompt position"], names: Sequence[str]
+    ) -> tuple[Float[Tensor, "prompt position d_model"], list[Tensor]]:
+        """Token embeddings and activations that depend on them, for `torch.autograd.grad`; no parameter gets a grad."""
+        ids, embed = ids.to(self.device), self.hook_token_embed
+        everything = torch.ones(ids.shape, dtype=torch.bool)
+        start = self.activations(ids, everything, [embed])[embed].detach().clone().requires_grad_()
+        seen: dict[str, Tensor] = {}
+        hooks = [(name, _remembering(seen, name)) for name in names]
+        with torch.inference_mode(False), undisturbed(self.model), torch.enable_grad():
+            self.model.run_with_hooks(ids, return_type=None, fwd_hooks=[(embed, _replacing(lambda _: start)), *hooks])
+        return start, [seen[name] for name in names]
+
     def check_predicts_next(self) -> None:
         """Raise for a model without a loss of the next token."""
         if self.encoder:
@@ -630,6 +643,14 @@ class ModelView:
 def _replacing(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     """A hook as TransformerLens calls it."""
     return lambda activation, hook: edit(activation)
+
+
+def _remembering(seen: dict[str, Tensor], name: str) -> Callable[..., Tensor]:
+    def remember(activation: Tensor, hook: Any) -> Tensor:
+        seen[name] = activation
+        return activation
+
+    return remember
 
 
 @cache

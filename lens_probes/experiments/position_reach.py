@@ -1,0 +1,266 @@
+"""PositionReach: how far back does a state depend on the input?
+
+With h the state of a query token after a layer, and e the embedding of a source token (on decoders not after the
+query), J = d h[query] / d e[source]:
+
+    derivative[layer, query, source] = |J|, the Frobenius norm                   at least 0, units of h over those of e
+    reach[layer, query, source]      = derivative |e[source]|                    norms before layers scale J by 1 / |e|
+    share                            = reach / sum over sources of reach         0 to 1
+    width[layer, query]              = exp(entropy of share over sources)        1 to the number of sources
+    distance[layer, query]           = sum over sources of share |query - source|           in tokens
+
+|J|^2 is estimated as the mean of |v J|^2 over seeded random v with independent normal entries; its standard error, from
+the spread over v, is `error`. A query's sources are all that it may depend on: spread evenly over n of them the width
+is n and every share 1 / n, which every summary has beside it. That early tokens matter for more queries follows from
+the mask alone.
+
+Takes one backward pass a layer and projection for every batch of queries (about 512 tokens: each query has a copy of
+its prompt).
+
+Source: claims about GPT-2 on blbadger.github.io, "Language Model Representations and Features"; estimating norms by
+random projections: Hutchinson 1990, doi.org/10.1080/03610919008812866.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lens_probes import figures, statistics
+from lens_probes.model import ModelView
+from lens_probes.probe import Experiment
+from lens_probes.prompts import PairTable, Prompts, Tokens, concatenate, tokenize
+from lens_probes.result import Result, unit
+from lens_probes.run import TOKENS_PER_BATCH, provenance
+
+SUMMARIES = ("width", "distance", "own", "first")
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PositionReachResult(Result):
+    """The derivative of every query's state by every source's embedding, a row a pair. It grows with the squares."""
+
+    layer: tuple[str, ...]
+    token: Tokens
+    pair: PairTable
+    derivative: Float[Tensor, "layer pair"] = field(metadata=unit("|d h[query] / d e[source]|", low=0))
+    error: Float[Tensor, "layer pair"] = field(metadata=unit("standard error of the derivative", low=0))
+    embed_norm: Float[Tensor, " pair"] = field(metadata=unit("length of the source's embedding", low=0))
+
+    @property
+    def reach(self) -> Float[Tensor, "layer pair"]:
+        """The derivative times the length of the source's embedding."""
+        return self.derivative * self.embed_norm
+
+    @property
+    def share(self) -> Float[Tensor, "layer pair"]:
+        """Each source's part of the reach of its query."""
+        of_query = self._query_of()
+        total = torch.zeros(len(self.layer), int(of_query.max()) + 1).index_add(1, of_query, self.reach)
+        return self.reach / total[:, of_query]
+
+    def square(self, prompt: int) -> Float[Tensor, "layer query key"]:
+        """The shares of one prompt, 0 where a query cannot depend on a source."""
+        n, own = len(self.token.rows(prompt)), self.pair.prompt == prompt
+        shares = torch.zeros(len(self.layer), n, n)
+        shares[:, self.pair.query[own], self.pair.key[own]] = self.share[:, own]
+        return shares
+
+    def by_layer(self) -> pd.DataFrame:
+        """Width, distance, own share and first share by layer: the mean over prompts, its interval, and its even value.
+
+        `ratio` is the mean of each prompt's value over its even value: longer prompts have larger both. Means over the queries of a prompt that have two sources or more, special tokens left out; the 95 % interval
+        resamples prompts.
+        """
+        frames = []
+        values, even = self._summaries()
+        for name, of_prompts, of_even in zip(SUMMARIES, values, even, strict=True):
+            n = of_prompts.shape[1]
+            low, high = statistics.interval(lambda times, x=of_prompts: x @ times / times.sum(), n)
+            ratio = of_prompts / of_even
+            least, most = statistics.interval(lambda times, x=ratio: x @ times / times.sum(), n)
+            columns = {
+                "mean": of_prompts.mean(1),
+                "low": low,
+                "high": high,
+                "even": of_even.mean(),
+                "ratio": ratio.mean(1),
+                "ratio_low": least,
+                "ratio_high": most,
+                "prompts": n,
+            }
+            frames.append(pd.DataFrame({"layer": self.layer, "summary": name, **columns}))
+        return pd.concat(frames, ignore_index=True)
+
+    def _summaries(self) -> tuple[Float[np.ndarray, "summary layer prompt"], Float[np.ndarray, "summary prompt"]]:
+        """Every summary of every prompt, prompts in the order of their ids, and its value at even shares."""
+        found, evens, keys = [], [], []
+        for number, tokens in self.token.by_prompt():
+            share = self.square(number).double()
+            n = len(tokens)
+            may = torch.zeros(n, n, dtype=torch.bool)
+            own = self.pair.prompt == number
+            may[self.pair.query[own], self.pair.key[own]] = True
+            asks = ~tokens.special & (may.sum(1) > 1)
+            if not asks.any():
+                continue
+            even = may / may.sum(1, keepdim=True)
+            found.append(summaries(share)[:, :, asks].mean(-1))
+            evens.append(summaries(even[None].double())[:, 0, asks].mean(-1))
+            keys.append(tokens.id.tolist())
+        if not found:
+            raise ValueError("no token here depends on two sources or more: pass prompts of two tokens or more")
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        return torch.stack(found, dim=-1)[..., order].numpy(), torch.stack(evens, dim=-1)[..., order].numpy()
+
+    def figure(self) -> go.Figure:
+        """Width, distance, own and first share by layer, with what even shares would give."""
+        table = self.by_layer()
+        titles = {
+            "width": "effective width (tokens)",
+            "distance": "mean distance (tokens)",
+            "own": "share of the token itself",
+            "first": "share of the first token",
+        }
+        panels = {}
+        for name, title in titles.items():
+            rows = table[table["summary"] == name]
+            even = figures.Line("even over all sources", list(rows["even"]), colour=figures.GREY, dashed=True)
+            line = figures.Line(
+                "mean over prompts", *(list(rows[each]) for each in ("mean", "low", "high")), figures.CHOSEN
+            )
+            panels[title] = [line, even]
+        return figures.lines(
+            panels, self.layer, title=f"How far back do states depend?\n{self.provenance.describe()}", x_title="state"
+        )
+
+    def figure_prompt(self, layer: int, prompt: int = 0) -> go.Figure:
+        """The share of every source in every query of a prompt, at one layer."""
+        texts = [figures.visible(self.token.text[row], 14) for row in self.token.rows(prompt)]
+        label = f"{layer}_post"
+        if label not in self.layer:
+            raise ValueError(f"layer {layer} was asked for and this result has {', '.join(self.layer)}")
+        return figures.squares(
+            [(label, self.square(prompt)[self.layer.index(label)].tolist())],
+            x=texts,
+            y=texts,
+            title=f"What does each state of prompt {prompt} depend on?\n{self.provenance.describe()}",
+            x_title="source",
+            y_title="query",
+            colour_title="share of reach",
+        )
+
+    def _query_of(self) -> Tensor:
+        longest = int(self.pair.query.max()) + 1
+        return torch.unique(self.pair.prompt * longest + self.pair.query, return_inverse=True)[1]
+
+
+@final
+@dataclass(frozen=True)
+class PositionReach(Experiment[PositionReachResult]):
+    """How much the state of each token after a layer depends on each token of its prompt.
+
+    `projections` is the number of random directions; the relative error falls with its root. Interrupted, it gives the
+    prompts done so far.
+
+    >>> import lens_probes as lp
+    >>> result = lp.PositionReach(projections=4).run(lp.tiny.bridge(), "Time flies like an arrow.", progress=False)
+    >>> result.layer, bool((result.square(0).sum(-1) - 1).abs().max() < 1e-5)
+    (('0_post', '1_post', '2_post'), True)
+    """
+
+    projections: int = 8
+    layers: Sequence[int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.projections < 2:
+            raise ValueError(f"PositionReach(projections=...) is 2 or more, for an error; {self.projections} came")
+
+    def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> PositionReachResult:
+        """A prompt at a time."""
+        view = ModelView(model)
+        tokens = tokenize(prompts, view)
+        layers = view.layers(self.layers)
+        hooks = [view.hook("resid_post", layer) for layer in layers]
+        parts: list[tuple[PairTable, Tensor, Tensor, Tensor]] = []
+        every = list(tokens.by_prompt())
+        try:
+            for number, own in tqdm(every, desc="reaching", unit="prompt", disable=not progress or len(every) < 2):
+                parts.append(self._of_prompt(view, own, hooks, number))
+        except KeyboardInterrupt:
+            if not parts:
+                raise
+            tqdm.write(f"interrupted after {len(parts)} of {len(every)} prompts")
+        done = tokens[tokens.prompt <= every[len(parts) - 1][0]]
+        pairs, derivatives, errors, lengths = zip(*parts, strict=True)
+        return PositionReachResult(
+            layer=tuple(view.label("resid_post", layer) for layer in layers),
+            token=done,
+            pair=concatenate(pairs, [0] * len(pairs)),
+            derivative=torch.cat(derivatives, dim=1),
+            error=torch.cat(errors, dim=1),
+            embed_norm=torch.cat(lengths),
+            provenance=provenance(self, view, done, [view.hook_token_embed, *hooks], view.W_E.dtype),
+        )
+
+    def _of_prompt(
+        self, view: ModelView, tokens: Tokens, hooks: Sequence[str], number: int
+    ) -> tuple[PairTable, Tensor, Tensor, Tensor]:
+        """Pairs, derivatives with their errors, and the lengths of the sources' embeddings."""
+        n = len(tokens)
+        everything = torch.ones(n, n, dtype=torch.bool)
+        query, source = (everything if view.encoder else everything.tril()).nonzero(as_tuple=True)
+        random = torch.Generator().manual_seed(zlib.crc32(tokens.id.numpy().tobytes(), self.seed) % 2**32)
+        directions = torch.randn(self.projections, len(hooks), n, view.d_model, generator=random)
+        squares = torch.zeros(self.projections, len(hooks), n, n)
+        for some in torch.arange(n).split(max(1, TOKENS_PER_BATCH // n)):
+            squares[:, :, some] = squared_gradients(view, tokens.id, some, hooks, directions[:, :, some])
+        norm = squares.mean(0).sqrt()
+        spread = squares.std(0) / self.projections**0.5  # of the square; the root's error is that over twice the root
+        error = spread / (2 * norm.clamp(min=1e-30))
+        embedding = view.activations(tokens.id[None], torch.ones(1, n, dtype=torch.bool), [view.hook_token_embed])
+        length = embedding[view.hook_token_embed][0].float().norm(dim=-1).cpu()
+        pair = PairTable(torch.full_like(query, number), query, source)
+        return pair, norm[:, query, source], torch.where(norm > 0, error, 0)[:, query, source], length[source]
+
+
+def squared_gradients(
+    view: ModelView,
+    ids: Tensor,
+    queries: Tensor,
+    hooks: Sequence[str],
+    directions: Float[Tensor, "projection layer query d_model"],
+) -> Float[Tensor, "projection layer query key"]:
+    """|v J|^2 of these queries for every source, each query in a copy of its prompt of its own."""
+    embedded, states = view.differentiable(ids.expand(len(queries), -1), hooks)
+    rows = torch.arange(len(queries))
+    found = torch.zeros(*directions.shape[:3], len(ids))
+    for i, state in enumerate(states):
+        own = state[rows, queries.to(state.device)].float()
+        for j, along in enumerate(directions[:, i]):
+            product = (own * along.to(own.device)).sum()
+            (gradient,) = torch.autograd.grad(product, embedded, retain_graph=True)
+            found[j, i] = gradient.float().square().sum(-1).cpu()
+    return found
+
+
+def summaries(share: Float[Tensor, "layer query key"]) -> Float[Tensor, "summary layer query"]:
+    """Effective width, mean distance, and the shares of the token itself and of the first.
+
+    >>> summaries(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]))[:, 0, 1]
+    tensor([2.0000, 0.5000, 0.5000, 0.5000])
+    """
+    place = torch.arange(share.shape[-1])
+    apart = (place[:, None] - place).abs().to(share.dtype)
+    width = torch.special.entr(share).sum(-1).exp()
+    return torch.stack([width, (share * apart).sum(-1), share.diagonal(dim1=-2, dim2=-1), share[..., 0]])

@@ -1,0 +1,120 @@
+"""PositionReach: the whole Jacobian, what the mask forbids, summaries by hand, and both ways of encoders."""
+
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.experiments.position_reach import SUMMARIES, summaries
+from lens_probes.model import ModelView
+from lens_probes.testing import PROMPTS, assert_same, check_experiment
+
+TEXT = "The old man the boat."
+
+
+def test_it_keeps_the_contract():
+    check_experiment(lp.PositionReach(projections=2))
+
+
+def test_it_is_the_norm_of_the_jacobian_within_its_error(decoder):
+    model = decoder.build()
+    view = ModelView(model)
+    result = lp.PositionReach(projections=64, layers=[0, 2]).run(model, TEXT, progress=False)
+    ids = result.token.id
+    n, query = len(ids), len(ids) - 1
+
+    def state(embedded):
+        seen = {}
+
+        def keep(activation, hook):
+            seen["state"] = activation
+
+        hooks = [(view.hook_token_embed, lambda x, hook: embedded[None]), (view.hook("resid_post", 2), keep)]
+        model.run_with_hooks(ids[None], return_type=None, fwd_hooks=hooks)
+        return seen["state"][0, query]
+
+    start = view.activations(ids[None], torch.ones(1, n, dtype=torch.bool), [view.hook_token_embed])
+    embedded = start[view.hook_token_embed][0]
+    jacobian = torch.func.jacrev(state)(embedded)  # d_model source d_model
+    expected = jacobian.square().sum((0, 2)).sqrt()
+    own = result.pair.query == query
+    found, error = result.derivative[1, own], result.error[1, own]
+    assert ((found - expected).abs() < 4.5 * error).all()
+    assert (error / found).max() < 0.2
+    torch.testing.assert_close(result.embed_norm[own], embedded.norm(dim=-1), rtol=0, atol=1e-4)
+
+
+def test_a_decoder_depends_on_nothing_later_and_an_encoder_on_everything():
+    causal = lp.PositionReach(projections=2).run(tiny.bridge("llama"), TEXT, progress=False)
+    n = len(causal.token)
+    assert len(causal.pair) == n * (n + 1) // 2 and (causal.derivative > 0).all()
+    both = lp.PositionReach(projections=2).run(tiny.bridge("bert"), TEXT, progress=False)
+    assert len(both.pair) == len(both.token) ** 2 and (both.derivative > 0).all()
+
+
+def test_blocks_that_do_nothing_leave_every_token_with_itself():
+    model = tiny.bridge("llama")
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.o.original_component.weight.zero_()
+            block.mlp.out.original_component.weight.zero_()
+    result = lp.PositionReach(projections=4).run(model, TEXT, progress=False)
+    n = len(result.token)
+    torch.testing.assert_close(result.square(0)[2], torch.eye(n), rtol=0, atol=1e-6)
+    table = result.by_layer().set_index(["summary", "layer"])
+    assert table.loc[("width", "2_post"), "mean"] == pytest.approx(1) and table.loc[("own", "2_post"), "mean"] == 1
+
+
+def test_summaries_by_hand():
+    even = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]])
+    width, distance, own, first = summaries(even)[:, 0, 2].tolist()
+    assert width == pytest.approx(2**1.5) and (distance, own, first) == (0.75, 0.5, 0.25)
+    result = lp.PositionReach(projections=2, layers=[1]).run(tiny.bridge("gpt2"), PROMPTS, progress=False)
+    table = result.by_layer().set_index("summary")
+    lengths = [len(own) for _, own in result.token.by_prompt()]
+    expected = sum(sum(range(2, n + 1)) / (n - 1) for n in lengths) / 3  # even over q + 1 sources; the first is special
+    assert table.loc["width", "even"] == pytest.approx(expected)
+    assert set(table.index) == set(SUMMARIES) and table["low"].isna().all()  # three prompts have no interval
+
+
+def test_a_prompt_has_the_same_numbers_in_any_company():
+    probe, model = lp.PositionReach(projections=3, layers=[2]), tiny.bridge("qwen3")
+    alone = probe.run(model, PROMPTS[1], progress=False)
+    second = probe.run(model, list(PROMPTS), progress=False)
+    own = second.pair.prompt == 1
+    torch.testing.assert_close(second.derivative[:, own], alone.derivative, rtol=1e-4, atol=1e-5)
+    assert_same(alone, lp.PositionReach(projections=3, layers=[2]).run(model, PROMPTS[1], progress=False), "again")
+
+
+def test_an_interrupt_leaves_the_prompts_done(monkeypatch):
+    original, calls = lp.PositionReach._of_prompt, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(lp.PositionReach, "_of_prompt", interrupted)
+    result = lp.PositionReach(projections=2).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
+    assert result.provenance.n_prompts == 2 and int(result.pair.prompt.max()) == 1
+
+
+def test_figures_show_what_is_stored():
+    result = lp.PositionReach(projections=2).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
+    drawn = result.figure_prompt(1, prompt=2).data[0]
+    assert [list(row) for row in drawn.z] == result.square(2)[1].tolist()
+    table = result.by_layer()
+    line = next(trace for trace in result.figure().data if trace.name == "mean over prompts")
+    assert list(line.y) == table[table["summary"] == "width"]["mean"].tolist()
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said():
+    with pytest.raises(ValueError, match=r"\(projections=...\) is 2 or more, for an error; 1 came"):
+        lp.PositionReach(projections=1)
+    result = lp.PositionReach(layers=[1]).run(tiny.bridge("gpt2"), [[5]])
+    with pytest.raises(ValueError, match="pass prompts of two tokens or more"):
+        result.by_layer()
+    with pytest.raises(ValueError, match="layer 0 was asked for and this result has 1_post"):
+        result.figure_prompt(0)
