@@ -78,8 +78,8 @@ class PositionReachResult(Result):
     def by_layer(self) -> pd.DataFrame:
         """Width, distance, own share and first share by layer: the mean over prompts, its interval, and its even value.
 
-        `ratio` is the mean of each prompt's value over its even value: longer prompts have larger both. Means over the queries of a prompt that have two sources or more, special tokens left out; the 95 % interval
-        resamples prompts.
+        `ratio` is the mean of each prompt's value over its even value: longer prompts have larger both. Means over the
+        queries of a prompt that have two sources or more, special tokens left out; the 95 % intervals resample prompts.
         """
         frames = []
         values, even = self._summaries()
@@ -135,9 +135,8 @@ class PositionReachResult(Result):
         for name, title in titles.items():
             rows = table[table["summary"] == name]
             even = figures.Line("even over all sources", list(rows["even"]), colour=figures.GREY, dashed=True)
-            line = figures.Line(
-                "mean over prompts", *(list(rows[each]) for each in ("mean", "low", "high")), figures.CHOSEN
-            )
+            mean, low, high = (list(rows[each]) for each in ("mean", "low", "high"))
+            line = figures.Line("mean over prompts", mean, low, high, figures.CHOSEN)
             panels[title] = [line, even]
         return figures.lines(
             panels, self.layer, title=f"How far back do states depend?\n{self.provenance.describe()}", x_title="state"
