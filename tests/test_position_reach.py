@@ -50,6 +50,9 @@ def test_a_decoder_depends_on_nothing_later_and_an_encoder_on_everything():
     assert len(causal.pair) == n * (n + 1) // 2 and (causal.derivative > 0).all()
     both = lp.PositionReach(projections=2).run(tiny.bridge("bert"), TEXT, progress=False)
     assert len(both.pair) == len(both.token) ** 2 and (both.derivative > 0).all()
+    own = both.square(0).diagonal(dim1=1, dim2=2)[:, ~both.token.special].mean(1)  # [CLS] and [SEP] ask nothing
+    table = both.by_layer()
+    assert table[table["summary"] == "own"]["mean"].tolist() == pytest.approx(own.tolist(), abs=1e-6)
 
 
 def test_blocks_that_do_nothing_leave_every_token_with_itself():

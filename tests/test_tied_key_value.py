@@ -54,19 +54,33 @@ def test_ties_in_one_place_change_what_they_say():
     view = ModelView(model)
     result = lp.TiedKeyValue(layers=[1]).run(model, TEXTS, progress=False)
     assert result.way == WAYS and (result.increase.abs() > 1e-5).all()
-    # Unscaled, keys are values: put together again from the model's own pieces.
+    # Put together again from the model's own pieces: the root mean squares of the one part, the loss of the other.
     tokens = tokenize(TEXTS, view)
-    rest = tokens[~first_part(tokens, 0.5)]
+    first = first_part(tokens, 0.5)
+    key_name, value_name = "blocks.1.attn.hook_k", "blocks.1.attn.hook_v"
+    fitted = {key_name: [], value_name: []}
+    for _, own in tokens[first].by_prompt():
+        found = view.activations(own.id[None], torch.ones(1, len(own), dtype=torch.bool), list(fitted))
+        for name, activation in found.items():
+            fitted[name].append(activation[0])
+    key_rms, value_rms = (torch.cat(each).square().mean((0, 2)).sqrt()[:, None] for each in fitted.values())
+    scale = key_rms / value_rms
+    rest = tokens[~first]
     own = rest.id[rest.prompt == rest.prompt[0]]
     with torch.no_grad():
         _, cache = model.run_with_cache(own[None])
-        values = cache["blocks.1.attn.hook_v"]
-        logits = model.run_with_hooks(
-            own[None], return_type="logits", fwd_hooks=[("blocks.1.attn.hook_k", lambda x, hook: values)]
-        )
-    log_prob = logits[0].log_softmax(-1)[:-1].gather(1, own[1:, None])[:, 0]
-    place = WAYS.index("keys are values, unscaled")
-    assert float(result.tied[place, 0, 0]) == pytest.approx(-float(log_prob.mean()), abs=1e-4)
+    keys, values = cache[key_name], cache[value_name]
+    for way, name, tied in (
+        ("keys are values", key_name, values * scale),
+        ("keys are values, unscaled", key_name, values),
+        ("values are keys", value_name, keys / scale),
+        ("values are keys, unscaled", value_name, keys),
+    ):
+        with torch.no_grad():
+            hooks = [(name, lambda x, hook, tied=tied: tied)]
+            logits = model.run_with_hooks(own[None], return_type="logits", fwd_hooks=hooks)
+        log_prob = logits[0].log_softmax(-1)[:-1].gather(1, own[1:, None])[:, 0]
+        assert float(result.tied[WAYS.index(way), 0, 0]) == pytest.approx(-float(log_prob.mean()), abs=1e-4), way
 
 
 def test_a_shared_vector_of_full_width_gives_keys_and_values_back():
