@@ -392,6 +392,11 @@ def heatmap(
     return figure
 
 
+def _known(z: Sequence[Numbers]) -> list[list[float | None]]:
+    """The numbers, with nothing where one is missing."""
+    return [[value if math.isfinite(value) else None for value in row] for row in z]
+
+
 def _largest(z: Sequence[Sequence[float | None]]) -> float:
     """How far a colour scale around 0 must reach."""
     known = (abs(value) for row in z for value in row if value is not None and math.isfinite(value))
@@ -424,7 +429,7 @@ def blocks(
     largest = _largest(z)
     figure = go.Figure(
         go.Heatmap(
-            z=[[value if math.isfinite(value) else None for value in row] for row in z],
+            z=_known(z),
             zmin=-largest if signed else min(values, default=0.0),
             zmax=largest,
             colorscale="RdBu" if signed else "Blues",
@@ -481,7 +486,7 @@ def small_grids(
     )
     for number, (_, z) in enumerate(panels):
         grid = go.Heatmap(
-            z=[[value if math.isfinite(value) else None for value in row] for row in z],
+            z=_known(z),
             x=list(x),
             y=list(y),
             coloraxis="coloraxis",
@@ -591,7 +596,7 @@ def grid_with_bars(
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, column_widths=[0.62, 0.38], horizontal_spacing=0.2)
     figure.add_trace(
         go.Heatmap(
-            z=[[value if math.isfinite(value) else None for value in row] for row in z],
+            z=_known(z),
             x=list(x),
             y=list(y),
             zmin=-largest,

@@ -451,7 +451,7 @@ class ModelView:
 
     def per_head(self, shared: Float[Tensor, "token kv_head d_head"]) -> Float[Tensor, "token head d_head"]:
         """Keys or values of key/value heads as the heads see them."""
-        return shared.repeat_interleave(self.n_heads // shared.shape[1], 1)
+        return self._per_head(shared.transpose(0, 1)).transpose(0, 1)
 
     def hook_neurons(self, layer: int) -> str:
         """The activation that holds each neuron's value after the activation function (and its gate)."""

@@ -5,6 +5,7 @@
 Text is tokenised the way the model's class does it, beginning-of-sequence token included; ids are taken as they are.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -193,6 +194,20 @@ def prompt_table(tokens: Tokens) -> PromptTable:
 def as_prompts(tokens: Tokens) -> list[Prompt]:
     """The prompts of a table of tokens, so that they can be run again."""
     return [Prompt(ids=tuple(own.id.tolist()), topic=own.topic[0]) for _, own in tokens.by_prompt()]
+
+
+def first_part(tokens: Tokens, fraction: float) -> Bool[Tensor, " token"]:
+    """Which tokens are of the part of the prompts to fit on: told by what a prompt is, not by its place."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is the share of the prompts to fit on, 0 to 1; {fraction} came")
+    prompts = {number: zlib.crc32(own.id.numpy().tobytes()) for number, own in tokens.by_prompt()}
+    different = sorted(set(prompts.values()))  # equal prompts go to one side
+    if len(different) < 2:
+        raise ValueError(
+            f"some prompts are fitted on, others measured, and {len(different)} came: pass two different ones or more"
+        )
+    chosen = set(different[: min(max(1, round(fraction * len(different))), len(different) - 1)])
+    return torch.isin(tokens.prompt, torch.tensor([number for number, own in prompts.items() if own in chosen]))
 
 
 def pooling(tokens: Tokens, pool: str | int) -> Float[Tensor, "prompt token"]:

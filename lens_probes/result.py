@@ -178,6 +178,10 @@ class Result(abc.ABC):
             raise ValueError(f"{axis} {asked!r} was asked for and this result has {', '.join(labels)}")
         return numbers.index(asked)
 
+    def cells(self, *axes: str) -> pd.DataFrame:
+        """The labels of every cell of some axes, laid end to end in that order: a row a cell, a column an axis."""
+        return pd.MultiIndex.from_product([self.labels(axis) for axis in axes], names=axes).to_frame(index=False)
+
     # Merging
 
     @classmethod

@@ -295,7 +295,7 @@ def _comparison(
             "low": low,
             "high": high,
             "p": p,
-            "q": stats.false_discovery_control(p),
+            "q": false_discovery(p),
             **{f"{name}_{what}": n for name, group in groups.items() for what, n in counts(group).items()},
             "strata": n_strata[0],
             "strata_dropped": n_strata[1],
@@ -403,10 +403,24 @@ def exceeding_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation othe
     return ((permuted >= observed - 1e-6).sum(axis=0) + 1) / (len(permuted) + 1)
 
 
+def swapping_p(
+    differences: Float[np.ndarray, "unit pair"], permutations: int = PERMUTATIONS, *, seed: int = 0
+) -> PerUnit:
+    """Two-sided p of each unit's mean difference over pairs, from swapping the two of each pair at random."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, differences.shape[1]))
+    null = signs @ differences.T / differences.shape[1]
+    return exceeding_p(np.abs(differences.mean(1)), np.abs(null))
+
+
+def false_discovery(p: PerUnit) -> PerUnit:
+    """The q of each of many p: the false-discovery rate if it and all smaller ones are called findings."""
+    return stats.false_discovery_control(p)
+
+
 def judged(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> dict[str, PerUnit]:
     """Each unit's `p`, its false-discovery rate `q` over units, and its `p_max` against the largest of all."""
     p = permutation_p(observed, permuted)
-    return {"p": p, "q": stats.false_discovery_control(p), "p_max": maximum_p(observed, permuted)}
+    return {"p": p, "q": false_discovery(p), "p_max": maximum_p(observed, permuted)}
 
 
 def maximum_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> PerUnit:
@@ -442,6 +456,11 @@ def interval(
     return bounds(np.stack([statistic(times) for times in resamples(n_prompts, seed=seed)]))
 
 
+def mean_interval(values: Float[np.ndarray, "unit prompt"], *, seed: int = 0) -> Float[np.ndarray, "bound unit"]:
+    """The same for the mean over prompts of each unit's values."""
+    return interval(lambda times: values @ times / times.sum(), values.shape[1], seed=seed)
+
+
 def resamples(n_prompts: int, *, seed: int = 0) -> Float[np.ndarray, "draw prompt"]:
     """How often each prompt is drawn, in each of many resamples of all prompts."""
     drawn = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=RESAMPLES)
@@ -470,7 +489,7 @@ def prompt_means(
     if n == 0:
         missing = np.full(len(values), np.nan)
         return missing, missing, missing, 0
-    low, high = interval(lambda times: known @ times / n, n, seed=seed)
+    low, high = mean_interval(known, seed=seed)
     return known.mean(axis=1), low, high, n
 
 

@@ -5,9 +5,8 @@ import torch
 
 import lens_probes as lp
 from lens_probes import tiny
-from lens_probes.experiments.tied_key_value import first_part
 from lens_probes.model import ModelView
-from lens_probes.prompts import as_prompts, tokenize
+from lens_probes.prompts import as_prompts, first_part, tokenize
 from lens_probes.testing import check_experiment
 
 TEXTS = lp.demo.sentences()[:10]

@@ -25,12 +25,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_probes import figures, statistics
-from lens_probes.experiments.tied_key_value import first_part
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.probes.attention_map import STATISTICS, AttentionMap, Statistic
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
-from lens_probes.prompts import Prompts, PromptTable, as_prompts, prompt_table, tokenize
+from lens_probes.prompts import Prompts, PromptTable, as_prompts, first_part, prompt_table, tokenize
 from lens_probes.result import Result, unit
 from lens_probes.run import prompt_loss, provenance, run
 from lens_probes.silencing import Silencing
@@ -57,7 +56,7 @@ class HeadCountResult(Result):
         place = np.argsort(np.asarray(self.prompt.text), kind="stable")
         ordered = self.ordered.double().numpy()[:, place]
         drawn = self.random.double().mean(-1).numpy()  # draw step
-        low, high = statistics.interval(lambda times: ordered @ times / times.sum(), ordered.shape[1])
+        low, high = statistics.mean_interval(ordered)
         frame = pd.DataFrame(
             {
                 "heads": self.count.tolist(),

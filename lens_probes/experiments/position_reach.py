@@ -85,9 +85,9 @@ class PositionReachResult(Result):
         values, even = self._summaries()
         for name, of_prompts, of_even in zip(SUMMARIES, values, even, strict=True):
             n = of_prompts.shape[1]
-            low, high = statistics.interval(lambda times, x=of_prompts: x @ times / times.sum(), n)
+            low, high = statistics.mean_interval(of_prompts)
             ratio = of_prompts / of_even
-            least, most = statistics.interval(lambda times, x=ratio: x @ times / times.sum(), n)
+            least, most = statistics.mean_interval(ratio)
             columns = {
                 "mean": of_prompts.mean(1),
                 "low": low,

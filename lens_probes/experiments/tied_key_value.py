@@ -17,7 +17,6 @@ v; processed weights have it in b_O instead, where no tie reaches it, and so dif
 Source: the question is from Henry Dashwood, "How to Think About Self-Attention Intuitively".
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, final
@@ -33,7 +32,7 @@ from tqdm.auto import tqdm
 from lens_probes import figures, statistics
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
-from lens_probes.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize
+from lens_probes.prompts import Prompts, PromptTable, Tokens, first_part, prompt_table, tokenize
 from lens_probes.result import Result, unit
 from lens_probes.run import batches, pad, prompt_loss, provenance
 
@@ -63,9 +62,8 @@ class TiedKeyValueResult(Result):
         """Way by place: loss before and after, the increase and its interval from resampling prompts."""
         order = np.argsort(np.asarray(self.prompt.text), kind="stable")
         grown = (self.tied - self.loss).flatten(0, 1).double().numpy()[:, order]
-        low, high = statistics.interval(lambda times: grown @ times / times.sum(), grown.shape[1])
-        places = [(way, place) for way in self.way for place in self.place]
-        return pd.DataFrame(places, columns=["way", "place"]).assign(
+        low, high = statistics.mean_interval(grown)
+        return self.cells("way", "place").assign(
             loss=float(self.loss.mean()),
             tied=self.tied.mean(-1).flatten().numpy(),
             increase=grown.mean(1),
@@ -150,20 +148,6 @@ class TiedKeyValue(Experiment[TiedKeyValueResult]):
                 self, view, rest, [hook(at) for at in layers for hook in _hooks(view)], view.W_E.dtype
             ),
         )
-
-
-def first_part(tokens: Tokens, fraction: float) -> Tensor:
-    """Which tokens are of the part of the prompts to fit on: told by what a prompt is, not by its place."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction is the share of the prompts to fit on, 0 to 1; {fraction} came")
-    prompts = {number: zlib.crc32(own.id.numpy().tobytes()) for number, own in tokens.by_prompt()}
-    different = sorted(set(prompts.values()))  # equal prompts go to one side
-    if len(different) < 2:
-        raise ValueError(
-            f"some prompts are fitted on, others measured, and {len(different)} came: pass two different ones or more"
-        )
-    chosen = set(different[: min(max(1, round(fraction * len(different))), len(different) - 1)])
-    return torch.isin(tokens.prompt, torch.tensor([number for number, own in prompts.items() if own in chosen]))
 
 
 class _Fit(NamedTuple):

@@ -8,7 +8,7 @@ topic's units in turn, and the loss L (mean -log p(next token) of a prompt, nats
     excess[topic, other_topic]  = damage - mean over draws of the damage of random units
     specificity[topic]          = damage on the topic itself - mean damage on the other topics
 
-A draw silences as many random units of the same kind in each of the same layers, for every topic at least 20 times:
+A draw silences as many random units of the same kind in each of the same layers, for every topic `draws` times:
 losing any units hurts, and some topics are more easily hurt than others.
 
 Source: Pochinkov and Schoots 2024, "Dissecting Language Models: Machine Unlearning via Selective Pruning", arXiv
@@ -25,7 +25,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -38,7 +37,7 @@ from lens_probes.prompts import Prompt, Prompts, PromptTable, as_prompts, prompt
 from lens_probes.result import Result, unit
 from lens_probes.run import prompt_loss, provenance, run
 from lens_probes.silencing import Silencing
-from lens_probes.topics import by_topic, topic_numbers
+from lens_probes.topics import by_topic
 
 DRAWS_FOR_STARS = 19  # to be beyond all of fewer is no news: p would be above 0.05
 NULL = "the topic's units hurt no more than as many random units of the same layers"
@@ -68,12 +67,12 @@ class TopicAblationResult(Result):
         The 95 % interval resamples the prompts of `other_topic`. `p` is one-sided, (b+1)/(draws+1): how often a draw
         hurts as much. The null is in `attrs["null"]`.
         """
-        rows = []
-        for other in self.topic:
-            own = self._prompts_of(other)
+        rows, order = [], by_topic(self.prompt, self.topic)
+        for number, other in enumerate(self.topic):
+            own = order.order[order.topic == number]
             damage, drawn = self._damage(own), self._random_damage(own)
             excess = damage - drawn.mean(1)
-            low, high = statistics.interval(lambda times, x=excess: x @ times / times.sum(), len(own))
+            low, high = statistics.mean_interval(excess)
             p = statistics.exceeding_p(damage.mean(1), drawn.mean(2).T)
             columns = {
                 "damage": damage.mean(1),
@@ -95,8 +94,8 @@ class TopicAblationResult(Result):
 
         Against the same difference in every draw of random units: an easily hurt topic is no specific one.
         """
-        order = by_topic(self.prompt, self.topic).order
-        damage, drawn, number = self._damage(order), self._random_damage(order), self._topic_numbers()[order]
+        order, number = by_topic(self.prompt, self.topic)[:2]
+        damage, drawn = self._damage(order), self._random_damage(order)
         rows = []
         for topic in range(len(self.topic)):
             coefficient = _own_less_others(number, topic, len(self.topic))
@@ -111,7 +110,7 @@ class TopicAblationResult(Result):
             rows.append((self.topic[topic], observed, low, high, each.mean(), each.min(), each.max(), p))
         columns = ["topic", "specificity", "low", "high", "random", "random_low", "random_high", "p"]
         frame = pd.DataFrame(rows, columns=columns).assign(prompts=len(number), draws=self.random.shape[1])
-        frame.insert(8, "q", stats.false_discovery_control(frame["p"]))
+        frame.insert(8, "q", statistics.false_discovery(frame["p"].to_numpy()))
         frame.attrs["null"] = SPECIFICITY_NULL
         return frame
 
@@ -157,17 +156,10 @@ class TopicAblationResult(Result):
             text=texts,
         )
 
-    def _topic_numbers(self) -> Int[np.ndarray, " prompt"]:
-        return topic_numbers(self.prompt, self.topic)
-
-    def _prompts_of(self, topic: str) -> Int[np.ndarray, " own"]:
-        order = by_topic(self.prompt, self.topic).order
-        return order[self._topic_numbers()[order] == self.topic.index(topic)]
-
-    def _damage(self, prompts: Any = slice(None)) -> Float[np.ndarray, "topic prompt"]:
+    def _damage(self, prompts: Int[np.ndarray, " some"]) -> Float[np.ndarray, "topic prompt"]:
         return (self.silenced - self.loss).double().numpy()[:, prompts]
 
-    def _random_damage(self, prompts: Any = slice(None)) -> Float[np.ndarray, "topic draw prompt"]:
+    def _random_damage(self, prompts: Int[np.ndarray, " some"]) -> Float[np.ndarray, "topic draw prompt"]:
         return (self.random - self.loss).double().numpy()[:, :, prompts]
 
 

@@ -99,9 +99,8 @@ class AttentionMapResult(Result):
                 if queries[i] == 0:
                     continue
                 mean = self.looked[i, j] / queries[i]
-                places = [(layer, head) for layer in self.layer for head in self.head]
                 rows.append(
-                    pd.DataFrame(places, columns=["layer", "head"]).assign(
+                    self.cells("layer", "head").assign(
                         query_class=asking,
                         key_class=asked,
                         attention=mean.flatten().numpy(),

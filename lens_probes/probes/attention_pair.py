@@ -33,7 +33,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 
 from lens_probes import figures, statistics
@@ -106,17 +105,15 @@ class AttentionPairResult(Result):
         values = getattr(self, of).double()
         difference = values[..., 0] - values[..., 1]
         moved = (difference[:, :, matched] - difference[:, :, matched + 1]).flatten(0, 1).numpy()  # unit, pair
-        low, high = statistics.interval(lambda times: moved @ times / times.sum(), moved.shape[1], seed=seed)
-        p = _swapping_p(moved, permutations, seed)
+        low, high = statistics.mean_interval(moved, seed=seed)
+        p = statistics.swapping_p(moved, permutations, seed=seed)
         both = torch.stack([matched, matched + 1])
-        frame = pd.DataFrame(
-            [(layer, head) for layer in self.layer for head in self.head], columns=["layer", "head"]
-        ).assign(
+        frame = self.cells("layer", "head").assign(
             effect=moved.mean(1),
             low=low,
             high=high,
             p=p,
-            q=stats.false_discovery_control(p),
+            q=statistics.false_discovery(p),
             on_keys=self.weight[:, :, both, :2].sum(-1).mean((2, 3)).flatten().numpy(),
             pairs=len(matched),
             pairs_given=len(self.prompt) // 2,
@@ -329,10 +326,3 @@ def _name(asked: Place) -> str:
 
 def _shown(prompt: Tokens) -> str:
     return repr("".join(prompt[~prompt.special].text).strip())
-
-
-def _swapping_p(moved: Float[np.ndarray, "unit pair"], permutations: int, seed: int) -> Float[np.ndarray, " unit"]:
-    """Two-sided p of a mean over pairs, from swapping the prompts of each pair at random."""
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, moved.shape[1]))
-    null = signs @ moved.T / moved.shape[1]
-    return statistics.exceeding_p(np.abs(moved.mean(1)), np.abs(null))

@@ -146,7 +146,7 @@ class HeadTopicSimilarityResult(Result):
         null = np.concatenate(of(prompts.permutations(permutations, seed=seed)))
         drawn = of(prompts.resamples(seed=seed))
         low, high = statistics.bounds(np.concatenate(drawn)) if drawn else np.full((2, len(observed)), np.nan)
-        frame = self._places().assign(
+        frame = self.cells("layer", "head").assign(
             separation=observed,
             low=low,
             high=high,
@@ -178,7 +178,7 @@ class HeadTopicSimilarityResult(Result):
         first = torch.from_numpy(prompts.first_part(fraction, seed=seed))
         means = self._means(metric, center, basis, torch.from_numpy(prompts.order), fit=first)
         chosen, reported = (separation(means(prompts.members * part)).numpy() for part in (first, ~first))
-        frame = self._places().assign(chosen=chosen, held_out=reported)
+        frame = self.cells("layer", "head").assign(chosen=chosen, held_out=reported)
         frame["rank_held_out"] = (-frame["held_out"]).rank(method="min").astype(int) - 1
         frame = frame.assign(prompts_chosen=int(first.sum()), prompts_held_out=int((~first).sum()))
         return frame.sort_values("chosen", ascending=False, kind="stable").head(k).reset_index(drop=True)
@@ -319,10 +319,6 @@ class HeadTopicSimilarityResult(Result):
     def _shares(self) -> Float[Tensor, "layer head d_head"]:
         squares = self._vectors(center=False, basis="own").square().sum(2)
         return (squares / squares.sum(-1, keepdim=True)).float()
-
-    def _places(self) -> pd.DataFrame:
-        """One row a head, in the order in which layers and heads are laid end to end."""
-        return pd.DataFrame([(layer, head) for layer in self.layer for head in self.head], columns=["layer", "head"])
 
 
 @final

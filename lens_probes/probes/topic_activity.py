@@ -175,7 +175,8 @@ class TopicActivityResult(Result):
 
     def contrast(self, *, statistic: Statistic = "mean_abs") -> Float[Tensor, "layer topic unit"]:
         """How much higher each unit is for each topic than for the others, in standard deviations over prompts."""
-        values, members, _ = self._standardised(statistic, None)
+        values, order = self._standardised(statistic, None)
+        members = order.members.float()
         found = torch.stack([contrast(values, members, topic) for topic in range(len(self.topic))])
         return found.unflatten(1, (len(self.layer), len(self.unit))).transpose(0, 1)
 
@@ -206,7 +207,8 @@ class TopicActivityResult(Result):
         progress: bool,
     ) -> pd.DataFrame:
         """An effect of every unit with its interval and p, some units at a time; p_max over all of them."""
-        values, members, order = self._standardised(statistic, groups)
+        values, order = self._standardised(statistic, groups)
+        members = order.members.float()
         labels = [some.float() for some in order.permutations(permutations, seed=seed)]
         resamples = [some.float() for some in order.resamples(seed=seed)]
         observed, low, high, p = np.empty((4, values.shape[1]))
@@ -222,8 +224,7 @@ class TopicActivityResult(Result):
             low[some], high[some] = (
                 statistics.bounds(_stacked(effect, of_some, resamples)) if resamples else (np.nan, np.nan)
             )
-        places = [(layer, name) for layer in self.layer for name in self.unit]
-        frame = pd.DataFrame(places, columns=["layer", "unit"]).assign(
+        frame = self.cells("layer", "unit").assign(
             effect=observed,
             low=low,
             high=high,
@@ -236,10 +237,13 @@ class TopicActivityResult(Result):
         frame.attrs["null"] = NULL
         return frame
 
-    def _standardised(self, statistic: Statistic, groups: Sequence[str] | None) -> "_Standardised":
+    def _standardised(
+        self, statistic: Statistic, groups: Sequence[str] | None
+    ) -> tuple[Float[Tensor, "prompt unit"], TopicOrder]:
+        """One number a prompt on one scale, prompts in their own order, units of all layers laid end to end."""
         order = by_topic(self.prompt, self.topic, groups)
         values = self.of_prompts(statistic)[:, order.order].transpose(0, 1).flatten(1)
-        return _Standardised(standardised(values, torch.from_numpy(order.cell)), order.members.float(), order)
+        return standardised(values, torch.from_numpy(order.cell)), order
 
     # Figures
 
@@ -294,12 +298,6 @@ class TopicActivityResult(Result):
     def _title(self, question: str) -> str:
         pooled = {"mean": "all tokens", "last": "last token"}.get(str(self.pool), f"token {self.pool}")
         return f"{question}\nmean |x| of {pooled}; {self.provenance.describe()}"
-
-
-class _Standardised(NamedTuple):
-    values: Float[Tensor, "prompt unit"]
-    members: Float[Tensor, "topic prompt"]
-    order: TopicOrder
 
 
 @final
