@@ -7,8 +7,9 @@ that one of the releases does not have; TransformerLens itself is not imported h
 import copy
 import difflib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -146,6 +147,15 @@ class ModelView:
     def W_E(self) -> Float[Tensor, "vocab d_model"]:
         """The embedding, one row a token id (on Gemma without the factor sqrt(d_model) on a Bridge)."""
         return self.model.W_E.detach()
+
+    @cached_property
+    def token_embeddings(self) -> Float[Tensor, "vocab d_model"]:
+        """What `hook_token_embed` holds for each token id: W_E, on a Bridge of Gemma times sqrt(d_model)."""
+        some = int(self.W_E.float().norm(dim=1).argmax())
+        given = self.activations(torch.tensor([[some]]), torch.ones(1, 1, dtype=torch.bool), [self.hook_token_embed])
+        row = self.W_E[some].float()
+        factor = float((given[self.hook_token_embed][0, 0].float() @ row) / (row @ row))
+        return self.W_E if abs(factor - 1) < 1e-3 else self.W_E * factor
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
@@ -546,14 +556,25 @@ class ModelView:
         self, ids: Int[Tensor, "prompt position"], names: Sequence[str]
     ) -> tuple[Float[Tensor, "prompt position d_model"], list[Tensor]]:
         """Token embeddings and activations that depend on them, for `torch.autograd.grad`; no parameter gets a grad."""
-        ids, embed = ids.to(self.device), self.hook_token_embed
         everything = torch.ones(ids.shape, dtype=torch.bool)
-        start = self.activations(ids, everything, [embed])[embed].detach().clone().requires_grad_()
+        given = self.activations(ids, everything, [self.hook_token_embed])[self.hook_token_embed]
+        start = given.detach().clone().requires_grad_()
+        return start, self.from_embeddings(start, names)
+
+    def from_embeddings(
+        self, embeddings: Float[Tensor, "prompt position d_model"], names: Sequence[str]
+    ) -> list[Tensor]:
+        """Activations of tokens that have these embeddings; the model adds positions. Gradients flow to them."""
         seen: dict[str, Tensor] = {}
-        hooks = [(name, _remembering(seen, name)) for name in names]
-        with torch.inference_mode(False), undisturbed(self.model), torch.enable_grad():
-            self.model.run_with_hooks(ids, return_type=None, fwd_hooks=[(embed, _replacing(lambda _: start)), *hooks])
-        return start, [seen[name] for name in names]
+        hooks = [
+            (self.hook_token_embed, _replacing(lambda given: embeddings.to(given))),
+            *((name, _remembering(seen, name, set(names))) for name in names),
+        ]
+        # RoBERTa counts positions by ids that are no padding: the last is padding nowhere.
+        ids = torch.full(embeddings.shape[:2], self.d_vocab - 1, device=self.device)
+        with torch.inference_mode(False), undisturbed(self.model), torch.enable_grad(), suppress(_Reached):
+            self.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(ids))
+        return [seen[name] for name in names]
 
     def check_predicts_next(self) -> None:
         """Raise for a model without a loss of the next token."""
@@ -640,14 +661,131 @@ class ModelView:
         return [_token_text(i, piece, text) for i, piece, text in zip(ids, pieces, texts, strict=True)]
 
 
+class Continuation:
+    """An activation of one more token after a prefix, for many candidates at once: what a search over tokens asks for.
+
+    The keys and values of the prefix are computed once, and a pass ends where the activation stands: no later layer, no
+    unembedding. Both classes allow it: a Bridge hands Hugging Face's cache on (3.9 and 4.x), HookedTransformer has its
+    own. Encoders do not: there every state depends on what follows.
+
+    >>> from lens_probes import tiny
+    >>> view = ModelView(tiny.bridge("llama"))
+    >>> third = Continuation(view, torch.tensor([5, 6]), view.hook("resid_post", 1))
+    >>> third.states(torch.tensor([7, 8, 9, 10])).shape
+    torch.Size([4, 32])
+    """
+
+    def __init__(self, view: ModelView, prefix: Int[Tensor, " position"], name: str) -> None:
+        if view.encoder:
+            raise ValueError(f"a state of {view.name} depends on what follows it: only decoders continue a prefix")
+        view.check_hooks([name])
+        self._view, self._name = view, name
+        past_of = _past_of_bridge if view.is_bridge else _past_of_hooked
+        self._options = past_of(view, prefix.to(view.device)[None]) if len(prefix) else _without_past(view)
+
+    def states(self, ids: Int[Tensor, " candidate"]) -> Float[Tensor, "candidate d"]:
+        """The activation of each of these tokens, were it the next."""
+        with undisturbed(self._view.model):
+            return self._run(ids, [])
+
+    def soft(self, embeddings: Float[Tensor, "candidate d_model"]) -> Float[Tensor, "candidate d"]:
+        """The activation of tokens that have these embeddings; gradients flow to them."""
+        hook = (self._view.hook_token_embed, _replacing(lambda given: embeddings[:, None].to(given)))
+        with torch.inference_mode(False), undisturbed(self._view.model), torch.enable_grad():
+            return self._run(torch.zeros(len(embeddings), dtype=torch.int64), [hook])
+
+    def _run(self, ids: Int[Tensor, " candidate"], hooks: Sequence[Any]) -> Float[Tensor, "candidate d"]:
+        seen: dict[str, Tensor] = {}
+        hooks = [*hooks, (self._name, _remembering(seen, self._name, [self._name]))]
+        ids = ids.to(self._view.device)[:, None]
+        with suppress(_Reached):
+            self._view.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, **self._options(len(ids)))
+        return seen[self._name][:, -1]
+
+
+def _without_past(view: ModelView) -> Callable[[int], dict[str, Any]]:
+    # Without a mask a candidate that is the padding token would count as padding.
+    return lambda batch: {"attention_mask": torch.ones(batch, 1, dtype=torch.int64, device=view.device)}
+
+
+class _Reached(Exception):
+    """Ends a forward pass where no more of it is needed."""
+
+
+def _past_of_bridge(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable[[int], dict[str, Any]]:
+    """Compute a prefix; then: the arguments of a pass of so many tokens after it."""
+    from transformers import DynamicCache
+
+    class Past(DynamicCache):
+        """Hugging Face's cache, which a pass adds to; once `full` it joins prefix and candidates and keeps neither."""
+
+        full = False
+
+        def update(
+            self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        ) -> tuple[Tensor, Tensor]:
+            if not self.full:
+                return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            layer: Any = self.layers[layer_idx]
+            n = len(key_states)
+            return (
+                torch.cat([layer.keys.expand(n, -1, -1, -1), key_states], dim=-2),
+                torch.cat([layer.values.expand(n, -1, -1, -1), value_states], dim=-2),
+            )
+
+    past = Past()
+
+    def options(batch: int, new: int = 1) -> dict[str, Any]:
+        mask = torch.ones(batch, new + past.get_seq_length(), dtype=torch.int64, device=view.device)
+        return {"past_key_values": past, "use_cache": True, "attention_mask": mask}
+
+    with undisturbed(view.model):
+        view.model.run_with_hooks(ids, return_type=None, **options(1, ids.shape[1]))
+    past.full = True
+    return options
+
+
+def _past_of_hooked(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable[[int], dict[str, Any]]:
+    """As `_past_of_bridge`, with TransformerLens's own cache."""
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    past = TransformerLensKeyValueCache.init_cache(view.model.cfg, view.device)
+    for entry in past.entries:  # made with cfg.dtype, which need not be that of the weights
+        entry.past_keys = entry.past_keys.to(view.W_E.dtype)
+        entry.past_values = entry.past_values.to(view.W_E.dtype)
+    with undisturbed(view.model):
+        view.model.run_with_hooks(ids, return_type=None, past_kv_cache=past, attention_mask=torch.ones_like(ids))
+    past.freeze()
+
+    def options(batch: int) -> dict[str, Any]:
+        wide = copy.copy(past)
+        wide.previous_attention_mask = past.previous_attention_mask.expand(batch, -1)
+        wide.entries = [
+            replace(
+                entry,
+                past_keys=entry.past_keys.expand(batch, -1, -1, -1),
+                past_values=entry.past_values.expand(batch, -1, -1, -1),
+            )
+            for entry in past.entries
+        ]
+        mask = torch.ones(batch, 1, dtype=torch.int64, device=view.device)
+        return {"past_kv_cache": wide, "attention_mask": mask}
+
+    return options
+
+
 def _replacing(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     """A hook as TransformerLens calls it."""
     return lambda activation, hook: edit(activation)
 
 
-def _remembering(seen: dict[str, Tensor], name: str) -> Callable[..., Tensor]:
+def _remembering(seen: dict[str, Tensor], name: str, asked: Collection[str]) -> Callable[..., Tensor]:
+    """A hook that keeps the activation, and ends the pass once all those asked for are there."""
+
     def remember(activation: Tensor, hook: Any) -> Tensor:
         seen[name] = activation
+        if len(seen) == len(asked):
+            raise _Reached
         return activation
 
     return remember

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lens_probes import tiny
-from lens_probes.model import READ_POINTS, ModelView, ReadPoint, undisturbed
+from lens_probes.model import READ_POINTS, Continuation, ModelView, ReadPoint, undisturbed
 from lens_probes.prompts import tokenize
 from lens_probes.run import pad
 
@@ -317,6 +317,74 @@ def test_hooked_encoder_is_refused_because_its_names_mean_other_states() -> None
     )
     with pytest.raises(TypeError, match="HookedEncoder gives other states under the same hook names: load small as a"):
         ModelView(HookedEncoder(config))
+
+
+# One more token, and soft ones
+
+
+def embedded(view: ModelView, ids: torch.Tensor) -> torch.Tensor:
+    """What the embedding's hook holds for these tokens."""
+    name = view.hook_token_embed
+    return view.activations(ids[None], torch.ones(1, len(ids), dtype=torch.bool), [name])[name][0]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_continuation_gives_the_states_of_whole_prompts(side: Any, decoder: Any) -> None:
+    view = ModelView(decoder.build(padding_side=side))
+    candidates = torch.tensor([view.pad_id, 9, 200, 0])  # the padding token is a candidate like any other
+    for n in (0, 1, 6):
+        prefix = torch.arange(n) + 3
+        whole = torch.cat([prefix.expand(4, -1), candidates[:, None]], dim=1)
+        for name in (view.hook("resid_post", 1), view.hook("attn_out", 2), view.hook_neurons(0)):
+            expected = view.activations(whole, torch.ones_like(whole, dtype=torch.bool), [name])[name][:, -1]
+            following = Continuation(view, prefix, name)
+            for _ in range(2):  # what one batch adds is not there for the next
+                torch.testing.assert_close(following.states(candidates), expected, rtol=1e-5, atol=2e-5)
+            torch.testing.assert_close(following.states(candidates[:1]), expected[:1], rtol=1e-5, atol=2e-5)
+            soft = following.soft(embedded(view, candidates).clone().requires_grad_())
+            torch.testing.assert_close(soft.detach(), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_a_continuation_has_the_derivative_of_the_whole_prompt(decoder: Any) -> None:
+    view = ModelView(decoder.build())
+    ids, name = torch.tensor([3, 4, 5, 6]), view.hook("resid_post", 2)
+    along = torch.randn(view.d_model, generator=torch.Generator().manual_seed(0))
+    start, (states,) = view.differentiable(ids[None], [name])
+    (expected,) = torch.autograd.grad((states[0, -1] * along).sum(), start)
+    own = embedded(view, ids)[-1:].clone().requires_grad_()
+    (found,) = torch.autograd.grad((Continuation(view, ids[:-1], name).soft(own)[0] * along).sum(), own)
+    torch.testing.assert_close(found[0], expected[0, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_continuation_stops_where_its_activation_stands_and_leaves_no_trace(own_gpt2: Any) -> None:
+    view = ModelView(own_gpt2)
+    ran = []
+    own_gpt2.add_hook("blocks.1.hook_resid_post", lambda activation, hook: ran.append(1))
+    own_gpt2.add_hook("blocks.2.hook_resid_pre", lambda activation, hook: ran.append(2))
+    following = Continuation(view, torch.tensor([3, 4]), "blocks.1.hook_resid_post")
+    assert ran == [1, 2]  # the prefix runs once, to the end
+    before = modes(own_gpt2)
+    following.states(torch.tensor([5, 6]))
+    following.soft(torch.zeros(1, view.d_model))
+    assert ran == [1, 2, 1, 1]
+    assert modes(own_gpt2) == before and torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in own_gpt2.parameters())
+
+
+def test_an_encoder_has_no_continuation() -> None:
+    view = ModelView(tiny.bridge("bert"))
+    with pytest.raises(ValueError, match="a state of tiny-bert depends on what follows it: only decoders continue"):
+        Continuation(view, torch.tensor([3]), view.hook("resid_post", 1))
+
+
+def test_soft_tokens_with_the_embeddings_of_real_ones_give_their_states(view: ModelView) -> None:
+    first = 9 if view.encoder else view.pad_id  # RoBERTa itself gives padding no position
+    ids, name = torch.tensor([first, 7, 8]), view.hook("resid_post", 2)
+    expected = view.activations(ids[None], torch.ones(1, 3, dtype=torch.bool), [name])[name]
+    rows = view.token_embeddings[ids]
+    torch.testing.assert_close(rows, embedded(view, ids), rtol=1e-5, atol=1e-5)
+    (states,) = view.from_embeddings(rows[None], [name])
+    torch.testing.assert_close(states, expected, rtol=1e-5, atol=2e-5)
 
 
 # Leaving no trace

@@ -1,0 +1,259 @@
+"""InputReconstruction: known inverses, exact searches on every decoder, what is given up, numbers by hand, refusals."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.experiments import input_reconstruction
+from lens_probes.experiments.input_reconstruction import first_within
+from lens_probes.model import ModelView
+from lens_probes.testing import PROMPTS, check_experiment
+
+TEXT = "The old man the boat."
+QUICK = {"steps": 5, "restarts": 2}
+
+
+def sequential(layer, **settings):
+    return lp.InputReconstruction(layer, method="sequential", **settings)
+
+
+def with_idle_blocks():
+    model = tiny.bridge("llama")
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.o.original_component.weight.zero_()
+            block.mlp.out.original_component.weight.zero_()
+    return model
+
+
+def test_it_keeps_the_contract():
+    check_experiment(lp.InputReconstruction(1, **QUICK))
+    check_experiment(lp.InputReconstruction(1, **QUICK), model=tiny.bridge("bert"))
+    check_experiment(sequential(1), prompts=PROMPTS[0])
+
+
+def test_every_decoder_gives_its_input_back_token_by_token(decoder):
+    model = decoder.build()
+    result = sequential(-1).run(model, TEXT, progress=False)
+    assert result.exact.tolist() == [1.0]
+    assert (result.distance < 1e-4 * result.state_norm).all()
+    asked = ~result.token.special
+    assert (result.tried[asked] > 0).all() and (result.tried[~asked] == 0).all()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_twenty_prompts_are_found_in_two_random_models(architecture, layer):
+    ids = torch.randint(4, 400, (20, 4), generator=torch.Generator().manual_seed(layer))
+    result = sequential(layer).run(tiny.bridge(architecture), ids, progress=False)
+    assert result.exact.tolist() == [1.0] * 20 and torch.equal(result.found, ids.flatten())
+
+
+def test_it_finds_the_input_at_every_read_point():
+    for at in ("resid_pre", "resid_mid", "attn_out"):
+        assert sequential(1, at=at).run(tiny.bridge("gpt2"), PROMPTS[0], progress=False).exact.tolist() == [1.0], at
+
+
+def test_half_precision_finds_the_input_too():
+    result = sequential(2).run(tiny.bridge("llama", dtype=torch.bfloat16), TEXT, progress=False)
+    assert result.exact.tolist() == [1.0] and result.provenance.dtype == "bfloat16"
+
+
+def test_a_linear_map_is_inverted_in_the_first_batch():
+    random = torch.Generator().manual_seed(0)
+    vocabulary = torch.randn(2000, 12, generator=random)
+    A = torch.randn(12, 12, generator=random)
+
+    class Linear(input_reconstruction.Continuation):
+        def __init__(self):
+            pass
+
+        def states(self, ids):
+            return vocabulary[ids] @ A
+
+        def soft(self, embeddings):
+            return embeddings @ A
+
+    directions = torch.randn(16, 12, generator=random)
+    for wanted in (0, 777, 1999):
+        search = first_within(Linear(), vocabulary[wanted] @ A, vocabulary, directions, 1e-4, 2000)
+        assert search == (wanted, 32, 1)
+
+
+def test_blocks_that_do_nothing_give_everything_back():
+    model = with_idle_blocks()
+    found = sequential(2).run(model, TEXT, progress=False)
+    assert found.exact.tolist() == [1.0] and found.tried.max() == 32
+    soft = lp.InputReconstruction(2, steps=200).run(model, TEXT, progress=False)
+    assert soft.exact.tolist() == [1.0] and (soft.soft_distance < soft.yardstick)[~soft.token.special].all()
+
+
+def test_equal_vocabulary_rows_count_as_one_token():
+    model = tiny.bridge("llama")
+    with torch.no_grad():
+        model.W_E[[20, 30]] = model.W_E[[10, 10]]
+    result = sequential(1).run(model, [[5, 30, 6]], progress=False)
+    assert result.exact.tolist() == [1.0] and result.found.tolist()[1] in (10, 20, 30)
+
+
+def test_what_is_not_found_is_said_and_ends_the_prompt():
+    result = sequential(2, max_candidates=2).run(tiny.bridge("gpt2"), [[5, 6, 7], [250, 251, 252]], progress=False)
+    for own in (result.token.prompt == 0, result.token.prompt == 1):
+        given_up = int((result.found[own] >= 0).sum())
+        assert given_up < 3 and result.tried[own][given_up] == 2 and (result.tried[own][given_up + 1 :] == 0).all()
+        assert result.found[own][given_up:].eq(-1).all() and result.distance[own][given_up:].isnan().all()
+        assert result.correct[own][given_up:].eq(0).all()
+    assert result.exact.tolist() == [0.0, 0.0]
+
+
+def test_a_wider_tolerance_is_content_with_another_token():
+    result = sequential(2, tolerance=10.0).run(tiny.bridge("gpt2"), TEXT, progress=False)
+    asked = ~result.token.special
+    assert (result.found >= 0).all() and result.accuracy < 1 and (result.tried[asked] == 32).all()
+    assert (result.distance[asked] <= 10 * result.state_norm[asked]).all() and result.distance.max() > 0.1
+
+
+@pytest.mark.parametrize("loss", ["cosine", "l1", "l2"])
+def test_the_gradient_lowers_the_loss_and_finds_more(loss):
+    result = lp.InputReconstruction(0, loss=loss, steps=120).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
+    assert (result.path_loss[-1] < 0.2 * result.path_loss[0]).all()
+    assert result.step[0] == "0" and result.step[-1] == "120" and torch.equal(result.path_accuracy[-1], result.accuracy)
+    assert result.accuracy.mean() > 0.3 > result.path_accuracy[0].mean() + 0.2  # a guess finds 1 in 400
+
+
+def test_the_loss_noted_is_that_of_the_states():
+    model = tiny.bridge("gpt2")
+    result = lp.InputReconstruction(1, **QUICK).run(model, TEXT, progress=False)
+    asked = ~result.token.special
+    relative = (result.soft_distance / result.state_norm)[asked]
+    assert result.path_loss[-1, 0] == pytest.approx(float(relative.mean()), rel=1e-5)
+    view = ModelView(model)
+    name = view.hook("resid_post", 1)
+    everything = torch.ones(1, len(asked), dtype=torch.bool)
+    found, true = (view.activations(ids[None], everything, [name])[name][0] for ids in (result.found, result.token.id))
+    torch.testing.assert_close(result.distance, (found - true).norm(dim=-1), rtol=1e-4, atol=1e-5)
+
+
+def test_special_tokens_are_given_and_not_counted():
+    result = lp.InputReconstruction(1, **QUICK).run(tiny.bridge("bert"), TEXT, progress=False)
+    special = result.token.special
+    assert special.sum() == 2 and torch.equal(result.found[special], result.token.id[special])
+    assert result.correct[special].isnan().all() and not result.correct[~special].isnan().any()
+
+
+def test_a_prompt_has_the_same_numbers_in_any_company():
+    model = tiny.bridge("qwen3")
+    for search in (lp.InputReconstruction(1, **QUICK), sequential(1)):
+        alone, company = (search.run(model, texts, progress=False) for texts in (PROMPTS[1], list(PROMPTS)))
+        own = company.token.prompt == 1
+        assert torch.equal(company.found[own], alone.found) and torch.equal(company.tried[own], alone.tried)
+        torch.testing.assert_close(company.path_loss[:, 1], alone.path_loss[:, 0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture
+def by_hand():
+    """Two prompts, `a b c` and `a d`: found are a, c and a."""
+    result = sequential(1).run(tiny.bridge("gpt2"), [[10, 11, 12], [10, 13]], progress=False)
+    token = replace(result.token, word_class=("content", "function", "content", "content", "function"))
+    correct = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
+    tried = torch.tensor([64, 2000, 128, 64, 2000])
+    return replace(result, token=token, correct=correct, tried=tried)
+
+
+def test_tables_by_hand(by_hand):
+    assert by_hand.accuracy.tolist() == pytest.approx([2 / 3, 1 / 2]) and by_hand.exact.tolist() == [0, 0]
+    assert by_hand.chance.tolist() == pytest.approx([1 / 2, 0, 0, 1 / 3, 0])
+    classes = by_hand.by_word_class().set_index("word_class")
+    assert classes["accuracy"].to_dict() == {"content": 1.0, "function": 0.0}
+    assert classes.loc["content", ["tokens", "prompts", "median_tried"]].tolist() == [3, 2, 64]
+    assert classes.loc["content", "chance"] == pytest.approx((1 / 2 + 1 / 3) / 3)
+    positions = by_hand.by_position().set_index("position")
+    assert positions["accuracy"].to_dict() == {0: 1.0, 1: 0.0, 2: 1.0} and positions["prompts"].tolist() == [2, 2, 1]
+    row = by_hand.compare(of="tried").iloc[0]
+    assert row["effect"] == 0.0 and (row["content_tokens"], row["function_tokens"]) == (3, 2)
+
+
+def test_two_models_are_compared_at_equal_loss():
+    result = lp.InputReconstruction(1, steps=2, restarts=1).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
+    one = replace(
+        result,
+        correct=torch.where(result.token.special, torch.nan, 1.0),
+        path_loss=torch.tensor([[3.0, 3.0, 3.0], [2.0, 2.0, 1.0], [1.0, 1.0, 0.5]]),
+        path_accuracy=torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.25], [1.0, 1.0, 1.0]]),
+    )
+    other = replace(
+        one,
+        correct=torch.where(result.token.special, torch.nan, 0.0),
+        path_loss=torch.tensor([[3.0, 3.0, 3.0], [2.5, 2.5, 2.5], [2.0, 2.0, 0.75]]),
+        path_accuracy=torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.0, 0.5]]),
+    )
+    table = one.compare_with(other).set_index("when")
+    assert table.loc["at the end", ["accuracy", "other", "difference"]].tolist() == [1.0, 0.0, 1.0]
+    equal = table.loc["at equal loss"]
+    assert (equal["accuracy"], equal["other"]) == pytest.approx(((0.5 + 0.5 + 1.0) / 3, 1 / 3))
+    assert equal["prompts"] == 3 and table["low"].isna().all()  # three prompts have no interval
+    with pytest.raises(ValueError, match="compared on the same prompts, and these have other ones"):
+        one.compare_with(lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), TEXT, progress=False))
+
+
+def test_an_interrupt_leaves_the_prompts_done(monkeypatch):
+    original, calls = lp.InputReconstruction._of_prompt, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(lp.InputReconstruction, "_of_prompt", interrupted)
+    result = lp.InputReconstruction(0, **QUICK).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
+    assert result.provenance.n_prompts == 2 and len(result.prompt) == 2 and result.path_loss.shape[1] == 2
+
+
+def test_figures_show_what_is_stored():
+    result = lp.InputReconstruction(0, **QUICK).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
+    line = next(trace for trace in result.figure().data if trace.name == "found")
+    assert list(line.y) == result.by_position()["accuracy"].tolist()
+    drawn = result.figure_prompt(2).data[0]
+    rows = result.token.rows(2)
+    assert list(drawn.z[1])[1:] == result.correct[rows].tolist()[1:]
+    assert [result.found_text[row] for row in rows] == [
+        ModelView(tiny.bridge("gpt2")).token_texts([i])[0] for i in result.found[rows].tolist()
+    ]
+    single = lp.InputReconstruction(0, **QUICK).run(tiny.bridge("gpt2"), TEXT, progress=False)
+    assert "drawn by frequency" not in {trace.name for trace in single.figure().data}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_cannot_be_asked_is_said():
+    ask = lp.InputReconstruction
+    with pytest.raises(ValueError, match=r"\(method=...\) is gradient or sequential; 'best' came"):
+        ask(1, method="best")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"\(loss=...\) is cosine or l1 or l2; 'mse' came"):
+        ask(1, loss="mse")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"\(restarts=...\) is 1 or more; 0 came"):
+        ask(1, restarts=0)
+    with pytest.raises(ValueError, match=r"\(tolerance=...\) is above 0; -1 came"):
+        ask(1, tolerance=-1)
+    with pytest.raises(ValueError, match="depends on what follows it: use method='gradient'"):
+        sequential(1).run(tiny.bridge("bert"), TEXT)
+    with pytest.raises(ValueError, match="layer 3 was asked for and tiny-gpt2 has layers 0 to 2"):
+        ask(3).run(tiny.bridge("gpt2"), TEXT)
+    with pytest.raises(ValueError, match="prompt 0 has special tokens only: nothing is to be found"):
+        ask(1).run(tiny.bridge("llama"), [[1]], progress=False)
+
+
+def test_candidates_are_checked_in_batches_after_a_prefix_computed_once(monkeypatch):
+    calls = []
+
+    class Counting(input_reconstruction.Continuation):
+        def __init__(self, view, prefix, name):
+            calls.append(len(prefix))
+            super().__init__(view, prefix, name)
+
+    monkeypatch.setattr(input_reconstruction, "Continuation", Counting)
+    result = sequential(1).run(tiny.bridge("gpt2"), TEXT, progress=False)
+    assert calls == list(range(int(result.token.special.sum()), len(result.token)))
