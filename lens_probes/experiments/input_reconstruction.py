@@ -479,8 +479,8 @@ def first_within(
     From the mean embedding, then in turns from the closest candidate so far and the closest of the latest batch, come
     two orders that take turns too. By the gradient of the squared error along embeddings of equal length: norms before
     layers make of an embedding its direction. And by the error that the state's derivative J predicts of a candidate e,
-    seen in a few random directions v: sum over v of (v (h - h*) + v J (e - e0))^2, which is Gauss and Newton's. In both,
-    dimensions count by their spread over the candidates seen: a few huge ones would outweigh all others.
+    seen in a few random directions v: sum over v of (v (h - h*) + v J (e - e0))^2, which is Gauss and Newton's. Both
+    divide dimensions by their spread over the candidates seen: a few huge ones would outweigh all others.
     """
     untried = torch.ones(len(vocabulary), dtype=torch.bool, device=vocabulary.device)
     lengths = vocabulary.norm(dim=-1).clamp(min=1e-12)
@@ -516,5 +516,5 @@ def first_within(
         seen = torch.cat([seen, checked])[-SPREAD_OF:]
         if len(seen) > 1:
             spread = seen.std(0)
-            weight = 1 / (spread + 1e-3 * spread.mean())
+            weight = 1 / (spread + 1e-3 * spread.mean()).clamp(min=1e-12)
     return Search(-1, tried, gradients)
