@@ -13,7 +13,9 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -564,6 +566,41 @@ def squares(
         width=max(len(panels) * (width + 20) + 260, 640),
         height=height + 260,
         margin={"l": 120, "b": 120, "t": 110},
+    )
+    return figure
+
+
+def images(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]], *, title: str) -> go.Figure:
+    """Rows of pictures, each a name and its pictures with a caption: [height width 3] of numbers from 0 to 1.
+
+    Names and captions must have gone through `named`.
+    """
+    columns, height, wide = max(len(pictures) for _, pictures in rows), 150, 170
+    figure = make_subplots(
+        rows=len(rows),
+        cols=columns,
+        horizontal_spacing=0.02,
+        vertical_spacing=34 / (len(rows) * (height + 34)),
+        subplot_titles=[
+            pictures[column][0] if column < len(pictures) else "" for _, pictures in rows for column in range(columns)
+        ],
+    )
+    figure.update_annotations(font={"size": 11})
+    for row, (name, pictures) in enumerate(rows, start=1):
+        for column, (_, picture) in enumerate(pictures, start=1):
+            drawn = px.imshow((picture.clip(0, 1) * 255).round().astype(np.uint8), binary_string=True).data[0]
+            figure.add_trace(drawn.update(hoverinfo="skip", hovertemplate=None), row=row, col=column)
+        figure.update_yaxes(title_text=name, row=row, col=1)
+    figure.update_xaxes(showticklabels=False, ticks="", showline=False)
+    figure.update_yaxes(showticklabels=False, ticks="", showline=False)
+    for axis in figure.select_yaxes():
+        axis.update(scaleanchor=axis.anchor, autorange="reversed", constrain="domain")
+    figure.update_layout(
+        template=TEMPLATE,
+        title=_title(title),
+        width=max(columns * wide + 120, 460),
+        height=len(rows) * (height + 34) + 140,
+        margin={"t": 110, "b": 30},
     )
     return figure
 

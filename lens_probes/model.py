@@ -42,41 +42,12 @@ class Norm(NamedTuple):
     centred: bool
 
 
-class ModelView:
-    """What lens_probes reads of a model: its activations by name, its weights, its tokenizer. It writes nothing.
-
-    Wraps a `HookedTransformer` or a `TransformerBridge`, raw or processed, decoder or post-norm encoder.
-
-    >>> from lens_probes import tiny
-    >>> view = ModelView(tiny.bridge("gpt2"))
-    >>> view.hook("resid_mid", 1), view.label("resid_mid", 1), tuple(view.W_E.shape) == (view.d_vocab, view.d_model)
-    ('blocks.1.hook_resid_mid', '1_mid', True)
-    """
+class View:
+    """What models of text and of images both have: a name, layers, activations by name, modules."""
 
     def __init__(self, model: Any) -> None:
-        if isinstance(model, ModelView):
-            model = model.model
-        if not hasattr(model, "run_with_cache") or not hasattr(model, "cfg"):
-            raise TypeError(
-                f"a model is a HookedTransformer or a TransformerBridge of TransformerLens; {type(model).__name__} "
-                f"came: load one with lens_probes.load_model(name)"
-            )
         self.model = model
         self.is_bridge = hasattr(model, "original_model")
-        names = model.hook_dict
-        if not hasattr(model, "blocks") or "blocks.0.hook_resid_pre" not in names or not hasattr(model, "W_E"):
-            raise TypeError(
-                f"lens_probes reads models with one stack of blocks over text tokens; {self.name} "
-                f"({type(model).__name__}) is another kind: use a decoder, or BERT or RoBERTa as a TransformerBridge"
-            )
-        if not self.is_bridge and type(model).__name__ != "HookedTransformer":
-            # HookedEncoder uses the same hook names for other states (hook_resid_mid before LN1, for one).
-            raise TypeError(
-                f"{type(model).__name__} gives other states under the same hook names: load {self.name} as a "
-                f"TransformerBridge (lens_probes.load_model) instead"
-            )
-
-    # What the model is
 
     @property
     def name(self) -> str:
@@ -97,14 +68,104 @@ class ModelView:
         return str(self.model.cfg.normalization_type).endswith("Pre")
 
     @property
-    def encoder(self) -> bool:
-        """Whether attention goes both ways and norms stand after the residual sum: BERT and RoBERTa."""
-        return hasattr(self.model, "mlm_head")  # cfg.attention_dir says "causal" for BERT on 3.9
-
-    @property
     def n_layers(self) -> int:
         """Number of blocks."""
         return int(self.model.cfg.n_layers)
+
+    @property
+    def versions(self) -> tuple[tuple[str, str], ...]:
+        """Versions of the packages a number depends on."""
+        return _versions()
+
+    def layers(self, layers: Iterable[int] | None) -> tuple[int, ...]:
+        """The layers asked for, in order; `None` is all, negative ones count from the end."""
+        if isinstance(layers, int):
+            raise TypeError(f"layers={layers} is one number: write layers=[{layers}], or None for all layers")
+        asked = tuple(range(self.n_layers)) if layers is None else tuple(layers)
+        for layer in asked:
+            if not -self.n_layers <= layer < self.n_layers:
+                raise ValueError(f"layer {layer} was asked for and {self.name} has layers 0 to {self.n_layers - 1}")
+        if not asked or len({layer % self.n_layers for layer in asked}) < len(asked):
+            raise ValueError(f"layers={layers!r} names no layer, or one twice: list each layer once")
+        return tuple(layer % self.n_layers for layer in asked)
+
+    def hook(self, at: ReadPoint, layer: int) -> str:
+        """The name of the activation at a read point of a block."""
+        if at not in READ_POINTS:
+            raise ValueError(f"read point {at!r} is not one of {', '.join(READ_POINTS)}")
+        (layer,) = self.layers([layer])
+        name = f"blocks.{layer}.hook_{at}"
+        if name not in self.model.hook_dict:
+            present = [point for point in READ_POINTS if f"blocks.{layer}.hook_{point}" in self.model.hook_dict]
+            raise ValueError(
+                f"read point {at!r} does not exist in {self.name} (blocks whose attention and MLP run in parallel have "
+                f"no state between them): use one of {', '.join(present)}"
+            )
+        return name
+
+    def hook_neurons(self, layer: int) -> str:
+        """The activation that holds each neuron's value after the activation function (and its gate)."""
+        return f"blocks.{layer}.mlp.hook_post"
+
+    def label(self, at: ReadPoint, layer: int) -> str:
+        """How a layer axis names this state: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""
+        return f"{layer}_{at.removeprefix('resid_')}"
+
+    def check_hooks(self, names: Iterable[str]) -> None:
+        """Raise for a name that the model does not have: it would pass silently beside a good one."""
+        for name in names:
+            if name not in self.model.hook_dict:
+                close = difflib.get_close_matches(name, self.model.hook_dict, n=3)
+                hint = f"did you mean {', '.join(close)}?" if close else "list(model.hook_dict) names those that do"
+                raise ValueError(f"activation {name!r} does not exist in {self.name} ({self.class_name}): {hint}")
+
+    def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Every module by name; on a Bridge also those of the Hugging Face model that it wraps."""
+        yield from self.model.named_modules()
+        if self.is_bridge:
+            yield from self.model.original_model.named_modules(prefix="original_model")
+
+
+class ModelView(View):
+    """What lens_probes reads of a model: its activations by name, its weights, its tokenizer. It writes nothing.
+
+    Wraps a `HookedTransformer` or a `TransformerBridge`, raw or processed, decoder or post-norm encoder.
+
+    >>> from lens_probes import tiny
+    >>> view = ModelView(tiny.bridge("gpt2"))
+    >>> view.hook("resid_mid", 1), view.label("resid_mid", 1), tuple(view.W_E.shape) == (view.d_vocab, view.d_model)
+    ('blocks.1.hook_resid_mid', '1_mid', True)
+    """
+
+    def __init__(self, model: Any) -> None:
+        if isinstance(model, ModelView):
+            model = model.model
+        if not hasattr(model, "run_with_cache") or not hasattr(model, "cfg"):
+            raise TypeError(
+                f"a model is a HookedTransformer or a TransformerBridge of TransformerLens; {type(model).__name__} "
+                f"came: load one with lens_probes.load_model(name)"
+            )
+        super().__init__(model)
+        names = model.hook_dict
+        if not hasattr(model, "blocks") or "blocks.0.hook_resid_pre" not in names or not hasattr(model, "W_E"):
+            raise TypeError(
+                f"lens_probes reads models with one stack of blocks over text tokens; {self.name} "
+                f"({type(model).__name__}) is another kind: use a decoder, or BERT or RoBERTa as a TransformerBridge "
+                f"(PixelFeatures reads models of images)"
+            )
+        if not self.is_bridge and type(model).__name__ != "HookedTransformer":
+            # HookedEncoder uses the same hook names for other states (hook_resid_mid before LN1, for one).
+            raise TypeError(
+                f"{type(model).__name__} gives other states under the same hook names: load {self.name} as a "
+                f"TransformerBridge (lens_probes.load_model) instead"
+            )
+
+    # What the model is
+
+    @property
+    def encoder(self) -> bool:
+        """Whether attention goes both ways and norms stand after the residual sum: BERT and RoBERTa."""
+        return hasattr(self.model, "mlm_head")  # cfg.attention_dir says "causal" for BERT on 3.9
 
     @property
     def n_heads(self) -> int:
@@ -135,11 +196,6 @@ class ModelView:
     def device(self) -> torch.device:
         """Where the embeddings are, and the token ids must be."""
         return self.W_E.device
-
-    @property
-    def versions(self) -> tuple[tuple[str, str], ...]:
-        """Versions of the packages a number depends on."""
-        return _versions()
 
     # Weights
 
@@ -358,38 +414,17 @@ class ModelView:
 
     # Names of activations
 
-    def layers(self, layers: Iterable[int] | None) -> tuple[int, ...]:
-        """The layers asked for, in order; `None` is all, negative ones count from the end."""
-        if isinstance(layers, int):
-            raise TypeError(f"layers={layers} is one number: write layers=[{layers}], or None for all layers")
-        asked = tuple(range(self.n_layers)) if layers is None else tuple(layers)
-        for layer in asked:
-            if not -self.n_layers <= layer < self.n_layers:
-                raise ValueError(f"layer {layer} was asked for and {self.name} has layers 0 to {self.n_layers - 1}")
-        if not asked or len({layer % self.n_layers for layer in asked}) < len(asked):
-            raise ValueError(f"layers={layers!r} names no layer, or one twice: list each layer once")
-        return tuple(layer % self.n_layers for layer in asked)
-
     def hook(self, at: ReadPoint, layer: int) -> str:
         """The name of the activation at a read point of a block.
 
         On post-norm encoders `resid_mid` is the sum of attention output and residual before its norm, and `attn_out`
         what attention adds to that sum.
         """
-        if at not in READ_POINTS:
-            raise ValueError(f"read point {at!r} is not one of {', '.join(READ_POINTS)}")
-        (layer,) = self.layers([layer])
-        if self.encoder and at == "resid_mid":
-            return f"blocks.{layer}.ln1.hook_in"
-        if self.encoder and at == "attn_out":
-            return f"blocks.{layer}.attn.o.hook_out"  # hook_attn_out, as attn.hook_out, is after the norm
-        name = f"blocks.{layer}.hook_{at}"
-        if name not in self.model.hook_dict:
-            present = [point for point in READ_POINTS if f"blocks.{layer}.hook_{point}" in self.model.hook_dict]
-            raise ValueError(
-                f"read point {at!r} does not exist in {self.name} (blocks whose attention and MLP run in parallel have "
-                f"no state between them): use one of {', '.join(present)}"
-            )
+        name = super().hook(at, layer)
+        if self.encoder and at in ("resid_mid", "attn_out"):
+            (layer,) = self.layers([layer])
+            # hook_attn_out, as attn.hook_out, is after the norm
+            return f"blocks.{layer}.ln1.hook_in" if at == "resid_mid" else f"blocks.{layer}.attn.o.hook_out"
         return name
 
     def stream(self, layers: Iterable[int] | None, *, incl_mid: bool = False) -> dict[str, str]:
@@ -463,18 +498,10 @@ class ModelView:
         """Keys or values of key/value heads as the heads see them."""
         return self._per_head(shared.transpose(0, 1)).transpose(0, 1)
 
-    def hook_neurons(self, layer: int) -> str:
-        """The activation that holds each neuron's value after the activation function (and its gate)."""
-        return f"blocks.{layer}.mlp.hook_post"
-
     @property
     def hook_token_embed(self) -> str:
         """The activation that holds what each token's id alone gives: rows of W_E."""
         return "embed.hook_out" if self.encoder else "hook_embed"  # an encoder's hook_embed is after its norm
-
-    def label(self, at: ReadPoint, layer: int) -> str:
-        """How a layer axis names this state: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""
-        return f"{layer}_{at.removeprefix('resid_')}"
 
     def refuse_other(self, what: str, provenance: "Provenance", embed_mean: Float[Tensor, " d_model"]) -> None:
         """Raise unless data with this provenance and mean embedding came from this very model."""
@@ -491,21 +518,7 @@ class ModelView:
         """The mean embedding: data of another model are told by it."""
         return self.W_E.mean(0, dtype=torch.float32).cpu()
 
-    def check_hooks(self, names: Iterable[str]) -> None:
-        """Raise for a name that the model does not have: it would pass silently beside a good one."""
-        for name in names:
-            if name not in self.model.hook_dict:
-                close = difflib.get_close_matches(name, self.model.hook_dict, n=3)
-                hint = f"did you mean {', '.join(close)}?" if close else "list(model.hook_dict) names those that do"
-                raise ValueError(f"activation {name!r} does not exist in {self.name} ({self.class_name}): {hint}")
-
     # The forward pass
-
-    def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
-        """Every module by name; on a Bridge also those of the Hugging Face model that it wraps."""
-        yield from self.model.named_modules()
-        if self.is_bridge:
-            yield from self.model.original_model.named_modules(prefix="original_model")
 
     def activations(
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"], names: Sequence[str]
@@ -659,6 +672,61 @@ class ModelView:
         pieces = self.tokenizer.convert_ids_to_tokens(ids)
         texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
         return [_token_text(i, piece, text) for i, piece, text in zip(ids, pieces, texts, strict=True)]
+
+
+class ImageView(View):
+    """What lens_probes reads of a model of images: a vision transformer as a TransformerBridge. It writes nothing.
+
+    >>> from lens_probes import tiny
+    >>> view = ImageView(tiny.vit())
+    >>> view.activation(torch.zeros(2, *view.shape), view.hook("resid_post", 1)).shape
+    torch.Size([2, 17, 32])
+    """
+
+    def __init__(self, model: Any) -> None:
+        wrapped = getattr(model, "original_model", None)
+        if getattr(wrapped, "main_input_name", None) != "pixel_values" or not hasattr(model, "blocks"):
+            raise TypeError(
+                f"a model of images is a TransformerBridge of a vision transformer; {type(model).__name__} of "
+                f"{type(wrapped).__name__} came: lens_probes.tiny.vit() makes one"
+            )
+        super().__init__(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels must be."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        config = self.model.original_model.config
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.num_channels, height, width
+
+    def activation(
+        self, pixels: Float[Tensor, "image channel height width"], name: str
+    ) -> Float[Tensor, "image position width_of_activation"]:
+        """An activation at the class token and every patch; gradients flow to pixels that require them."""
+        self.check_hooks([name])
+        seen: dict[str, Tensor] = {}
+        hooks = [(name, _remembering(seen, name, [name]))]
+        wanted = pixels.requires_grad
+        with torch.inference_mode(False), undisturbed(self.model), torch.set_grad_enabled(wanted), suppress(_Reached):
+            self.model.run_with_hooks(pixels.to(self.device, self.dtype), fwd_hooks=hooks)
+        return seen[name]
+
+
+def view_of(model: Any) -> View:
+    """What is to be read of a model, of text or of images."""
+    wrapped = getattr(model, "original_model", None)
+    return ImageView(model) if getattr(wrapped, "main_input_name", None) == "pixel_values" else ModelView(model)
 
 
 class Continuation:
@@ -846,11 +914,11 @@ def untrained(model: Any, *, seed: int = 0) -> Any:
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
     """Evaluation mode, no gradients, no autocast inside; everything as before afterwards, also after an error."""
-    training = {module: module.training for _, module in ModelView(model).modules()}
+    training = {module: module.training for _, module in View(model).modules()}
     try:
         for module in training:
             module.training = False
-        with torch.no_grad(), torch.autocast(device_type=model.W_E.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device_type=next(model.parameters()).device.type, enabled=False):
             yield
     finally:
         for module, mode in training.items():

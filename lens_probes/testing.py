@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lens_probes import tiny
-from lens_probes.model import ModelView, undisturbed
+from lens_probes.model import ImageView, ModelView, undisturbed, view_of
 from lens_probes.probe import Experiment, Probe
 from lens_probes.prompts import Prompts, Table, tokenize
 from lens_probes.result import ROW_AXES, Result, schema
@@ -66,10 +66,13 @@ def check_probe(probe: Probe[Any], models: Sequence[Any] | None = None) -> None:
 
 
 def check_experiment(experiment: Experiment[Any], model: Any = None, prompts: Prompts = PROMPTS) -> None:
-    """Check what an experiment promises: its declaration, a result like any other, seeded, the model as before."""
+    """Check what an experiment promises: its declaration, a result like any other, seeded, the model as before.
+
+    For a model of images, `prompts` are images.
+    """
     check_declaration(experiment)
     model = tiny.bridge() if model is None else model
-    with _told(f"check_experiment of {experiment!r} on {ModelView(model).name}"):
+    with _told(f"check_experiment of {experiment!r} on {view_of(model).name}"):
         with _unchanged(model):
             first, second = (experiment.run(model, prompts, progress=False) for _ in range(2))
         assert_same(first, second, "a second run (is everything random seeded?)")
@@ -301,7 +304,7 @@ class _Failing(Probe[Any]):
 def _unchanged(model: Any) -> Iterator[None]:
     """What the caller can see of the model, and of torch, is the same afterwards."""
     with undisturbed(model):  # a Bridge hangs some hooks on itself when it first runs, and they are no probe's
-        model.run_with_cache(torch.zeros(1, 1, dtype=torch.int64, device=ModelView(model).device))
+        model.run_with_cache(_example(model))
     before = _seen(model)
     yield
     after = _seen(model)
@@ -309,13 +312,19 @@ def _unchanged(model: Any) -> Iterator[None]:
     assert before.keys() == after.keys() and not changed, f"the model was changed: {', '.join(changed[:3])}"
 
 
+def _example(model: Any) -> Tensor:
+    """The least that the model can be run on."""
+    view = view_of(model)
+    if isinstance(view, ImageView):
+        return torch.zeros(1, *view.shape, device=view.device, dtype=view.dtype)
+    return torch.zeros(1, 1, dtype=torch.int64, device=view.model.W_E.device)
+
+
 def _seen(model: Any) -> dict[str, Any]:
-    view = ModelView(model)
-    seen: dict[str, Any] = {
-        "gradient mode": torch.is_grad_enabled(),
-        "cfg": repr(model.cfg),
-        "padding side": view.padding_side,
-    }
+    view = view_of(model)
+    seen: dict[str, Any] = {"gradient mode": torch.is_grad_enabled(), "cfg": repr(model.cfg)}
+    if isinstance(view, ModelView):
+        seen["padding side"] = view.padding_side
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         seen[f"tensor {name}"] = (_digest(tensor), tensor.requires_grad)
         seen[f"gradient of {name}"] = None if tensor.grad is None else _digest(tensor.grad)

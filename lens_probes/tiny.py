@@ -115,6 +115,26 @@ def bridge(
 
 
 @torch.random.fork_rng(devices=[])
+def vit(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """Build a tiny vision transformer as a `TransformerBridge`: images of 16 x 16 pixels, patches of 4 x 4.
+
+    >>> model = vit()
+    >>> model.run_with_hooks(torch.zeros(1, 3, 16, 16)).shape
+    torch.Size([1, 5])
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import ViTConfig, ViTForImageClassification
+
+    name = "ViTForImageClassification"
+    sizes = {key: _SIZES[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    settings: dict[str, Any] = sizes | {"intermediate_size": 64, "image_size": 16, "patch_size": 4, "num_labels": 5}
+    config = ViTConfig(**settings, architectures=[name])
+    source = ViTForImageClassification(config).eval()
+    _randomise(source, seed, dtype)
+    return TransformerBridge.boot_transformers("tiny-vit", hf_model=source, device="cpu", dtype=dtype)
+
+
+@torch.random.fork_rng(devices=[])
 def hooked(
     architecture: str = "gpt2",
     *,
@@ -183,6 +203,12 @@ def huggingface(architecture: str = "gpt2", *, seed: int = 0, dtype: torch.dtype
         )
     ).eval()
 
+    _randomise(model, seed, dtype)
+    return model
+
+
+def _randomise(model: Any, seed: int, dtype: torch.dtype) -> None:
+    """Draw the weights, in float32 and the order of their names, then round them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -196,7 +222,6 @@ def huggingface(architecture: str = "gpt2", *, seed: int = 0, dtype: torch.dtype
                 parameter += spread * (2 * torch.rand(parameter.shape, generator=generator) - 1)
             # model.to(dtype) would round the rotary frequencies too, which from_pretrained does not do.
             parameter.data = parameter.to(dtype)
-    return model
 
 
 def tokenizer(architecture: str = "gpt2", padding_side: Literal["left", "right"] = "right") -> Any:

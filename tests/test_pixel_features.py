@@ -1,0 +1,168 @@
+"""PixelFeatures: a linear unit whose best picture is known, the Hugging Face model's own numbers, blur, refusals."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes import tiny
+from lens_probes.experiments import pixel_features
+from lens_probes.experiments.pixel_features import blurred
+from lens_probes.testing import check_experiment
+
+
+@pytest.fixture
+def images():
+    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def features(layer: Any = 1, units: Any = (3, 5), **settings: Any):
+    return lp.PixelFeatures(layer, units, **{"steps": 5, "restarts": 2} | settings)
+
+
+def test_it_keeps_the_contract(images):
+    check_experiment(features(), tiny.vit(), images)
+    check_experiment(features(blur=1.5, jitter=2, position=0, at="resid_post"), tiny.vit(), images)
+
+
+def test_values_are_those_of_the_hugging_face_model(images):
+    model, seen = tiny.vit(), []
+    with torch.no_grad():
+        hidden = model.original_model(images, output_hidden_states=True).hidden_states[2]
+    result = features(at="resid_post").run(model, images, progress=False)
+    torch.testing.assert_close(result.value, hidden[:, :, [3, 5]].mean(1), rtol=1e-4, atol=1e-5)
+    for part in model.original_model.modules():
+        if type(part).__name__ in ("GELUActivation", "GELU"):
+            part.register_forward_hook(lambda part, given, made: seen.append(made))
+    with torch.no_grad():
+        model.original_model(images)
+    result = features(position=2).run(model, images, progress=False)
+    torch.testing.assert_close(result.value, seen[1][:, 2, [3, 5]], rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_linear_unit_the_best_picture_is_found(images):
+    # What enters block 0 at a patch is linear in its pixels: each stands at the bound that its weight points to.
+    model, patch, unit = tiny.vit(), 6, 3
+    images = images.clamp(-1.5, 1.5)
+    images[0, :, 0, 0], images[1, :, 0, 0] = -1.5, 1.5
+    weight = next(part for part in model.original_model.modules() if isinstance(part, torch.nn.Conv2d)).weight[unit]
+    row, column = (patch - 1) // 4 * 4, (patch - 1) % 4 * 4
+    result = features(0, [unit], at="resid_pre", position=patch, steps=200).run(model, images, progress=False)
+    found = result.pixels[0, :, :, row : row + 4, column : column + 4]
+    torch.testing.assert_close(found, 1.5 * weight.detach().sign().expand_as(found))
+    zero = torch.zeros(1, 3, 16, 16)
+    bias = features(0, [unit], at="resid_pre", position=patch, steps=1).run(model, zero, progress=False).value[0, 0]
+    torch.testing.assert_close(result.ascended[0], (bias + 1.5 * weight.detach().abs().sum()).expand(2))
+    table = result.by_unit().iloc[0]
+    assert table["percentile"] == 1 and table["best"] < table["ascended"]
+
+
+def test_an_ascent_climbs_above_the_images_and_stays_in_their_range(images):
+    result = features(steps=60).run(tiny.vit(), images, progress=False)
+    assert (result.ascended > result.value.amax(0)[:, None]).all()
+    assert (result.pixels.amax((0, 1, 3, 4)) <= result.high).all()
+    assert (result.pixels.amin((0, 1, 3, 4)) >= result.low).all()
+    for i, place in enumerate(result.value.argmax(0).tolist()):
+        torch.testing.assert_close(result.best[i], images[place])
+
+
+def test_alike_is_the_correlation_of_restarts_beside_that_of_units(images):
+    result = features(restarts=3).run(tiny.vit(), images, progress=False)
+    table = result.by_unit()
+    flat = result.pixels.flatten(2).double().numpy()
+    own = [np.corrcoef(flat[0, a], flat[0, b])[0, 1] for a, b in ((0, 1), (0, 2), (1, 2))]
+    other = [np.corrcoef(flat[0, a], flat[1, b])[0, 1] for a in range(3) for b in range(3)]
+    assert table["alike"][0] == pytest.approx(np.mean(own))
+    assert table["other"][0] == pytest.approx(np.mean(other))
+    alone = features(units=[3], restarts=1).run(tiny.vit(), images, progress=False).by_unit()
+    assert alone[["alike", "other"]].isna().all(axis=None)
+
+
+def test_blur_makes_smoother_pictures_and_jitter_others(images):
+    def roughness(result):
+        return float(result.pixels.diff(dim=-1).abs().mean())
+
+    plain, smooth, moved = (
+        features(steps=20, **settings).run(tiny.vit(), images, progress=False)
+        for settings in ({}, {"blur": 2.0}, {"jitter": 3})
+    )
+    assert roughness(smooth) < 0.7 * roughness(plain)
+    assert not torch.equal(moved.pixels, plain.pixels)
+
+
+def test_a_blur_keeps_what_is_even_and_spreads_a_point():
+    even = torch.full((2, 3, 9, 7), 0.3)
+    torch.testing.assert_close(blurred(even, 1.5), even)
+    assert blurred(even, 0.0) is even
+    point = torch.zeros(1, 1, 21, 21)
+    point[..., 10, 10] = 1.0
+    spread = blurred(point, 2.0)[0, 0]
+    place = torch.arange(21) - 10.0
+    assert float(spread.sum()) == pytest.approx(1, abs=1e-5)
+    assert float((spread.sum(0) * place**2).sum()) == pytest.approx(4, rel=0.05)
+    torch.testing.assert_close(spread, spread.T)
+
+
+def test_bfloat16_gives_nearly_the_same(images):
+    whole, half = (
+        features().run(tiny.vit(dtype=dtype), images, progress=False) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.provenance.dtype == "bfloat16"
+    torch.testing.assert_close(whole.value, half.value, rtol=0.1, atol=0.1)
+
+
+def test_an_interrupt_keeps_the_units_done(images, monkeypatch):
+    ascend = pixel_features.PixelFeatures._ascend
+
+    def interrupted(self, view, hook, u, *rest):
+        if u == 1:
+            raise KeyboardInterrupt
+        return ascend(self, view, hook, u, *rest)
+
+    monkeypatch.setattr(pixel_features.PixelFeatures, "_ascend", interrupted)
+    result = features().run(tiny.vit(), images, progress=False)
+    assert result.unit == ("3",) and result.value.shape == (8, 1)
+
+
+def test_an_interrupt_before_the_first_unit_is_passed_on(images, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pixel_features.PixelFeatures, "_ascend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        features().run(tiny.vit(), images, progress=False)
+
+
+def test_the_figure_has_a_row_a_unit(images):
+    figure = features(units=[3, 5, 9], restarts=6).run(tiny.vit(), images, progress=False).figure()
+    assert len(figure.data) == 3 * (1 + 4)  # the best image and the highest four
+    assert [axis.title.text for axis in figure.select_yaxes() if axis.title.text] == ["unit 3", "unit 5", "unit 9"]
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_it_refuses(images):
+    model = tiny.vit()
+    for settings, says in (
+        ({"units": []}, "names no unit"),
+        ({"steps": 0}, "steps=.* is 1 or more"),
+        ({"blur": -1.0}, "blur=.* is 0 or more"),
+        ({"blur": float("nan")}, "blur=.* is 0 or more"),
+        ({"rate": 0.0}, "rate=.* is above 0"),
+        ({"units": [64]}, "unit 64 was asked for and .* units 0 to 63"),
+        ({"position": 17}, "position 17 was asked for and images have 17 tokens"),
+        ({"layer": 3}, "layers 0 to 2"),
+        ({"at": "resid"}, "read point 'resid'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            features(**settings).run(model, images, progress=False)
+    for wrong in (images[0], images[:, :, :8], images[:0], "a picture", images.numpy()):
+        with pytest.raises(ValueError, match=r"images are \[image channel height width\] with 3 16 16"):
+            features().run(model, wrong, progress=False)
+    with pytest.raises(ValueError, match="not finite"):
+        features().run(model, images / 0, progress=False)
+    with pytest.raises(TypeError, match="TransformerBridge of a vision transformer; TransformerBridge of GPT2"):
+        features().run(tiny.bridge(), images, progress=False)
+    with pytest.raises(TypeError, match="PixelFeatures reads models of images"):
+        lp.RankShift().run(model, "Time flies.", progress=False)
