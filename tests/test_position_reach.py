@@ -1,5 +1,7 @@
 """PositionReach: the whole Jacobian, what the mask forbids, summaries by hand, and both ways of encoders."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,14 +72,62 @@ def test_blocks_that_do_nothing_leave_every_token_with_itself():
 
 def test_summaries_by_hand():
     even = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]])
-    width, distance, own, first = summaries(even)[:, 0, 2].tolist()
-    assert width == pytest.approx(2**1.5) and (distance, own, first) == (0.75, 0.5, 0.25)
+    causal = torch.ones(3, 3, dtype=torch.bool).tril()
+    width, *rest = summaries(even, causal)[:, 0, 2].tolist()
+    assert width == pytest.approx(2**1.5) and rest == [0.75, 0.5, 0.25, 0.375]  # distance, own, first, early
     result = lp.PositionReach(projections=2, layers=[1]).run(tiny.bridge("gpt2"), PROMPTS, progress=False)
     table = result.by_layer().set_index("summary")
     lengths = [len(own) for _, own in result.token.by_prompt()]
     expected = sum(sum(range(2, n + 1)) / (n - 1) for n in lengths) / 3  # even over q + 1 sources; the first is special
     assert table.loc["width", "even"] == pytest.approx(expected)
     assert set(table.index) == set(SUMMARIES) and table["low"].isna().all()  # three prompts have no interval
+
+
+def test_even_reach_is_the_null_everywhere():
+    result = lp.PositionReach(projections=2, layers=[1]).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
+    even = replace(result, derivative=5 / result.embed_norm.expand_as(result.derivative))
+    sources = even.by_source()
+    assert sources["ratio"].tolist() == pytest.approx([1.0] * len(sources))
+    assert sources["reach"].tolist() == pytest.approx([1.0] * len(sources))
+    table = even.by_layer()
+    assert table["ratio"].tolist() == pytest.approx([1.0] * len(SUMMARIES))
+    assert table[table["summary"] == "early"]["mean"].item() == pytest.approx(0.5)
+    n = max(len(own) for _, own in even.token.by_prompt())  # the last token of the longest prompt is only its own
+    last = sources.iloc[-1]
+    assert last["source"] == n - 1 and last["total"] == pytest.approx(1 / n) and last["prompts"] == 1
+
+
+def test_a_source_by_hand():
+    result = lp.PositionReach(projections=2, layers=[1]).run(tiny.bridge("gpt2"), [[7, 8, 9]], progress=False)
+    pairs = list(zip(result.pair.query.tolist(), result.pair.key.tolist(), strict=True))
+    assert pairs == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
+    reaches = torch.tensor([[2.0, 1.0, 3.0, 1.0, 1.0, 2.0]])
+    known = replace(result, derivative=reaches, embed_norm=torch.ones(6))
+    table = known.by_source().set_index("source")
+    assert table["total"].tolist() == pytest.approx([1 + 1 / 4 + 1 / 4, 3 / 4 + 1 / 4, 1 / 2])
+    assert table["even"].tolist() == pytest.approx([1 + 1 / 2 + 1 / 3, 1 / 2 + 1 / 3, 1 / 3])
+    means = [4 / 3, 2.0, 2.0]
+    assert table["reach"].tolist() == pytest.approx([each / (sum(means) / 3) for each in means])
+
+
+def test_two_models_are_compared_prompt_by_prompt():
+    model, texts = tiny.bridge("llama"), [*PROMPTS, "A dog ran home again.", "Salt the water.", "Bees find their way."]
+    reach = lp.PositionReach(projections=2, layers=[0, 2])
+    one, other = (reach.run(each, texts, progress=False) for each in (model, lp.untrained(model)))
+    table, turned = one.compare_with(other), other.compare_with(one)
+    assert table["difference"].tolist() == pytest.approx([-each for each in turned["difference"]])
+    assert table["p"].tolist() == turned["p"].tolist()
+    first = table.iloc[0]
+    means = [each.by_layer().iloc[0]["mean"] for each in (one, other)]
+    assert [first["mean"], first["other"]] == pytest.approx(means) and first["low"] < first["difference"] < first[
+        "high"
+    ]
+    itself = one.compare_with(one)
+    assert (itself["difference"] == 0).all() and (itself["p"] == 1).all()
+    with pytest.raises(ValueError, match="the same prompts and layers"):
+        one.compare_with(lp.PositionReach(projections=2, layers=[0]).run(model, texts, progress=False))
+    with pytest.raises(ValueError, match="other token ids"):
+        one.compare_with(reach.run(model, [*texts[:-1], "Bees find their den."], progress=False))
 
 
 def test_a_prompt_has_the_same_numbers_in_any_company():

@@ -8,11 +8,13 @@ query), J = d h[query] / d e[source]:
     share                            = reach / sum over sources of reach         0 to 1
     width[layer, query]              = exp(entropy of share over sources)        1 to the number of sources
     distance[layer, query]           = sum over sources of share |query - source|           in tokens
+    early[layer, query]              = the share of the first half of the sources           0 to 1
+    total[layer, source]             = sum over queries of share                            even: sum of 1 / sources
 
 |J|^2 is estimated as the mean of |v J|^2 over seeded random v with independent normal entries; its standard error, from
 the spread over v, is `error`. A query's sources are all that it may depend on: spread evenly over n of them the width
 is n and every share 1 / n, which every summary has beside it. That early tokens matter for more queries follows from
-the mask alone.
+the mask alone: source s of T tokens has T - s queries. `compare_with` puts an untrained model beside it.
 
 Takes one backward pass a layer and projection for every batch of queries (about 512 tokens: each query has a copy of
 its prompt).
@@ -22,7 +24,7 @@ random projections: Hutchinson 1990, doi.org/10.1080/03610919008812866.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -30,7 +32,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -41,7 +43,8 @@ from lens_probes.prompts import PairTable, Prompts, Tokens, concatenate, tokeniz
 from lens_probes.result import Result, unit
 from lens_probes.run import TOKENS_PER_BATCH, provenance
 
-SUMMARIES = ("width", "distance", "own", "first")
+SUMMARIES = ("width", "distance", "own", "first", "early")
+NULL = "a prompt's summary in the one model is as likely that in the other; a false-discovery rate over layers"
 
 
 @final
@@ -70,13 +73,11 @@ class PositionReachResult(Result):
 
     def square(self, prompt: int) -> Float[Tensor, "layer query key"]:
         """The shares of one prompt, 0 where a query cannot depend on a source."""
-        n, own = len(self.token.rows(prompt)), self.pair.prompt == prompt
-        shares = torch.zeros(len(self.layer), n, n)
-        shares[:, self.pair.query[own], self.pair.key[own]] = self.share[:, own]
-        return shares
+        self.token.rows(prompt)  # says it if there is no such prompt
+        return next(share for number, _, share, _, _ in self._prompts() if number == prompt).float()
 
     def by_layer(self) -> pd.DataFrame:
-        """Width, distance, own share and first share by layer: the mean over prompts, its interval, and its even value.
+        """Width, distance, own, first and early share by layer: the mean over prompts, its interval, its even value.
 
         `ratio` is the mean of each prompt's value over its even value: longer prompts have larger both. Means over the
         queries of a prompt that have two sources or more, special tokens left out; the 95 % intervals resample prompts.
@@ -101,21 +102,78 @@ class PositionReachResult(Result):
             frames.append(pd.DataFrame({"layer": self.layer, "summary": name, **columns}))
         return pd.concat(frames, ignore_index=True)
 
+    def by_source(self) -> pd.DataFrame:
+        """A row a layer and source position: what it is to all queries together, beside what the mask alone gives.
+
+        `total` sums the shares over queries, `even` is its value at even shares, `ratio` their quotient; `reach` is the
+        mean reach over those queries, over the mean of that over the prompt's sources (1 if every source reaches as
+        far: a source's total is then T - s, up to a factor). Means over prompts; the 95 % intervals of `ratio` and
+        `reach` resample prompts. Special tokens are left out, as queries and as sources.
+        """
+        found: dict[int, list[tuple[list[int], np.ndarray]]] = {}
+        for _, tokens, share, reach, may in self._prompts():
+            asks = ~tokens.special
+            may = may & asks[:, None]
+            even = (may / may.sum(1, keepdim=True).clamp(min=1)).sum(0)
+            total = (share * asks[:, None]).sum(1)
+            mean_reach = (reach * asks[:, None]).sum(1) / may.sum(0).clamp(min=1)
+            mean_reach = mean_reach / mean_reach[:, asks].mean(1, keepdim=True)
+            columns = torch.stack([total, even.expand_as(total), total / even, mean_reach])
+            for source in asks.nonzero().flatten().tolist():
+                found.setdefault(source, []).append((tokens.id.tolist(), columns[:, :, source].numpy()))
+        rows = []
+        for source, of_prompts in sorted(found.items()):
+            total, even, ratio, reach = np.stack([each for _, each in sorted(of_prompts, key=lambda p: p[0])], axis=-1)
+            low, high = statistics.mean_interval(ratio)
+            reach_low, reach_high = statistics.mean_interval(reach)
+            columns = {"total": total.mean(1), "even": even.mean(1), "ratio": ratio.mean(1), "low": low, "high": high}
+            columns |= {"reach": reach.mean(1), "reach_low": reach_low, "reach_high": reach_high}
+            place = {"layer": self.layer, "source": source}
+            rows.append(pd.DataFrame({**place, **columns, "prompts": len(of_prompts)}))
+        return pd.concat(rows, ignore_index=True)
+
+    def compare_with(self, other: "PositionReachResult") -> pd.DataFrame:
+        """This model and another (an untrained one) on the same prompts: the difference of every summary by layer.
+
+        Its interval resamples prompts; p swaps the two models at random, prompt by prompt; q is over layers.
+        """
+        if self.layer != other.layer or self.token.prompt.tolist() != other.token.prompt.tolist():
+            raise ValueError("two results are compared on the same prompts and layers, and these have other ones")
+        if self.token.id.tolist() != other.token.id.tolist():
+            raise ValueError("two results are compared on the same prompts, and these have other token ids")
+        frames = []
+        for name, own, others in zip(SUMMARIES, self._summaries()[0], other._summaries()[0], strict=True):
+            low, high = statistics.mean_interval(own - others)
+            p = statistics.swapping_p(own - others)
+            columns = {"mean": own.mean(1), "other": others.mean(1), "difference": (own - others).mean(1)}
+            tested = {"low": low, "high": high, "p": p, "q": statistics.false_discovery(p), "prompts": own.shape[1]}
+            frames.append(pd.DataFrame({"layer": self.layer, "summary": name, **columns, **tested}))
+        frame = pd.concat(frames, ignore_index=True)
+        frame.attrs["null"] = NULL
+        return frame
+
+    def _prompts(self) -> Iterator[tuple[int, Tokens, Tensor, Tensor, Tensor]]:
+        """Each prompt with its shares and reaches [layer query source], and which of them there are."""
+        every_share, every_reach = self.share.double(), self.reach.double()
+        for number, tokens in self.token.by_prompt():
+            own, n = self.pair.prompt == number, len(tokens)
+            place = self.pair.query[own], self.pair.key[own]
+            share, reach = torch.zeros(2, len(self.layer), n, n, dtype=torch.float64)
+            share[:, *place], reach[:, *place] = every_share[:, own], every_reach[:, own]
+            may = torch.zeros(n, n, dtype=torch.bool)
+            may[place] = True
+            yield number, tokens, share, reach, may
+
     def _summaries(self) -> tuple[Float[np.ndarray, "summary layer prompt"], Float[np.ndarray, "summary prompt"]]:
         """Every summary of every prompt, prompts in the order of their ids, and its value at even shares."""
         found, evens, keys = [], [], []
-        for number, tokens in self.token.by_prompt():
-            share = self.square(number).double()
-            n = len(tokens)
-            may = torch.zeros(n, n, dtype=torch.bool)
-            own = self.pair.prompt == number
-            may[self.pair.query[own], self.pair.key[own]] = True
+        for _, tokens, share, _, may in self._prompts():
             asks = ~tokens.special & (may.sum(1) > 1)
             if not asks.any():
                 continue
             even = may / may.sum(1, keepdim=True)
-            found.append(summaries(share)[:, :, asks].mean(-1))
-            evens.append(summaries(even[None].double())[:, 0, asks].mean(-1))
+            found.append(summaries(share, may)[:, :, asks].mean(-1))
+            evens.append(summaries(even[None].double(), may)[:, 0, asks].mean(-1))
             keys.append(tokens.id.tolist())
         if not found:
             raise ValueError("no token here depends on two sources or more: pass prompts of two tokens or more")
@@ -123,13 +181,13 @@ class PositionReachResult(Result):
         return torch.stack(found, dim=-1)[..., order].numpy(), torch.stack(evens, dim=-1)[..., order].numpy()
 
     def figure(self) -> go.Figure:
-        """Width, distance, own and first share by layer, with what even shares would give."""
+        """Width, own, first and early share by layer, with what even shares would give."""
         table = self.by_layer()
         titles = {
             "width": "effective width (tokens)",
-            "distance": "mean distance (tokens)",
             "own": "share of the token itself",
             "first": "share of the first token",
+            "early": "share of the first half",
         }
         panels = {}
         for name, title in titles.items():
@@ -253,13 +311,20 @@ def squared_gradients(
     return found
 
 
-def summaries(share: Float[Tensor, "layer query key"]) -> Float[Tensor, "summary layer query"]:
-    """Effective width, mean distance, and the shares of the token itself and of the first.
+def summaries(
+    share: Float[Tensor, "layer query key"], may: Bool[Tensor, "query key"]
+) -> Float[Tensor, "summary layer query"]:
+    """Effective width, mean distance, and the shares of the token itself, of the first and of the first half.
 
-    >>> summaries(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]))[:, 0, 1]
-    tensor([2.0000, 0.5000, 0.5000, 0.5000])
+    `may` tells which sources a query has; the middle one of an odd number counts half.
+
+    >>> shares = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.5, 0.25, 0.25]]])
+    >>> summaries(shares, torch.ones(3, 3, dtype=torch.bool).tril())[:, 0, 2]
+    tensor([2.8284, 1.2500, 0.2500, 0.5000, 0.6250])
     """
     place = torch.arange(share.shape[-1])
     apart = (place[:, None] - place).abs().to(share.dtype)
     width = torch.special.entr(share).sum(-1).exp()
-    return torch.stack([width, (share * apart).sum(-1), share.diagonal(dim1=-2, dim2=-1), share[..., 0]])
+    half = (may.sum(-1, keepdim=True) / 2 - (may.cumsum(-1) - 1)).clamp(0, 1).to(share.dtype)
+    own, first, early = share.diagonal(dim1=-2, dim2=-1), share[..., 0], (share * half).sum(-1)
+    return torch.stack([width, (share * apart).sum(-1), own, first, early])
