@@ -29,6 +29,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/rank_shift.py
 	.venv/bin/python benchmarks/logit_lens.py
 	.venv/bin/python benchmarks/topics.py
+	.venv/bin/python benchmarks/reconstruction.py
 
 # TransformerLens 4 (TransformerBridge) in .venv, TransformerLens 3 (HookedTransformer too) in .venv-3.
 # torch comes first: an open range would bring gigabytes that nothing here needs.

@@ -107,6 +107,10 @@ def test_what_is_not_found_is_said_and_ends_the_prompt():
         assert result.found[own][given_up:].eq(-1).all() and result.distance[own][given_up:].isnan().all()
         assert result.correct[own][given_up:].eq(0).all()
     assert result.exact.tolist() == [0.0, 0.0]
+    table = result.gave_up()
+    assert table["prompt"].tolist() == [0, 1] and table["tried"].tolist() == [2, 2]
+    assert table["position"].tolist() == [int((result.found[result.token.prompt == i] >= 0).sum()) for i in range(2)]
+    assert len(sequential(2).run(tiny.bridge("gpt2"), TEXT, progress=False).gave_up()) == 0
 
 
 def test_a_wider_tolerance_is_content_with_another_token():

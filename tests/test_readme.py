@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import lens_probes as lp
+from lens_probes.probe import siblings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,9 +24,10 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
     assert (tmp_path / "ranks.safetensors").is_file()
 
 
-def test_the_readme_lists_every_probe():
-    table = README.split("## What it answers")[1].split("## Install")[0]
-    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(lp.probes())
+def test_the_readme_lists_every_probe_and_every_experiment():
+    tables = README.split("## What it answers")[1].split("## Install")[0]
+    asked = {name for name, kind in siblings().items() if issubclass(kind, lp.Probe | lp.Experiment)}
+    assert set(re.findall(r"^\| `(\w+)`", tables, re.MULTILINE)) == asked
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])

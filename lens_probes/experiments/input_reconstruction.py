@@ -109,6 +109,13 @@ class InputReconstructionResult(Result):
         """A row a word class: accuracy with its interval over prompts, what it stands beside, candidates checked."""
         return self._accuracy_by("word_class", list(self.token.word_class))
 
+    def gave_up(self) -> pd.DataFrame:
+        """The tokens at which a sequential search gave up, a row each: what follows them was never asked."""
+        last = (self.found < 0) & (self.tried > 0)
+        rows = last.nonzero().flatten().tolist()
+        frame = self.token.to_frame().iloc[rows][["prompt", "position", "text", "word_class"]]
+        return frame.assign(tried=self.tried[last].numpy()).reset_index(drop=True)
+
     def compare(self, first: str = "content", second: str = "function", *, of: str = "correct") -> pd.DataFrame:
         """The probability that a `first` token has the larger `correct` (or tried, distance, ...); p and n.
 
@@ -196,7 +203,7 @@ class InputReconstructionResult(Result):
         return figures.lines(
             {"share of tokens found": lines, "distance / yardstick": [apart, one]},
             [str(position) for position in table["position"]],
-            title=f"How much of the input is still there?\n{self.provenance.describe()}",
+            title=f"How much of the input is still in {self.provenance.hooks[-1]}?\n{self.provenance.describe()}",
             x_title="position in the prompt",
         )
 
@@ -209,7 +216,7 @@ class InputReconstructionResult(Result):
             [[1.0] * len(rows), correct],
             x=[str(i) for i in range(len(rows))],
             y=["prompt", "found"],
-            title=f"What was found of prompt {prompt}?\n{self.provenance.describe()}",
+            title=f"What was found of prompt {prompt} in {self.provenance.hooks[-1]}?\n{self.provenance.describe()}",
             x_title="position in the prompt",
             y_title="",
             colour_title="the same token",

@@ -132,7 +132,7 @@ class NeuronFeaturesResult(Result):
             self.mean_value.gather(1, ids).tolist(),
             x=[str(i + 1) for i in range(k)],
             y=[figures.named(name) for name in self.unit],
-            title=f"Which tokens excite each unit?\n{self.provenance.describe()}",
+            title=f"Which tokens excite units of {self.provenance.hooks[-1]}?\n{self.provenance.describe()}",
             x_title="place among all tokens",
             y_title="unit",
             colour_title="activation",
@@ -141,13 +141,13 @@ class NeuronFeaturesResult(Result):
 
     def figure_positions(self, prompt: int = 0) -> go.Figure:
         """Which tokens of a prompt pull at each unit: shares of the pull."""
-        rows = self.token.rows(prompt)
+        rows, hook = self.token.rows(prompt), self.provenance.hooks[-1]
         pull = self.pull[rows].T
         return figures.heatmap(
             (pull / pull.sum(1, keepdim=True).clamp(min=1e-30)).tolist(),
             x=[figures.visible(self.token.text[row], 14) for row in rows],
             y=[figures.named(name) for name in self.unit],
-            title=f"Which tokens of prompt {prompt} pull at each unit?\n{self.provenance.describe()}",
+            title=f"Which tokens of prompt {prompt} pull at units of {hook}?\n{self.provenance.describe()}",
             x_title="token",
             y_title="unit",
             colour_title="share of pull",

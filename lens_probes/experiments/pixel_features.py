@@ -96,7 +96,9 @@ class PixelFeaturesResult(Result):
             for place in self.ascended[i].argsort(descending=True)[:SHOWN].tolist():
                 pictures.append((f"ascent: {self.ascended[i, place]:.3g}", self._shown(self.pixels[i, place])))
             rows.append((f"unit {name}", pictures))
-        return figures.images(rows, title=f"Which pictures excite each unit?\n{self.provenance.describe()}")
+        return figures.images(
+            rows, title=f"Which pictures excite units of {self.provenance.hooks[-1]}?\n{self.provenance.describe()}"
+        )
 
     def _shown(self, image: Float[Tensor, "channel height width"]) -> np.ndarray:
         """From 0 to 1 in three channels; of other numbers of channels their mean."""
