@@ -10,12 +10,15 @@ demo: .venv/demo
 
 test: test-4 test-3
 
+# Two processes of one thread: tiny models gain nothing from a second.
+TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal
+
 test-4: .venv/dev
-	.venv/bin/python -m pytest
+	$(call TESTS,.venv)
 	$(MAKE) notebooks
 
 test-3: .venv-3/dev
-	.venv-3/bin/python -m pytest
+	$(call TESTS,.venv-3)
 
 notebooks: .venv/dev
 	.venv/bin/python -m pytest -o addopts="" --nbmake --nbmake-timeout=600 notebooks

@@ -19,8 +19,11 @@ def main() -> None:
     pairs = lp.demo.pronoun_pairs()
     attention = lp.AttentionPair(pairs.query, pairs.keys).run(model, pairs.texts)
     attention.figure_contrast().write_image(DOCS / "attention.png")
-    topics = lp.TopicAblationResult.load(Path(__file__).parent / "saved" / "topic_ablation_neuron.safetensors")
+    saved = Path(__file__).parent / "saved"
+    topics = lp.TopicAblationResult.load(saved / "topic_ablation_neuron.safetensors")
     topics.figure().write_image(DOCS / "topics.png")
+    found = lp.InputReconstructionResult.load(saved / "reconstruction_gradient_trained_15.safetensors")
+    found.figure_prompt(1).write_image(DOCS / "reconstruction.png")
 
 
 if __name__ == "__main__":
