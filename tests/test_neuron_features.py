@@ -152,8 +152,10 @@ def test_figures_show_what_is_stored():
     result = features().run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
     drawn = result.figure().data[0]
     assert list(drawn.z[0]) == pytest.approx(result.top(3)["value"].tolist())
-    shares = result.figure_positions(1).data[0].z
-    assert [sum(row) for row in shares] == pytest.approx([1, 1])
+    figure = result.figure_positions(1)
+    assert [sum(row) for row in figure.data[0].z] == pytest.approx([1, 1])
+    # By number: tokens that come twice would share a column.
+    assert figure.data[0].x is None and len(figure.data[0].z[0]) == int((result.token.prompt == 1).sum())
 
 
 def test_bfloat16_has_the_values_of_float32_to_its_rounding():

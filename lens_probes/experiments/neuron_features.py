@@ -141,17 +141,16 @@ class NeuronFeaturesResult(Result):
 
     def figure_positions(self, prompt: int = 0) -> go.Figure:
         """Which tokens of a prompt pull at each unit: shares of the pull."""
-        rows, hook = self.token.rows(prompt), self.provenance.hooks[-1]
+        rows = self.token.rows(prompt)
         pull = self.pull[rows].T
-        return figures.heatmap(
-            (pull / pull.sum(1, keepdim=True).clamp(min=1e-30)).tolist(),
+        return figures.squares(
+            [(self.provenance.hooks[-1], (pull / pull.sum(1, keepdim=True).clamp(min=1e-30)).tolist())],
             x=[figures.visible(self.token.text[row], 14) for row in rows],
             y=[figures.named(name) for name in self.unit],
-            title=f"Which tokens of prompt {prompt} pull at units of {hook}?\n{self.provenance.describe()}",
+            title=f"Which tokens of prompt {prompt} pull at each unit?\n{self.provenance.describe()}",
             x_title="token",
             y_title="unit",
             colour_title="share of pull",
-            low=0.0,
         )
 
 
