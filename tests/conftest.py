@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jaxtyping
 import pytest
+import torch
 
 from lens_probes import tiny
 from lens_probes.model import ModelView
@@ -87,6 +88,17 @@ def view(model: Any) -> ModelView:
 def gpt2() -> Any:
     """One model that needs no matrix; leave it as it is."""
     return Cell("bridge", "gpt2", False).build()
+
+
+@pytest.fixture
+def idle() -> Any:
+    """A model, made for this test alone, whose blocks write nothing: every state is the embedding."""
+    model = tiny.bridge("llama")
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.o.original_component.weight.zero_()
+            block.mlp.out.original_component.weight.zero_()
+    return model
 
 
 @pytest.fixture(params=["bridge", "hooked"])

@@ -66,13 +66,8 @@ def test_a_head_that_is_switched_off_contributes_nothing_and_the_others_change_t
     assert after.of_component("L2H2").abs().max() == 0.0
 
 
-def test_an_embedding_alone_writes_everything():
-    model = tiny.bridge("llama")
-    with torch.no_grad():
-        for block in model.blocks:
-            block.attn.o.original_component.weight.zero_()
-            block.mlp.out.original_component.weight.zero_()
-    result = lp.ComponentLens(target="own").run(model, TEXTS[0])
+def test_an_embedding_alone_writes_everything(idle):
+    result = lp.ComponentLens(target="own").run(idle, TEXTS[0])
     torch.testing.assert_close(result.of_component("embed"), result.total, rtol=0, atol=1e-4)
     assert "position" not in result.component
     assert result.contribution[1:].abs().max() < 1e-6

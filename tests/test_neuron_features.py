@@ -16,15 +16,6 @@ def features(layer=1, units=(3, 5), **settings):
     return lp.NeuronFeatures(layer, units, **{"steps": 3, "restarts": 2} | settings)
 
 
-def idle():
-    model = tiny.bridge("llama")
-    with torch.no_grad():
-        for block in model.blocks:
-            block.attn.o.original_component.weight.zero_()
-            block.mlp.out.original_component.weight.zero_()
-    return model
-
-
 def test_it_keeps_the_contract():
     check_experiment(features())
     check_experiment(features(position=None), model=tiny.bridge("bert"))
@@ -83,15 +74,15 @@ def test_units_dimensions_and_directions_are_read_alike():
     torch.testing.assert_close(every.value[:, 0], whole.value.sum(1), rtol=1e-4, atol=1e-4)
 
 
-def test_where_blocks_do_nothing_a_dimension_is_the_embedding_and_the_ascent_finds_it():
-    result = features(2, at="resid_post", units=[4], steps=100).run(idle(), TEXT, progress=False)
+def test_where_blocks_do_nothing_a_dimension_is_the_embedding_and_the_ascent_finds_it(idle):
+    result = features(2, at="resid_post", units=[4], steps=100).run(idle, TEXT, progress=False)
     torch.testing.assert_close(result.value[0], result.path, rtol=1e-5, atol=1e-5)
     row = result.embedding_path().iloc[0]
     assert row["rho"] == pytest.approx(1) and row["common"] == 1 and row["chance"] == 10 / 400
     own = torch.zeros(len(result.token))
     own[-1] = 1
     torch.testing.assert_close(result.pull[:, 0], own)  # d e[4] / d e is one, and no other token has a part in it
-    length = ModelView(idle()).token_embeddings.norm(dim=-1).median()
+    length = ModelView(idle).token_embeddings.norm(dim=-1).median()
     assert float(result.ascended) == pytest.approx(float(length), rel=0.05)  # the whole length along one dimension
     row = result.agreement().iloc[0]
     assert row["percentile"] > 0.95 and row["best_minus_found"] >= 0

@@ -165,15 +165,9 @@ def test_with_its_own_position_every_token_ranks_first_in_the_first_state(archit
     torch.testing.assert_close(result.score, torch.ones_like(result.score))
 
 
-def test_an_embedding_that_is_copied_through_ranks_first_everywhere():
-    model = tiny.bridge("llama")
-    with torch.no_grad():
-        for block in model.blocks:
-            block.attn.o.original_component.weight.zero_()
-            block.mlp.out.original_component.weight.zero_()
-
+def test_an_embedding_that_is_copied_through_ranks_first_everywhere(idle):
     for at in ("resid_pre", "resid_mid", "resid_post"):
-        result = lp.RankShift(at=at).run(model, TEXTS)
+        result = lp.RankShift(at=at).run(idle, TEXTS)
         assert result.rank.eq(0).all()
         torch.testing.assert_close(result.score, torch.ones_like(result.score))
 
