@@ -1,8 +1,8 @@
 """What InputReconstruction and PositionReach cost: `python benchmarks/reconstruction.py` prints ratios of this one run.
 
 The sequential search on SmolLM2, 16 tokens, layer 15, against the same search with whole prefixes in every batch and
-every pass run to its end; and its checks alone, on the batches of candidates that it came to. PositionReach at every
-layer against that number of bare backward passes through the same graph. Rounds alternate.
+every pass run to its end; and its checks alone, on the batches of candidates that it came to. PositionReach at three
+layers against that number of bare backward passes through the same graph. Rounds alternate.
 """
 
 import statistics
@@ -36,8 +36,10 @@ class WholePrefixes:
 
     def soft(self, embeddings: Tensor) -> Tensor:
         """The same with gradients, but for a pass that ends at the activation, which has no other way."""
-        prefix = self.view.token_embeddings[self.prefix].expand(len(embeddings), -1, -1)
-        return self.view.from_embeddings(torch.cat([prefix, embeddings[:, None]], dim=1), [self.name])[0][:, -1]
+        n, ids = len(embeddings), torch.cat([self.prefix, torch.zeros(1, dtype=torch.int64)])
+        prefix = self.view.token_embeddings[self.prefix].expand(n, -1, -1)
+        whole = torch.cat([prefix, embeddings[:, None]], dim=1)
+        return self.view.from_embeddings(whole, ids.expand(n, -1), [self.name])[0][:, -1]
 
 
 def main() -> None:
@@ -72,8 +74,8 @@ def main() -> None:
     ours, whole = compare(lambda: check(Continuation), lambda: check(WholePrefixes), ROUNDS)
     row("whole prefixes, no early stop: the checks alone", "its checks", whole, ours)
 
-    reach = lp.PositionReach()
-    hooks = [view.hook("resid_post", layer) for layer in range(view.n_layers)]
+    reach = lp.PositionReach(projections=4, layers=[0, LAYER, -1])
+    hooks = [view.hook("resid_post", layer) for layer in view.layers(reach.layers)]
     ids, queries = found.token.id, torch.arange(TOKENS)
     directions = torch.randn(reach.projections, len(hooks), TOKENS, view.d_model)
     embedded, states = view.differentiable(ids.expand(TOKENS, -1), hooks)

@@ -77,6 +77,17 @@ class View:
         """Versions of the packages a number depends on."""
         return _versions()
 
+    def units(self, asked: Sequence[int], hook: str, width: int) -> list[int]:
+        """The numbers of the units asked for, each once, of an activation of so many."""
+        if not isinstance(asked, Sequence) or any(type(number) is not int for number in asked):
+            raise TypeError(f"units={asked!r}: list their numbers, as units=[3] or units=range(8)")
+        for number in asked:
+            if not 0 <= number < width:
+                raise ValueError(f"unit {number} was asked for and {hook} of {self.name} has units 0 to {width - 1}")
+        if not len(asked) or len(set(asked)) < len(asked):
+            raise ValueError(f"units={asked!r} names no unit, or one twice: list each unit once")
+        return list(asked)
+
     def layers(self, layers: Iterable[int] | None) -> tuple[int, ...]:
         """The layers asked for, in order; `None` is all, negative ones count from the end."""
         if isinstance(layers, int):
@@ -207,11 +218,12 @@ class ModelView(View):
     @cached_property
     def token_embeddings(self) -> Float[Tensor, "vocab d_model"]:
         """What `hook_token_embed` holds for each token id: W_E, on a Bridge of Gemma times sqrt(d_model)."""
-        some = int(self.W_E.float().norm(dim=1).argmax())
-        given = self.activations(torch.tensor([[some]]), torch.ones(1, 1, dtype=torch.bool), [self.hook_token_embed])
-        row = self.W_E[some].float()
-        factor = float((given[self.hook_token_embed][0, 0].float() @ row) / (row @ row))
-        return self.W_E if abs(factor - 1) < 1e-3 else self.W_E * factor
+        ids, seen = torch.arange(self.d_vocab, device=self.device)[:, None], {}
+        hooks = [(self.hook_token_embed, _remembering(seen, self.hook_token_embed, [self.hook_token_embed]))]
+        with undisturbed(self.model), suppress(_Reached):
+            self.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(ids))
+        rows = seen[self.hook_token_embed][:, 0]
+        return self.W_E if torch.equal(rows, self.W_E) else rows
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
@@ -569,23 +581,26 @@ class ModelView(View):
         self, ids: Int[Tensor, "prompt position"], names: Sequence[str]
     ) -> tuple[Float[Tensor, "prompt position d_model"], list[Tensor]]:
         """Token embeddings and activations that depend on them, for `torch.autograd.grad`; no parameter gets a grad."""
-        everything = torch.ones(ids.shape, dtype=torch.bool)
-        given = self.activations(ids, everything, [self.hook_token_embed])[self.hook_token_embed]
-        start = given.detach().clone().requires_grad_()
-        return start, self.from_embeddings(start, names)
+        start = self.token_embeddings[ids.to(self.device)].clone().requires_grad_()
+        return start, self.from_embeddings(start, ids, names)
 
     def from_embeddings(
-        self, embeddings: Float[Tensor, "prompt position d_model"], names: Sequence[str]
+        self,
+        embeddings: Float[Tensor, "prompt position d_model"],
+        ids: Int[Tensor, "prompt position"],
+        names: Sequence[str],
     ) -> list[Tensor]:
-        """Activations of tokens that have these embeddings; the model adds positions. Gradients flow to them."""
+        """Activations of tokens that have these embeddings; the model adds positions. Gradients flow to them.
+
+        `ids` are the tokens in whose places they stand: RoBERTa gives positions to those that are no padding.
+        """
         seen: dict[str, Tensor] = {}
         hooks = [
             (self.hook_token_embed, _replacing(lambda given: embeddings.to(given))),
             *((name, _remembering(seen, name, set(names))) for name in names),
         ]
-        # RoBERTa counts positions by ids that are no padding: the last is padding nowhere.
-        ids = torch.full(embeddings.shape[:2], self.d_vocab - 1, device=self.device)
-        with torch.inference_mode(False), undisturbed(self.model), torch.enable_grad(), suppress(_Reached):
+        ids = ids.to(self.device)
+        with undisturbed(self.model), torch.enable_grad(), suppress(_Reached):
             self.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(ids))
         return [seen[name] for name in names]
 
@@ -718,9 +733,22 @@ class ImageView(View):
         seen: dict[str, Tensor] = {}
         hooks = [(name, _remembering(seen, name, [name]))]
         wanted = pixels.requires_grad
-        with torch.inference_mode(False), undisturbed(self.model), torch.set_grad_enabled(wanted), suppress(_Reached):
+        with undisturbed(self.model), torch.set_grad_enabled(wanted), suppress(_Reached):
             self.model.run_with_hooks(pixels.to(self.device, self.dtype), fwd_hooks=hooks)
         return seen[name]
+
+
+def _device_type(model: Any) -> str:
+    return next(model.parameters()).device.type
+
+
+@contextmanager
+def differentiating(model: Any) -> Iterator[None]:
+    """Gradients, no inference mode, no autocast inside, in whatever mode the caller is."""
+    model = model.model if isinstance(model, View) else model
+    device = _device_type(model) if isinstance(model, torch.nn.Module) else "cpu"  # others are refused further on
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type=device, enabled=False):
+        yield
 
 
 def view_of(model: Any) -> View:
@@ -759,7 +787,7 @@ class Continuation:
     def soft(self, embeddings: Float[Tensor, "candidate d_model"]) -> Float[Tensor, "candidate d"]:
         """The activation of tokens that have these embeddings; gradients flow to them."""
         hook = (self._view.hook_token_embed, _replacing(lambda given: embeddings[:, None].to(given)))
-        with torch.inference_mode(False), undisturbed(self._view.model), torch.enable_grad():
+        with undisturbed(self._view.model), torch.enable_grad():
             return self._run(torch.zeros(len(embeddings), dtype=torch.int64), [hook])
 
     def _run(self, ids: Int[Tensor, " candidate"], hooks: Sequence[Any]) -> Float[Tensor, "candidate d"]:
@@ -918,7 +946,7 @@ def undisturbed(model: Any) -> Iterator[None]:
     try:
         for module in training:
             module.training = False
-        with torch.no_grad(), torch.autocast(device_type=next(model.parameters()).device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device_type=_device_type(model), enabled=False):
             yield
     finally:
         for module, mode in training.items():

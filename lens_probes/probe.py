@@ -1,17 +1,18 @@
 """What a probe is, what an experiment is, and how they are found."""
 
 import abc
+import functools
 import importlib
 import importlib.metadata
 import inspect
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from lens_probes.model import ModelView
+from lens_probes.model import ModelView, differentiating
 from lens_probes.prompts import Prompts
 from lens_probes.result import Result
 from lens_probes.run import Cache, Reading
@@ -30,6 +31,17 @@ def _with_card(kind: type) -> None:
     kind.__doc__ = (
         f"{card.strip()}\n\n{inspect.cleandoc(kind.__doc__ or '')}\n\nIts result: help of {kind.__name__}Result."
     )
+
+
+def _by_itself(run: Callable[..., R]) -> Callable[..., R]:
+    """The same whatever inference mode, gradient mode or autocast the caller is in."""
+
+    @functools.wraps(run)
+    def alone(experiment: Any, model: Any, *args: Any, **kwargs: Any) -> R:
+        with differentiating(model):
+            return run(experiment, model, *args, **kwargs)
+
+    return alone
 
 
 class Probe(abc.ABC, Generic[R]):
@@ -107,6 +119,7 @@ class Experiment(abc.ABC, Generic[R]):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         _with_card(cls)
+        cls.run = _by_itself(cls.run)
 
     @abc.abstractmethod
     def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> R:

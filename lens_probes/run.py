@@ -54,7 +54,7 @@ class Reading:
                 f"activation {name!r} of shape {tuple(activation.shape)} has no token axis after the batch: "
                 f"read it with `for one in reading.by_prompt(): one.square({name!r})`"
             )
-        return _finite(name, activation[self._mask.to(activation.device)])
+        return finite(name, activation[self._mask.to(activation.device)])
 
     def by_prompt(self) -> Iterator["Reading"]:
         """One prompt at a time, each with its own rows of the table and its prompt numbers as they are here."""
@@ -69,7 +69,7 @@ class Reading:
                 f"square({name!r}) is about one prompt; this reading has {len(self._mask)}: use by_prompt()"
             )
         valid = self._mask[0].nonzero().flatten().to(self._activation(name).device)
-        return _finite(name, self._activation(name)[0].index_select(-2, valid).index_select(-1, valid), masked=True)
+        return finite(name, self._activation(name)[0].index_select(-2, valid).index_select(-1, valid), masked=True)
 
     def _activation(self, name: str) -> Tensor:
         if name not in self._cache:
@@ -79,11 +79,12 @@ class Reading:
         return self._cache[name]
 
 
-def _finite(name: str, activation: Tensor, *, masked: bool = False) -> Tensor:
-    finite = torch.isfinite(activation)
+def finite(name: str, activation: Tensor, *, masked: bool = False) -> Tensor:
+    """The activation, or an error if it holds what is no number."""
+    known = torch.isfinite(activation)
     if masked:
-        finite |= activation == -torch.inf  # the score where attention may not look
-    if not finite.all():
+        known |= activation == -torch.inf  # the score where attention may not look
+    if not known.all():
         raise ValueError(
             f"activation {name!r} holds values that are not finite: run the model in float32 or bfloat16, and check "
             f"its weights"

@@ -482,8 +482,7 @@ def prompt_means(
 
     `values` has a column a prompt, in the order of their numbers. Prompts with a missing value (NaN) are left out.
     """
-    place = _places(tokens)
-    ordered = values[:, sorted(range(values.shape[1]), key=list(place.values()).__getitem__)]
+    ordered = values[:, prompt_order(tokens)]
     known = ordered[:, ~np.isnan(ordered).any(axis=0)]
     n = known.shape[1]
     if n == 0:
@@ -507,6 +506,12 @@ def in_own_order(tokens: Tokens) -> tuple[Int[np.ndarray, " token"], Tokens]:
     prompt = np.asarray([place[number] for number in tokens.prompt.tolist()], dtype=np.int64)
     order = np.lexsort((tokens.position.numpy(), prompt))
     return order, replace(tokens[torch.from_numpy(order)], prompt=torch.from_numpy(prompt[order]))
+
+
+def prompt_order(tokens: Tokens) -> list[int]:
+    """Where the prompts stand, numbers in order, sorted by their ids: what is resampled in it knows no other order."""
+    places = list(_places(tokens).values())
+    return sorted(range(len(places)), key=places.__getitem__)
 
 
 def _places(tokens: Tokens) -> dict[int, int]:

@@ -74,8 +74,11 @@ def check_experiment(experiment: Experiment[Any], model: Any = None, prompts: Pr
     model = tiny.bridge() if model is None else model
     with _told(f"check_experiment of {experiment!r} on {view_of(model).name}"):
         with _unchanged(model):
-            first, second = (experiment.run(model, prompts, progress=False) for _ in range(2))
-        assert_same(first, second, "a second run (is everything random seeded?)")
+            first = experiment.run(model, prompts, progress=False)
+            device = next(model.parameters()).device.type
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+                second = experiment.run(model, prompts, progress=False)
+        assert_same(first, second, "a second run, in inference mode and autocast (is everything random seeded?)")
         check_result(first)
 
 

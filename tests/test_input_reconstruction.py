@@ -10,7 +10,7 @@ from lens_probes import tiny
 from lens_probes.experiments import input_reconstruction
 from lens_probes.experiments.input_reconstruction import first_within
 from lens_probes.model import ModelView
-from lens_probes.testing import PROMPTS, check_experiment
+from lens_probes.testing import PROMPTS, assert_same, check_experiment
 
 TEXT = "The old man the boat."
 QUICK = {"steps": 5, "restarts": 2}
@@ -32,7 +32,7 @@ def test_every_decoder_gives_its_input_back_token_by_token(decoder):
     assert result.exact.tolist() == [1.0]
     assert (result.distance < 1e-4 * result.state_norm).all()
     asked = ~result.token.special
-    assert (result.tried[asked] > 0).all() and (result.tried[~asked] == 0).all()
+    assert (result.tried[asked] > 0).all() and (result.tried[~asked] == -1).all()
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -93,7 +93,7 @@ def test_what_is_not_found_is_said_and_ends_the_prompt():
     result = sequential(2, max_candidates=2).run(tiny.bridge("gpt2"), [[5, 6, 7], [250, 251, 252]], progress=False)
     for own in (result.token.prompt == 0, result.token.prompt == 1):
         given_up = int((result.found[own] >= 0).sum())
-        assert given_up < 3 and result.tried[own][given_up] == 2 and (result.tried[own][given_up + 1 :] == 0).all()
+        assert given_up < 3 and result.tried[own][given_up] == 2 and (result.tried[own][given_up + 1 :] == -1).all()
         assert result.found[own][given_up:].eq(-1).all() and result.distance[own][given_up:].isnan().all()
         assert result.correct[own][given_up:].eq(0).all()
     assert result.exact.tolist() == [0.0, 0.0]
@@ -101,6 +101,57 @@ def test_what_is_not_found_is_said_and_ends_the_prompt():
     assert table["prompt"].tolist() == [0, 1] and table["tried"].tolist() == [2, 2]
     assert table["position"].tolist() == [int((result.found[result.token.prompt == i] >= 0).sum()) for i in range(2)]
     assert len(sequential(2).run(tiny.bridge("gpt2"), TEXT, progress=False).gave_up()) == 0
+    assert result.path_loss.isnan().all()
+
+
+def test_a_first_token_that_is_not_found_leaves_the_other_prompts():
+    prompts = [[33, 50], [60, 61, 62], [301, 7]]
+    result = sequential(2, max_candidates=1).run(tiny.bridge("qwen3"), prompts, progress=False)
+    assert result.found.eq(-1).all() and (result.accuracy == 0).all()
+    assert result.gave_up()["position"].tolist() == [0, 0, 0]
+
+
+def test_what_was_never_asked_counts_for_no_candidates():
+    texts = ["Time flies like an arrow", "The old man the boat"]
+    result = sequential(2, max_candidates=5).run(tiny.bridge("gpt2"), texts, progress=False)
+    asked = result.tried > 0
+    assert asked.sum() == 2 and (result.tried[~asked] == -1).all()
+    assert result.by_word_class()["median_tried"].dropna().eq(5).all()
+    table = result.compare(of="tried")
+    assert table[["content_tokens", "function_tokens"]].sum(axis=1).item() == 2
+
+
+def test_the_columns_of_a_table_weigh_prompts_alike():
+    texts = [*PROMPTS, "A dog ran home.", "Salt the water."]
+    result = lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), texts, progress=False)
+    same = replace(result, decoded=result.correct)
+    for table in (same.by_word_class(), same.by_position()):
+        assert table["accuracy"].tolist() == pytest.approx(table["decode_only"].tolist())
+
+
+def test_padding_inside_a_prompt_keeps_its_place_on_roberta():
+    try:
+        model = tiny.bridge("roberta")
+    except ValueError:
+        pytest.skip("TransformerLens 3 has no bridge for RoBERTa")
+    result = lp.InputReconstruction(0, at="resid_pre", **QUICK).run(model, [[50, 1, 60, 70]], progress=False)
+    plain = lp.InputReconstruction(0, at="resid_pre", **QUICK).run(model, [[50, 9, 60, 70]], progress=False)
+    assert (result.yardstick < 2 * plain.yardstick.max()).all()
+
+
+def test_results_of_prompts_apart_are_merged():
+    one, other = (sequential(1).run(tiny.bridge("gpt2"), text, progress=False) for text in PROMPTS[:2])
+    both = sequential(1).run(tiny.bridge("gpt2"), list(PROMPTS[:2]), progress=False)
+    assert_same(both, lp.InputReconstructionResult.merge([one, other]), "a merge")
+
+
+def test_values_that_are_not_finite_are_refused():
+    model = tiny.bridge("gpt2", dtype=torch.float16)
+    with torch.no_grad():
+        model.blocks[2].mlp.out.original_component.weight.mul_(3e4)
+    for method in ("gradient", "sequential"):
+        with pytest.raises(ValueError, match="hook_resid_post' holds values that are not finite"):
+            lp.InputReconstruction(2, method=method, steps=2).run(model, TEXT, progress=False)
 
 
 def test_a_wider_tolerance_is_content_with_another_token():
@@ -163,7 +214,7 @@ def test_tables_by_hand(by_hand):
     classes = by_hand.by_word_class().set_index("word_class")
     assert classes["accuracy"].to_dict() == {"content": 1.0, "function": 0.0}
     assert classes.loc["content", ["tokens", "prompts", "median_tried"]].tolist() == [3, 2, 64]
-    assert classes.loc["content", "chance"] == pytest.approx((1 / 2 + 1 / 3) / 3)
+    assert classes.loc["content", "chance"] == pytest.approx((1 / 4 + 1 / 3) / 2)  # prompts weigh alike
     positions = by_hand.by_position().set_index("position")
     assert positions["accuracy"].to_dict() == {0: 1.0, 1: 0.0, 2: 1.0} and positions["prompts"].tolist() == [2, 2, 1]
     row = by_hand.compare(of="tried").iloc[0]
@@ -191,6 +242,9 @@ def test_two_models_are_compared_at_equal_loss():
     assert equal["prompts"] == 3 and table["low"].isna().all()  # three prompts have no interval
     with pytest.raises(ValueError, match="compared on the same prompts, and these have other ones"):
         one.compare_with(lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), TEXT, progress=False))
+    cosine = replace(one, provenance=replace(one.provenance, probe="InputReconstruction(loss='cosine')"))
+    with pytest.raises(ValueError, match="two models are compared by the same experiment"):
+        one.compare_with(cosine)
 
 
 def test_an_interrupt_leaves_the_prompts_done(monkeypatch):
@@ -214,7 +268,7 @@ def test_figures_show_what_is_stored():
     drawn = result.figure_prompt(2).data[0]
     rows = result.token.rows(2)
     assert list(drawn.z[1])[1:] == result.correct[rows].tolist()[1:]
-    assert [result.found_text[row] for row in rows] == [
+    assert [result.found_text.text[row] for row in rows] == [
         ModelView(tiny.bridge("gpt2")).token_texts([i])[0] for i in result.found[rows].tolist()
     ]
     single = lp.InputReconstruction(0, **QUICK).run(tiny.bridge("gpt2"), TEXT, progress=False)

@@ -378,12 +378,11 @@ def test_an_encoder_has_no_continuation() -> None:
 
 
 def test_soft_tokens_with_the_embeddings_of_real_ones_give_their_states(view: ModelView) -> None:
-    first = 9 if view.encoder else view.pad_id  # RoBERTa itself gives padding no position
-    ids, name = torch.tensor([first, 7, 8]), view.hook("resid_post", 2)
+    ids, name = torch.tensor([9, view.pad_id, 8]), view.hook("resid_post", 2)
     expected = view.activations(ids[None], torch.ones(1, 3, dtype=torch.bool), [name])[name]
     rows = view.token_embeddings[ids]
     torch.testing.assert_close(rows, embedded(view, ids), rtol=1e-5, atol=1e-5)
-    (states,) = view.from_embeddings(rows[None], [name])
+    (states,) = view.from_embeddings(rows[None], ids[None], [name])
     torch.testing.assert_close(states, expected, rtol=1e-5, atol=2e-5)
 
 

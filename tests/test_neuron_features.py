@@ -1,5 +1,6 @@
 """NeuronFeatures: brute force, ascents that climb, the path past all layers, contexts, resuming, refusals."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -137,6 +138,11 @@ def test_an_interrupted_search_goes_on_where_it_stopped(monkeypatch):
         experiment.run(model, TEXT, progress=False, resume=part)
     with pytest.raises(ValueError, match="on the same model and prompts; another one came"):
         features(seed=1).run(model, list(PROMPTS[:2]), progress=False, resume=part)
+    with pytest.raises(ValueError, match="make it with the model itself"):
+        experiment.run(tiny.bridge("gpt2", seed=1), list(PROMPTS[:2]), progress=False, resume=part)
+    split = experiment.run(model, [[50, 60], [70]], progress=False)
+    with pytest.raises(ValueError, match="on the same model and prompts; another one came"):
+        experiment.run(model, [[50], [60, 70]], progress=False, resume=split)
 
 
 def test_figures_show_what_is_stored():
@@ -149,6 +155,22 @@ def test_figures_show_what_is_stored():
     assert figure.data[0].x is None and len(figure.data[0].z[0]) == int((result.token.prompt == 1).sum())
 
 
+def test_what_stands_beside_a_unit_and_in_which_order_prompts_come_changes_nothing():
+    model, texts = tiny.bridge("gpt2"), [*PROMPTS, "A dog ran home.", "Salt the water.", "Bees find their way."]
+    both = features().run(model, texts, progress=False)
+    alone = features(units=[5]).run(model, texts[::-1], progress=False)
+    torch.testing.assert_close(both.ascended[:, 1], alone.ascended[:, 0].flip(0))
+    pd.testing.assert_frame_equal(both.top(5), alone.top(5))
+    pd.testing.assert_frame_equal(both.agreement()[1:].reset_index(drop=True), alone.agreement())
+
+
+def test_the_sum_of_all_neurons_is_added_in_float32():
+    rough = tiny.bridge("gpt2", dtype=torch.bfloat16)
+    every = features(units=None, position=None).run(rough, TEXT, progress=False).value[0, 0]
+    whole = features(units=range(128), position=None).run(rough, TEXT, progress=False).value[0].sum(0)
+    torch.testing.assert_close(every, whole, rtol=1e-4, atol=1e-3)
+
+
 def test_bfloat16_has_the_values_of_float32_to_its_rounding():
     exact = features().run(tiny.bridge("llama"), TEXT, progress=False)
     rough = features().run(tiny.bridge("llama", dtype=torch.bfloat16), TEXT, progress=False)
@@ -159,8 +181,18 @@ def test_bfloat16_has_the_values_of_float32_to_its_rounding():
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
-    with pytest.raises(ValueError, match=r"units=\[\]\) names no unit"):
-        lp.NeuronFeatures(1, units=[])
+    for units in ([], [3, 3]):
+        with pytest.raises(ValueError, match=r"names no unit, or one twice"):
+            features(units=units).run(tiny.bridge("gpt2"), TEXT)
+    for units in (3, [2.5], torch.tensor([3])):
+        with pytest.raises(TypeError, match=r"list their numbers, as units=\[3\]"):
+            features(units=units).run(tiny.bridge("gpt2"), TEXT)
+    with pytest.raises(ValueError, match="k=500 entries were asked for and tiny-gpt2 has 400"):
+        features(k=500).run(tiny.bridge("gpt2"), TEXT)
+    with pytest.raises(TypeError, match=r"directions is a tensor \[unit d_model\]; ndarray came"):
+        lp.NeuronFeatures(1, at="resid_post", directions=torch.eye(32).numpy())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="directions hold numbers that are not finite"):
+        features(units=None, at="resid_post", directions=torch.eye(32) / 0).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match=r"\(steps=...\) is 1 or more; 0 came"):
         lp.NeuronFeatures(1, steps=0)
     with pytest.raises(ValueError, match="directions stand in the residual stream, in place of units"):
@@ -175,5 +207,9 @@ def test_what_cannot_be_asked_is_said():
         features(position=None).run(tiny.bridge("llama"), [[1]])
     with pytest.raises(ValueError, match="layer 7 was asked for and tiny-gpt2 has layers 0 to 2"):
         features(7).run(tiny.bridge("gpt2"), TEXT)
-    with pytest.raises(ValueError, match="neurons have no entry in the embedding"):
+    with pytest.raises(ValueError, match="only the residual stream holds the embedding"):
         features().run(tiny.bridge("gpt2"), TEXT, progress=False).embedding_path()
+    with pytest.raises(ValueError, match="only the residual stream holds the embedding"):
+        features(at="attn_out").run(tiny.bridge("gpt2"), TEXT, progress=False).embedding_path()
+    with pytest.raises(ValueError, match="is 1 to 400, the size of the vocabulary; 401 came"):
+        features(at="resid_mid").run(tiny.bridge("gpt2"), TEXT, progress=False).embedding_path(401)

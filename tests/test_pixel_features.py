@@ -52,7 +52,7 @@ def test_of_a_linear_unit_the_best_picture_is_found(images):
     result = features(0, [unit], at="resid_pre", position=patch, steps=200).run(model, images, progress=False)
     found = result.pixels[0, :, :, row : row + 4, column : column + 4]
     torch.testing.assert_close(found, 1.5 * weight.detach().sign().expand_as(found))
-    zero = torch.zeros(1, 3, 16, 16)
+    zero = torch.cat([torch.zeros(1, 3, 16, 16), images])  # all the same is refused
     bias = features(0, [unit], at="resid_pre", position=patch, steps=1).run(model, zero, progress=False).value[0, 0]
     torch.testing.assert_close(result.ascended[0], (bias + 1.5 * weight.detach().abs().sum()).expand(2))
     table = result.by_unit().iloc[0]
@@ -145,7 +145,8 @@ def test_the_figure_has_a_row_a_unit(images):
 def test_it_refuses(images):
     model = tiny.vit()
     for settings, says in (
-        ({"units": []}, "names no unit"),
+        ({"units": []}, "names no unit, or one twice"),
+        ({"units": [3, 3]}, "names no unit, or one twice"),
         ({"steps": 0}, "steps=.* is 1 or more"),
         ({"blur": -1.0}, "blur=.* is 0 or more"),
         ({"blur": float("nan")}, "blur=.* is 0 or more"),
@@ -160,6 +161,11 @@ def test_it_refuses(images):
     for wrong in (images[0], images[:, :, :8], images[:0], "a picture", images.numpy()):
         with pytest.raises(ValueError, match=r"images are \[image channel height width\] with 3 16 16"):
             features().run(model, wrong, progress=False)
+    for units in (3, None, [2.5]):
+        with pytest.raises(TypeError, match=r"list their numbers, as units=\[3\]"):
+            features(units=units).run(model, images, progress=False)
+    with pytest.raises(ValueError, match="every channel of these images is constant"):
+        features().run(model, torch.ones(4, 3, 16, 16), progress=False)
     with pytest.raises(ValueError, match="not finite"):
         features().run(model, images / 0, progress=False)
     with pytest.raises(TypeError, match="TransformerBridge of a vision transformer; TransformerBridge of GPT2"):

@@ -164,5 +164,7 @@ def test_what_cannot_be_asked_is_said():
     result = lp.PositionReach(layers=[1]).run(tiny.bridge("gpt2"), [[5]])
     with pytest.raises(ValueError, match="pass prompts of two tokens or more"):
         result.by_layer()
+    with pytest.raises(ValueError, match="there are special tokens only here"):
+        lp.PositionReach(layers=[1]).run(tiny.bridge("llama"), [[1, 1]]).by_source()
     with pytest.raises(ValueError, match="layer 0 was asked for and this result has 1_post"):
         result.figure_prompt(0)

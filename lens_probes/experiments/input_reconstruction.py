@@ -41,9 +41,9 @@ from tqdm.auto import tqdm
 from lens_probes import figures, statistics
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
-from lens_probes.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize
+from lens_probes.prompts import Prompts, PromptTable, Table, Tokens, prompt_table, tokenize
 from lens_probes.result import Result, unit
-from lens_probes.run import provenance
+from lens_probes.run import finite, provenance
 
 Method = Literal["gradient", "sequential"]
 Loss = Literal["cosine", "l1", "l2"]
@@ -57,6 +57,14 @@ NULL = "a prompt's accuracy in the one model is as likely that in the other"
 
 
 @final
+@dataclass(frozen=True, eq=False, repr=False)
+class Texts(Table):
+    """What was found, in words: a row a token, empty if nothing was."""
+
+    text: tuple[str, ...]
+
+
+@final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class InputReconstructionResult(Result):
     """What was found for every token, and how near its state came. It grows with the tokens."""
@@ -64,7 +72,7 @@ class InputReconstructionResult(Result):
     token: Tokens
     prompt: PromptTable
     step: tuple[str, ...]
-    found_text: tuple[str, ...]
+    found_text: Texts
     found: Int[Tensor, " token"] = field(metadata=unit("token id found, -1 if none was", low=-1))
     correct: Float[Tensor, " token"] = field(
         metadata=unit("1 if that is the token, up to equal vocabulary rows; missing for special tokens", low=0, high=1)
@@ -72,13 +80,15 @@ class InputReconstructionResult(Result):
     decoded: Float[Tensor, " token"] = field(
         metadata=unit("1 if the token's embedding plus noise decodes to it", low=0, high=1)
     )
-    tried: Int[Tensor, " token"] = field(metadata=unit("candidates checked; -1 without a search", low=-1))
+    tried: Int[Tensor, " token"] = field(metadata=unit("candidates checked; -1 where there was no search", low=-1))
     distance: Float[Tensor, " token"] = field(metadata=unit("|h(found) - h*|; missing if none was found", low=0))
     soft_distance: Float[Tensor, " token"] = field(metadata=unit("|h(e) - h*| of the soft embeddings", low=0))
     yardstick: Float[Tensor, " token"] = field(metadata=unit("|h(e* + noise) - h*|", low=0))
     state_norm: Float[Tensor, " token"] = field(metadata=unit("|h*|", low=0))
     steps: Int[Tensor, " prompt"] = field(metadata=unit("gradient steps of the best restart, or gradients", low=0))
-    path_loss: Float[Tensor, "step prompt"] = field(metadata=unit("loss on the way", low=0))
+    path_loss: Float[Tensor, "step prompt"] = field(
+        metadata=unit("loss on the way; missing where a search gave up", low=0)
+    )
     path_accuracy: Float[Tensor, "step prompt"] = field(metadata=unit("accuracy on the way", low=0, high=1))
 
     @property
@@ -130,15 +140,21 @@ class InputReconstructionResult(Result):
         At equal loss each prompt is looked at where its loss first fell to the larger of the two lowest losses. The
         interval of the difference resamples prompts; the null of p swaps the two models at random, prompt by prompt.
         """
-        if self.prompt.text != other.prompt.text or len(self.token) != len(other.token):
+        if self.token.id.tolist() != other.token.id.tolist() or self.prompt.text != other.prompt.text:
             raise ValueError("two results are compared on the same prompts, and these have other ones")
+        if self.provenance.probe != other.provenance.probe:
+            raise ValueError(
+                f"two models are compared by the same experiment, and {self.provenance.probe} and "
+                f"{other.provenance.probe} came"
+            )
+        order = statistics.prompt_order(self.token)
         floor = torch.maximum(self.path_loss.amin(0), other.path_loss.amin(0))
         rows = []
         for when, own, others in (
             ("at the end", self.accuracy, other.accuracy),
             ("at equal loss", self._accuracy_at(floor), other._accuracy_at(floor)),
         ):
-            difference = (own - others).double().numpy()[None]
+            difference = (own - others).double().numpy()[None, order]
             low, high = statistics.mean_interval(difference)
             rows.append(
                 {
@@ -171,17 +187,23 @@ class InputReconstructionResult(Result):
         prompt, rows = tokens.prompt.numpy(), []
         for each in sorted(set(label[asked])):
             own = asked & (label == each)
-            of_prompts = np.array([correct[own & (prompt == number)].mean() for number in np.unique(prompt[own])])
+            of_prompts, decode, frequency = np.array(
+                [
+                    [column[own & (prompt == number)].mean() for number in np.unique(prompt[own])]
+                    for column in (correct, decoded, chance)
+                ]
+            )
             low, high = statistics.mean_interval(of_prompts[None])
+            asked_for = tried[own & (tried > 0)]
             rows.append(
                 {
                     name: each,
                     "accuracy": of_prompts.mean(),
                     "low": low[0],
                     "high": high[0],
-                    "decode_only": decoded[own].mean(),
-                    "chance": chance[own].mean(),
-                    "median_tried": np.median(tried[own]) if (tried[own] > 0).any() else np.nan,
+                    "decode_only": decode.mean(),
+                    "chance": frequency.mean(),
+                    "median_tried": np.median(asked_for) if len(asked_for) else np.nan,
                     "tokens": int(own.sum()),
                     "prompts": len(of_prompts),
                 }
@@ -211,7 +233,7 @@ class InputReconstructionResult(Result):
         """The tokens of a prompt, and those that were found in their places."""
         rows = self.token.rows(prompt)
         correct = self.correct.masked_fill(self.token.special, 1)[rows].tolist()  # special tokens were given
-        texts = [[texts[row] for row in rows] for texts in (self.token.text, self.found_text)]
+        texts = [[texts[row] for row in rows] for texts in (self.token.text, self.found_text.text)]
         return figures.heatmap(
             [[1.0] * len(rows), correct],
             x=[str(i) for i in range(len(rows))],
@@ -292,7 +314,7 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
             token=kept,
             prompt=prompt_table(kept),
             step=tuple(str(step) for step in self._checkpoints()),
-            found_text=tuple("" if i < 0 else view.token_texts([i])[0] for i in rows["found"].tolist()),
+            found_text=Texts(tuple("" if i < 0 else view.token_texts([i])[0] for i in rows["found"].tolist())),
             **rows,
             steps=torch.tensor([each.steps for each in done]),
             path_loss=torch.stack([each.path_loss for each in done], dim=1),
@@ -311,12 +333,13 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
         goal = task.states(own.id)
         true = task.vocabulary[own.id]
         noisy = true + torch.randn(true.shape, generator=random).to(true) * task.spread.mean() * NOISE
-        yardstick = (task.soft(noisy[None]).detach()[0] - goal).norm(dim=-1)
+        yardstick = (task.soft(noisy[None], own.id).detach()[0] - goal).norm(dim=-1)
         search = self._descend if self.method == "gradient" else self._in_order
         found, soft, tried, steps, path_loss, path_accuracy = search(task, own, goal, random)
         until = int((found >= 0).sum())  # a sequential search that gives up finds nothing after it
         distance = torch.full(yardstick.shape, torch.nan)
-        distance[:until] = (task.states(found[:until]) - goal[:until]).norm(dim=-1).cpu()
+        if until:
+            distance[:until] = (task.states(found[:until]) - goal[:until]).norm(dim=-1).cpu()
         special = own.special
         return _Found(
             found=found,
@@ -344,7 +367,7 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
 
         def look() -> tuple[Tensor, Tensor, Tensor]:
             now = torch.where(given, true, soft)
-            states = task.soft(now)
+            states = task.soft(now, own.id)
             return now, states, of_states(self.loss, states[:, ~own.special], goal[~own.special])
 
         def note(now: Tensor, losses: Tensor) -> None:
@@ -360,7 +383,7 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
             schedule.step()
         now, states, losses = look()
         note(now, losses)
-        best = int(losses.argmin())
+        best = int(losses.nan_to_num(torch.inf).argmin())
         found = torch.where(own.special, own.id, task.nearest(now[best].detach()))
         apart = (states[best].detach() - goal).norm(dim=-1)
         loss, accuracy = (torch.stack([each[i][best] for each in path]) for i in range(2))
@@ -368,7 +391,7 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
 
     def _in_order(self, task: "_Task", own: Tokens, goal: Float[Tensor, "token d"], random: torch.Generator) -> "_Path":
         """Token by token, candidates in the order of the gradient."""
-        found, tried, gradients = torch.full_like(own.id, -1), torch.zeros_like(own.id), 0
+        found, tried, gradients = torch.full_like(own.id, -1), torch.full_like(own.id, -1), 0
         tolerance = self.tolerance or torch.finfo(task.view.W_E.dtype).eps ** 0.5
         directions = torch.randn(DIRECTIONS, goal.shape[-1], generator=random).to(goal)
         for t in range(len(own)):
@@ -382,11 +405,10 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
             if search.found < 0:
                 break
         apart = torch.full(own.id.shape, torch.nan)
-        known = int((found >= 0).sum())
         right = task.same(found, own.id)[~own.special].float().mean()[None]
-        asked = torch.arange(known)[~own.special[:known]]
-        states = task.states(found[:known])[asked]
-        loss = of_states(self.loss, states, goal[asked])[None] if len(asked) else torch.tensor([torch.nan])
+        loss = torch.tensor([torch.nan])
+        if (found >= 0).all():
+            loss = of_states(self.loss, task.states(found)[~own.special], goal[~own.special])[None]
         return _Path(found, apart, tried, gradients, loss.cpu(), right)
 
 
@@ -405,11 +427,14 @@ class _Task:
     def states(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d"]:
         """The states of these tokens."""
         everything = torch.ones(1, len(ids), dtype=torch.bool)
-        return self.view.activations(ids[None], everything, [self.hook])[self.hook][0].float()
+        return finite(self.hook, self.view.activations(ids[None], everything, [self.hook])[self.hook][0].float())
 
-    def soft(self, embeddings: Float[Tensor, "restart token d_model"]) -> Float[Tensor, "restart token d"]:
-        """The states of tokens with these embeddings; gradients flow to them."""
-        return self.view.from_embeddings(embeddings, [self.hook])[0].float()
+    def soft(
+        self, embeddings: Float[Tensor, "restart token d_model"], ids: Int[Tensor, " token"]
+    ) -> Float[Tensor, "restart token d"]:
+        """The states of tokens with these embeddings in the places of the ids; gradients flow to them."""
+        ids = ids.expand(len(embeddings), -1)
+        return self.view.from_embeddings(embeddings, ids, [self.hook])[0].float()
 
     def nearest(self, embeddings: Float[Tensor, "*any d_model"]) -> Int[Tensor, "*any"]:
         """The vocabulary entry with the largest cosine."""
@@ -510,7 +535,7 @@ def first_within(
         ]
         candidates = torch.tensor(list(dict.fromkeys(torch.stack(orders, dim=1).flatten().tolist()))[:batch])
         untried[candidates] = False
-        checked = following.states(candidates).float()
+        checked = finite("candidate states", following.states(candidates).float())
         distances = (checked - goal).norm(dim=-1)
         nearest = int(distances.argmin())
         tried += batch

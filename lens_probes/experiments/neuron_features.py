@@ -40,7 +40,7 @@ from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize
 from lens_probes.result import Result
 from lens_probes.result import unit as in_units
-from lens_probes.run import TOKENS_PER_BATCH, provenance
+from lens_probes.run import TOKENS_PER_BATCH, finite, provenance
 
 RATE = 0.3  # of an ascent's steps, in standard deviations of the vocabulary's entries
 
@@ -60,7 +60,10 @@ class NeuronFeaturesResult(Result):
         metadata=in_units("entries nearest to the ascent's end, -1: fixed", low=-1)
     )
     pull: Float[Tensor, "token unit"] = field(metadata=in_units("|d a / d e| where the ascent starts", low=0))
-    path: Float[Tensor, "unit vocab"] = field(metadata=in_units("the embedding's own entry; missing for neurons"))
+    path: Float[Tensor, "unit vocab"] = field(
+        metadata=in_units("the embedding's own entry; missing outside the residual stream")
+    )
+    embed_mean: Float[Tensor, " d_model"] = field(metadata=in_units("mean embedding, by which the model is told"))
 
     @property
     def mean_value(self) -> Float[Tensor, "unit vocab"]:
@@ -69,7 +72,7 @@ class NeuronFeaturesResult(Result):
 
     def top(self, unit: int, k: int = 10) -> pd.DataFrame:
         """The entries that excite a unit most, in the mean over prompts with its interval; `unit` is its number."""
-        values = self.value[:, self.place_on("unit", unit)].double()
+        values = self.value[statistics.prompt_order(self.token), self.place_on("unit", unit)].double()
         ids = _highest(values.mean(0), k)
         low, high = statistics.mean_interval(values[:, ids].T.numpy())
         texts = [self.vocab[i] for i in ids.tolist()]
@@ -85,7 +88,8 @@ class NeuronFeaturesResult(Result):
         rows = []
         for i, name in enumerate(self.unit):
             percentile, same, gap = [], [], []
-            for place, number in enumerate(self.prompt.prompt.tolist()):
+            for place in statistics.prompt_order(self.token):
+                number = int(self.prompt.prompt[place])
                 values = self.value[place, i]
                 nearest = self.nearest[self.token.prompt == number, i, 0]
                 found = nearest[nearest >= 0]
@@ -116,7 +120,9 @@ class NeuronFeaturesResult(Result):
         are among the k highest of `path`; by chance that share is k / vocabulary.
         """
         if self.path.isnan().all():
-            raise ValueError("neurons have no entry in the embedding: ask of resid_pre, resid_mid or resid_post")
+            raise ValueError("only the residual stream holds the embedding: ask of resid_pre, resid_mid or resid_post")
+        if not 1 <= k <= len(self.vocab):
+            raise ValueError(f"embedding_path(k=...) is 1 to {len(self.vocab)}, the size of the vocabulary; {k} came")
         rows = []
         for name, values, path in zip(self.unit, self.mean_value, self.path, strict=True):
             common = len(set(_highest(values, k).tolist()) & set(_highest(path, k).tolist())) / k
@@ -160,8 +166,9 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
     """Search the whole vocabulary, and ascend, for some units of one layer. The prompts are the contexts.
 
     `units`: their numbers, or None for the sum of all. `at`: "neuron", or a read point, where `directions`
-    [unit d_model] may take the units' place. `position` counts the tokens of a prompt (-1 the last); None varies and
-    reads all tokens but special ones. Interrupted, it gives what is done; `run(..., resume=result)` goes on from there.
+    [unit d_model] may take the units' place. `position` counts the tokens of a prompt (-1 the last, on BERT `[SEP]`);
+    None varies and reads all tokens but special ones. Interrupted, it gives what is done; `run(..., resume=result)`
+    goes on from there.
 
     >>> import lens_probes as lp
     >>> result = lp.NeuronFeatures(1, units=[3, 5], steps=5).run(lp.tiny.bridge(), "Time flies.", progress=False)
@@ -183,8 +190,8 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
         for name in ("steps", "restarts", "k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"NeuronFeatures({name}=...) is 1 or more; {getattr(self, name)} came")
-        if self.units is not None and not len(self.units):
-            raise ValueError("NeuronFeatures(units=[]) names no unit: list their numbers, or None for the sum of all")
+        if self.directions is not None and not isinstance(self.directions, Tensor):
+            raise TypeError(f"directions is a tensor [unit d_model]; {type(self.directions).__name__} came")
         if self.directions is not None and (self.at == "neuron" or self.units is not None):
             raise ValueError("directions stand in the residual stream, in place of units: choose at='resid_post', say")
 
@@ -212,8 +219,13 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
         every = [_Place(view, own, self.position) for _, own in tokens.by_prompt()]
         labels = self._labels()
         came_from = provenance(self, view, tokens, [view.hook_token_embed, hook], view.W_E.dtype)
-        if resume is not None and (resume.provenance != came_from or not torch.equal(resume.token.id, tokens.id)):
-            raise ValueError(f"resume= is a result of {self!r} on the same model and prompts; another one came")
+        if resume is not None:
+            same = all(torch.equal(getattr(resume.token, name), getattr(tokens, name)) for name in ("id", "prompt"))
+            if resume.provenance != came_from or not same:
+                raise ValueError(f"resume= is a result of {self!r} on the same model and prompts; another one came")
+            view.refuse_other("resume= is a result", resume.provenance, resume.embed_mean)
+        if self.k > view.d_vocab:
+            raise ValueError(f"k={self.k} entries were asked for and {view.name} has {view.d_vocab}")
         if resume is None:
             value = torch.full((len(every), len(labels), view.d_vocab), torch.nan)
             ascended = torch.full((len(every), len(labels)), torch.nan)
@@ -232,7 +244,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
             for i, place in enumerate(every):
                 untried = value[i, 0].isnan().nonzero().flatten()
                 for ids in untried.split(place.batch) if len(untried) else ():
-                    value[i, :, ids] = read(place.searched(hook, ids)).float().cpu().T
+                    value[i, :, ids] = finite(hook, read(place.searched(hook, ids))).cpu().T
                     bar.update(len(ids))
         return NeuronFeaturesResult(
             token=tokens,
@@ -244,6 +256,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
             nearest=nearest,
             pull=pull,
             path=self._path(view, len(labels)),
+            embed_mean=view.embed_mean,
             provenance=came_from,
         )
 
@@ -255,24 +268,24 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
     def _reader(self, view: ModelView, hook: str) -> Callable[[Tensor], Tensor]:
         """What makes the units' activations of the activation that holds them."""
         if self.directions is not None:
-            if self.directions.ndim != 2 or self.directions.shape[1] != view.d_model:
+            if self.directions.ndim != 2 or self.directions.shape[1] != view.d_model or not len(self.directions):
                 raise ValueError(
                     f"directions is [unit d_model] with d_model {view.d_model}; {tuple(self.directions.shape)} came"
                 )
-            along = self.directions.detach().float().to(view.device)
-            return lambda states: states.float() @ along.T
+            along = self.directions.detach().clone().float().to(view.device)
+            if not along.isfinite().all():
+                raise ValueError("directions hold numbers that are not finite: look at what made them")
+            return lambda states: states @ along.T
         if self.units is None:
             return lambda states: states.sum(-1, keepdim=True)
         width = view.activations(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool), [hook])
-        n = width[hook].shape[-1]
-        for number in self.units:
-            if not 0 <= number < n:
-                raise ValueError(f"unit {number} was asked for and {hook} of {view.name} has units 0 to {n - 1}")
-        return lambda states: states[..., list(self.units or ())]
+        units = view.units(self.units, hook, width[hook].shape[-1])
+        return lambda states: states[..., units]
 
     def _path(self, view: ModelView, n: int) -> Float[Tensor, "unit vocab"]:
         """The units' entries in the embeddings themselves."""
-        if self.at == "neuron" or (self.units is None and self.directions is None):
+        in_stream = self.at.startswith("resid") and view.W_E.shape[1] == view.d_model
+        if not in_stream or (self.units is None and self.directions is None):
             return torch.full((n, view.d_vocab), torch.nan)
         rows = view.token_embeddings.float().cpu()
         if self.directions is not None:
@@ -289,19 +302,20 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
         directions, true = normalize(vocabulary, dim=-1), vocabulary[ids]
         varied = place.varied.to(true.device)[:, None]
         n, reached, nearest, pull = len(self._labels()), [], [], []
-        for u in range(n):
-            random = torch.Generator().manual_seed(zlib.crc32(ids.numpy().tobytes(), self.seed + u) % 2**32)
+        for u, number in enumerate(self.units or range(n)):
+            random = torch.Generator().manual_seed(zlib.crc32(ids.numpy().tobytes(), self.seed + number) % 2**32)
             noise = torch.randn(self.restarts, *true.shape, generator=random).to(true)
             soft = (length * normalize(noise, dim=-1)).requires_grad_()
             optimiser = torch.optim.Adam([soft], lr=RATE * spread, maximize=True)
             for step in range(self.steps + 1):
                 now = torch.where(varied, soft, true)
-                activation = read(place.at(view.from_embeddings(now, [hook])[0]))[:, u].float()
+                states = view.from_embeddings(now, ids.expand(self.restarts, -1), [hook])[0]
+                activation = read(place.at(states))[:, u]
                 (slope,) = torch.autograd.grad(activation.sum(), now)
                 if step == 0:
                     pull.append(slope.norm(dim=-1).mean(0).cpu())
                 if step == self.steps:
-                    best = int(activation.argmax())
+                    best = int(activation.nan_to_num(-torch.inf).argmax())
                     reached.append(activation[best].detach().cpu())
                     found = (now[best].detach() @ directions.T).topk(self.k).indices
                     nearest.append(torch.where(varied, found, -1).cpu())
@@ -333,14 +347,14 @@ class _Place:
 
     def at(self, states: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch width"]:
         """The mean over the tokens that are varied."""
-        return states[:, self.varied.to(states.device)].mean(1)
+        return states[:, self.varied.to(states.device)].float().mean(1)
 
     def searched(self, hook: str, ids: Int[Tensor, " candidate"]) -> Float[Tensor, "candidate width"]:
         """The activation with each of these tokens in place; what stands after a decoder's token cannot matter."""
         if self._continues:
             if self._following is None:
                 self._following = Continuation(self.view, self.tokens.id[: int(self.varied.nonzero())], hook)
-            return self._following.states(ids)
+            return self._following.states(ids).float()
         filled = torch.where(self.varied, ids[:, None], self.tokens.id)
         return self.at(self.view.activations(filled, torch.ones_like(filled, dtype=torch.bool), [hook])[hook])
 

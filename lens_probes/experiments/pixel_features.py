@@ -39,6 +39,7 @@ from lens_probes.model import ImageView, ReadPoint
 from lens_probes.probe import Experiment
 from lens_probes.result import Provenance, Result
 from lens_probes.result import unit as in_units
+from lens_probes.run import finite
 
 IMAGES_PER_BATCH = 32
 SHOWN = 4  # restarts of a unit in the figure
@@ -139,8 +140,6 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
                 raise ValueError(f"PixelFeatures({name}=...) is {least} or more; {getattr(self, name)} came")
         if not self.rate > 0:
             raise ValueError(f"PixelFeatures(rate=...) is above 0; {self.rate} came")
-        if not len(self.units):
-            raise ValueError("PixelFeatures(units=[]) names no unit: list their numbers")
 
     def run(  # pyright: ignore[reportIncompatibleMethodOverride]  (its prompts are images)
         self, model: Any, images: Float[Tensor, "image channel height width"], *, progress: bool = True
@@ -151,21 +150,25 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
         hook = view.hook_neurons(layer) if self.at == "neuron" else view.hook(self.at, layer)
         images = self._checked(view, images)
         given = torch.cat([view.activation(some, hook) for some in images.split(IMAGES_PER_BATCH)])
-        self._check_place(view, hook, given)
-        value = self._read(given).float().cpu()
+        units = view.units(self.units, hook, given.shape[-1])
+        if self.position is not None and not -given.shape[1] <= self.position < given.shape[1]:
+            raise ValueError(
+                f"position {self.position} was asked for and images have {given.shape[1]} tokens in {view.name}"
+            )
+        value = self._read(given).cpu()
         low, high = images.amin((0, 2, 3)), images.amax((0, 2, 3))
         ends: list[tuple[Tensor, Tensor]] = []
         try:
-            for u in tqdm(range(len(self.units)), desc="ascending", unit="unit", disable=not progress):
+            for u in tqdm(range(len(units)), desc="ascending", unit="unit", disable=not progress):
                 ends.append(self._ascend(view, hook, u, images, low, high))
         except KeyboardInterrupt:
             if not ends:
                 raise
-            tqdm.write(f"interrupted after {len(ends)} of {len(self.units)} units")
+            tqdm.write(f"interrupted after {len(ends)} of {len(units)} units")
         ascended, pixels = (torch.stack(each).cpu() for each in zip(*ends, strict=True))
         value = value[:, : len(ends)]
         return PixelFeaturesResult(
-            unit=tuple(str(number) for number in self.units)[: len(ends)],
+            unit=tuple(str(number) for number in units)[: len(ends)],
             value=value,
             ascended=ascended,
             pixels=pixels,
@@ -192,18 +195,13 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
             )
         if not images.isfinite().all():
             raise ValueError("images hold numbers that are not finite: look at what made them")
-        return images.detach().float().cpu()
-
-    def _check_place(self, view: ImageView, hook: str, given: Float[Tensor, "image position width"]) -> None:
-        _, n, width = given.shape
-        for number in self.units:
-            if not 0 <= number < width:
-                raise ValueError(f"unit {number} was asked for and {hook} of {view.name} has units 0 to {width - 1}")
-        if self.position is not None and not -n <= self.position < n:
-            raise ValueError(f"position {self.position} was asked for and images have {n} tokens in {view.name}")
+        images = images.detach().clone().float().cpu()
+        if not images.std((0, 2, 3)).sum() > 0:
+            raise ValueError("every channel of these images is constant: there is no range to ascend in")
+        return images
 
     def _read(self, states: Float[Tensor, "image position width"]) -> Float[Tensor, "image unit"]:
-        read = states[..., list(self.units)]
+        read = finite("units", states[..., list(self.units)].float())
         return read.mean(1) if self.position is None else read[:, self.position]
 
     def _ascend(
@@ -220,18 +218,20 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
         for step in range(self.steps):
             down, right = torch.randint(-self.jitter, self.jitter + 1, (2,), generator=random).tolist()
             read = self._read(view.activation(pixels.roll((down, right), (2, 3)), hook))
-            (pixels.grad,) = torch.autograd.grad(read[:, u].float().sum(), pixels)
+            (pixels.grad,) = torch.autograd.grad(read[:, u].sum(), pixels)
             optimiser.step()
             with torch.no_grad():
                 pixels.copy_(blurred(pixels, self.blur * (1 - (step + 1) / self.steps)).clamp(least, most))
         found = pixels.detach()
-        return self._read(view.activation(found, hook))[:, u].float(), found
+        return self._read(view.activation(found, hook))[:, u], found
 
 
 def blurred(
     images: Float[Tensor, "image channel height width"], width: float
 ) -> Float[Tensor, "image channel height width"]:
     """Images through a Gaussian of this standard deviation in pixels; what is beyond an edge is its mirror image.
+
+    The Gaussian ends at three standard deviations, and within the image.
 
     >>> bar = torch.tensor([0.0, 0.0, 4.0, 0.0, 0.0]).expand(1, 1, 5, 5)
     >>> blurred(bar, 1.0)[0, 0, 0].round(decimals=2)

@@ -13,8 +13,9 @@ query), J = d h[query] / d e[source]:
 
 |J|^2 is estimated as the mean of |v J|^2 over seeded random v with independent normal entries; its standard error, from
 the spread over v, is `error`. A query's sources are all that it may depend on: spread evenly over n of them the width
-is n and every share 1 / n, which every summary has beside it. That early tokens matter for more queries follows from
-the mask alone: source s of T tokens has T - s queries. `compare_with` puts an untrained model beside it.
+is n and every share 1 / n, which every summary has beside it; windows of local attention count as the model's own. That
+early tokens matter for more queries follows from the mask alone: source s of T tokens has T - s queries. `compare_with`
+puts an untrained model beside it.
 
 Takes one backward pass a layer and projection for every batch of queries (about 512 tokens: each query has a copy of
 its prompt).
@@ -41,7 +42,7 @@ from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.prompts import PairTable, Prompts, Tokens, concatenate, tokenize
 from lens_probes.result import Result, unit
-from lens_probes.run import TOKENS_PER_BATCH, provenance
+from lens_probes.run import TOKENS_PER_BATCH, finite, provenance
 
 SUMMARIES = ("width", "distance", "own", "first", "early")
 NULL = "a prompt's summary in the one model is as likely that in the other; a false-discovery rate over layers"
@@ -69,7 +70,7 @@ class PositionReachResult(Result):
         """Each source's part of the reach of its query."""
         of_query = self._query_of()
         total = torch.zeros(len(self.layer), int(of_query.max()) + 1).index_add(1, of_query, self.reach)
-        return self.reach / total[:, of_query]
+        return self.reach / total[:, of_query].clamp(min=1e-30)
 
     def square(self, prompt: int) -> Float[Tensor, "layer query key"]:
         """The shares of one prompt, 0 where a query cannot depend on a source."""
@@ -121,6 +122,8 @@ class PositionReachResult(Result):
             columns = torch.stack([total, even.expand_as(total), total / even, mean_reach])
             for source in asks.nonzero().flatten().tolist():
                 found.setdefault(source, []).append((tokens.id.tolist(), columns[:, :, source].numpy()))
+        if not found:
+            raise ValueError("there are special tokens only here, which are left out: pass text")
         rows = []
         for source, of_prompts in sorted(found.items()):
             total, even, ratio, reach = np.stack([each for _, each in sorted(of_prompts, key=lambda p: p[0])], axis=-1)
@@ -166,18 +169,18 @@ class PositionReachResult(Result):
 
     def _summaries(self) -> tuple[Float[np.ndarray, "summary layer prompt"], Float[np.ndarray, "summary prompt"]]:
         """Every summary of every prompt, prompts in the order of their ids, and its value at even shares."""
-        found, evens, keys = [], [], []
-        for _, tokens, share, _, may in self._prompts():
+        found, evens, asked = [], [], []
+        for number, tokens, share, _, may in self._prompts():
             asks = ~tokens.special & (may.sum(1) > 1)
             if not asks.any():
                 continue
             even = may / may.sum(1, keepdim=True)
             found.append(summaries(share, may)[:, :, asks].mean(-1))
             evens.append(summaries(even[None].double(), may)[:, 0, asks].mean(-1))
-            keys.append(tokens.id.tolist())
+            asked.append(number)
         if not found:
             raise ValueError("no token here depends on two sources or more: pass prompts of two tokens or more")
-        order = sorted(range(len(keys)), key=keys.__getitem__)
+        order = statistics.prompt_order(self.token[torch.isin(self.token.prompt, torch.tensor(asked))])
         return torch.stack(found, dim=-1)[..., order].numpy(), torch.stack(evens, dim=-1)[..., order].numpy()
 
     def figure(self) -> go.Figure:
@@ -282,11 +285,10 @@ class PositionReach(Experiment[PositionReachResult]):
         squares = torch.zeros(self.projections, len(hooks), n, n)
         for some in torch.arange(n).split(max(1, TOKENS_PER_BATCH // n)):
             squares[:, :, some] = squared_gradients(view, tokens.id, some, hooks, directions[:, :, some])
-        norm = squares.mean(0).sqrt()
+        norm = finite("derivative", squares.mean(0).sqrt())
         spread = squares.std(0) / self.projections**0.5  # of the square; the root's error is that over twice the root
         error = spread / (2 * norm.clamp(min=1e-30))
-        embedding = view.activations(tokens.id[None], torch.ones(1, n, dtype=torch.bool), [view.hook_token_embed])
-        length = embedding[view.hook_token_embed][0].float().norm(dim=-1).cpu()
+        length = view.token_embeddings[tokens.id.to(view.device)].float().norm(dim=-1).cpu()
         pair = PairTable(torch.full_like(query, number), query, source)
         return pair, norm[:, query, source], torch.where(norm > 0, error, 0)[:, query, source], length[source]
 

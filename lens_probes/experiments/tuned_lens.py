@@ -139,7 +139,7 @@ class TunedLens(Experiment[TunedLensResult]):
         batches = islice(_batches(tokens, self.tokens_per_step, self.seed), fit.step, self.steps)
         bar = tqdm(batches, desc="fitting", unit="step", disable=not progress, initial=fit.step, total=self.steps)
         try:
-            with torch.inference_mode(False), undisturbed(view.model):
+            with undisturbed(view.model):
                 for batch in bar:
                     ids, mask = pad(batch, view)
                     reading = Reading(view, batch, view.activations(ids, mask, hooks), mask)
