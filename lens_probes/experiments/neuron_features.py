@@ -142,7 +142,7 @@ class NeuronFeaturesResult(Result):
             x_title="place among all tokens",
             y_title="unit",
             colour_title="activation",
-            text=[[figures.visible(self.vocab[i], 12) for i in row] for row in ids.tolist()],
+            text=[[figures.visible(self.vocab[i], 10) for i in row] for row in ids.tolist()],
         )
 
     def figure_positions(self, prompt: int = 0) -> go.Figure:
