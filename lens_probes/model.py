@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -94,6 +95,8 @@ class View:
             raise TypeError(f"layers={layers} is one number: write layers=[{layers}], or None for all layers")
         asked = tuple(range(self.n_layers)) if layers is None else tuple(layers)
         for layer in asked:
+            if not isinstance(layer, Integral):
+                raise TypeError(f"layers are whole numbers, counted from 0; {layer!r} came")
             if not -self.n_layers <= layer < self.n_layers:
                 raise ValueError(f"layer {layer} was asked for and {self.name} has layers 0 to {self.n_layers - 1}")
         if not asked or len({layer % self.n_layers for layer in asked}) < len(asked):
@@ -113,6 +116,13 @@ class View:
                 f"no state between them): use one of {', '.join(present)}"
             )
         return name
+
+    def hook_units(self, at: Literal["neuron"] | ReadPoint, layer: int) -> str:
+        """The activation that holds a layer's neurons, or the units of a read point."""
+        if at != "neuron" and at not in READ_POINTS:
+            raise ValueError(f"at={at!r} is not one of neuron, {', '.join(READ_POINTS)}")
+        (layer,) = self.layers([layer])
+        return self.hook_neurons(layer) if at == "neuron" else self.hook(at, layer)
 
     def hook_neurons(self, layer: int) -> str:
         """The activation that holds each neuron's value after the activation function (and its gate)."""

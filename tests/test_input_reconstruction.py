@@ -95,7 +95,7 @@ def test_what_is_not_found_is_said_and_ends_the_prompt():
         given_up = int((result.found[own] >= 0).sum())
         assert given_up < 3 and result.tried[own][given_up] == 2 and (result.tried[own][given_up + 1 :] == -1).all()
         assert result.found[own][given_up:].eq(-1).all() and result.distance[own][given_up:].isnan().all()
-        assert result.correct[own][given_up:].eq(0).all()
+        assert result.correct[own][given_up] == 0 and result.correct[own][given_up + 1 :].isnan().all()
     assert result.exact.tolist() == [0.0, 0.0]
     table = result.gave_up()
     assert table["prompt"].tolist() == [0, 1] and table["tried"].tolist() == [2, 2]
@@ -117,6 +117,8 @@ def test_what_was_never_asked_counts_for_no_candidates():
     asked = result.tried > 0
     assert asked.sum() == 2 and (result.tried[~asked] == -1).all()
     assert result.by_word_class()["median_tried"].dropna().eq(5).all()
+    assert result.by_word_class()["tokens"].sum() == 2 and result.by_position()["tokens"].tolist() == [2]
+    assert result.table()["found"].tolist() == list(result.found_text.text)
     table = result.compare(of="tried")
     assert table[["content_tokens", "function_tokens"]].sum(axis=1).item() == 2
 
@@ -245,6 +247,10 @@ def test_two_models_are_compared_at_equal_loss():
     cosine = replace(one, provenance=replace(one.provenance, probe="InputReconstruction(loss='cosine')"))
     with pytest.raises(ValueError, match="two models are compared by the same experiment"):
         one.compare_with(cosine)
+    with pytest.raises(TypeError, match="InputReconstructionResult is compared with another; str came"):
+        one.compare_with("x")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="what each token has is found, correct"):
+        one.compare(of="accuracy")
 
 
 def test_an_interrupt_leaves_the_prompts_done(monkeypatch):

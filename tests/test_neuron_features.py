@@ -1,5 +1,7 @@
 """NeuronFeatures: brute force, ascents that climb, the path past all layers, contexts, resuming, refusals."""
 
+from typing import Any
+
 import pandas as pd
 import pytest
 import torch
@@ -13,7 +15,7 @@ from lens_probes.testing import PROMPTS, assert_same, check_experiment
 TEXT = "The old man the boat."
 
 
-def features(layer=1, units=(3, 5), **settings):
+def features(layer: Any = 1, units=(3, 5), **settings):
     return lp.NeuronFeatures(layer, units, **{"steps": 3, "restarts": 2} | settings)
 
 
@@ -205,6 +207,8 @@ def test_what_cannot_be_asked_is_said():
         features(position=9).run(tiny.bridge("gpt2"), [[5]])
     with pytest.raises(ValueError, match="prompt 0 has special tokens only: there is nothing to vary"):
         features(position=None).run(tiny.bridge("llama"), [[1]])
+    with pytest.raises(TypeError, match="layers are whole numbers, counted from 0; '5' came"):
+        features("5").run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match="layer 7 was asked for and tiny-gpt2 has layers 0 to 2"):
         features(7).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match="only the residual stream holds the embedding"):

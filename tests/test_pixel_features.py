@@ -154,12 +154,12 @@ def test_it_refuses(images):
         ({"units": [64]}, "unit 64 was asked for and .* units 0 to 63"),
         ({"position": 17}, "position 17 was asked for and images have 17 tokens"),
         ({"layer": 3}, "layers 0 to 2"),
-        ({"at": "resid"}, "read point 'resid'"),
+        ({"at": "resid"}, "at='resid' is not one of neuron, resid_pre"),
     ):
         with pytest.raises(ValueError, match=says):
             features(**settings).run(model, images, progress=False)
     for wrong in (images[0], images[:, :, :8], images[:0], "a picture", images.numpy()):
-        with pytest.raises(ValueError, match=r"images are \[image channel height width\] with 3 16 16"):
+        with pytest.raises(ValueError, match=r"images are a tensor \[image channel height width\] with 3 16 16"):
             features().run(model, wrong, progress=False)
     for units in (3, None, [2.5]):
         with pytest.raises(TypeError, match=r"list their numbers, as units=\[3\]"):

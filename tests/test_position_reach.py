@@ -121,6 +121,10 @@ def test_two_models_are_compared_prompt_by_prompt():
     assert (itself["difference"] == 0).all() and (itself["p"] == 1).all()
     with pytest.raises(ValueError, match="the same prompts and layers"):
         one.compare_with(lp.PositionReach(projections=2, layers=[0]).run(model, texts, progress=False))
+    with pytest.raises(ValueError, match="compared by the same experiment"):
+        one.compare_with(lp.PositionReach(projections=3, layers=[0, 2]).run(model, texts, progress=False))
+    with pytest.raises(TypeError, match="PositionReachResult is compared with another; str came"):
+        one.compare_with("x")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="other token ids"):
         one.compare_with(reach.run(model, [*texts[:-1], "Bees find their den."], progress=False))
 
@@ -154,7 +158,7 @@ def test_figures_show_what_is_stored():
     assert [list(row) for row in drawn.z] == result.square(2)[1].tolist()
     table = result.by_layer()
     line = next(trace for trace in result.figure().data if trace.name == "mean over prompts")
-    assert list(line.y) == table[table["summary"] == "width"]["mean"].tolist()
+    assert list(line.y) == table[table["summary"] == "width"]["ratio"].tolist()
 
 
 @pytest.mark.usefixtures("as_users_run_it")

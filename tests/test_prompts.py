@@ -83,7 +83,7 @@ def test_no_prompts_are_refused(prompts: Any) -> None:
         (2.5, "float"),
         (None, "NoneType"),
         (np.array([4, 5]), "ndarray"),
-        ({"one", "two"}, "set"),
+        pytest.param({"one", "two"}, "set", id="set"),
         pytest.param((text for text in ("one", "two")), "generator", id="generator"),  # its repr differs in every run
         ([1.0, 2.0], "1.0"),
         ([[1.0, 2.0]], r"\[1.0, 2.0\]"),

@@ -19,7 +19,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
     for block in blocks:
         exec(block, names)
 
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert isinstance(names["result"], lp.RankShiftResult)
     assert (tmp_path / "ranks.safetensors").is_file()
 

@@ -13,7 +13,7 @@ this search's reach: a success shows what a layer holds, a failure only that thi
 checks candidates for the next one by a forward pass, in an order that the gradient gives, and takes the closest that
 has |h - h*| <= tolerance |h*|. Special tokens, which the tokenizer adds, are given in both.
 
-    accuracy = share of tokens found, up to equal vocabulary rows                                            0 to 1
+    accuracy = share of the tokens asked for that are found again; equal vocabulary rows count as one token  0 to 1
     yardstick[token] = |h(e* + noise) - h*|, the noise 1/20 of the embeddings' standard deviation     in units of h
 
 Beside it: decoding alone (the nearest entry of e* + noise), tokens drawn by their frequency in the other prompts, and
@@ -42,7 +42,7 @@ from lens_probes import figures, statistics
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Table, Tokens, prompt_table, tokenize
-from lens_probes.result import Result, unit
+from lens_probes.result import Result, schema, unit
 from lens_probes.run import finite, provenance
 
 Method = Literal["gradient", "sequential"]
@@ -75,12 +75,16 @@ class InputReconstructionResult(Result):
     found_text: Texts
     found: Int[Tensor, " token"] = field(metadata=unit("token id found, -1 if none was", low=-1))
     correct: Float[Tensor, " token"] = field(
-        metadata=unit("1 if that is the token, up to equal vocabulary rows; missing for special tokens", low=0, high=1)
+        metadata=unit(
+            "1 if that is the token (or has its vocabulary row); missing if special or not asked", low=0, high=1
+        )
     )
     decoded: Float[Tensor, " token"] = field(
         metadata=unit("1 if the token's embedding plus noise decodes to it", low=0, high=1)
     )
-    tried: Int[Tensor, " token"] = field(metadata=unit("candidates checked; -1 where there was no search", low=-1))
+    tried: Int[Tensor, " token"] = field(
+        metadata=unit("candidates checked, 32 at a time; -1 where no search was", low=-1)
+    )
     distance: Float[Tensor, " token"] = field(metadata=unit("|h(found) - h*|; missing if none was found", low=0))
     soft_distance: Float[Tensor, " token"] = field(metadata=unit("|h(e) - h*| of the soft embeddings", low=0))
     yardstick: Float[Tensor, " token"] = field(metadata=unit("|h(e* + noise) - h*|", low=0))
@@ -103,13 +107,20 @@ class InputReconstructionResult(Result):
 
     @property
     def accuracy(self) -> Float[Tensor, " prompt"]:
-        """The share of each prompt's tokens that was found."""
+        """The share of each prompt's tokens that was found, of those asked for: a search ends where it gives up."""
         return torch.stack([self.correct[self.token.prompt == number].nanmean() for number in self.prompt.prompt])
 
     @property
     def exact(self) -> Float[Tensor, " prompt"]:
         """1 where the whole prompt was found."""
-        return (self.accuracy == 1).float()
+        right = (self.correct == 1) | self.token.special
+        return torch.stack([right[self.token.prompt == number].all() for number in self.prompt.prompt]).float()
+
+    def table(self) -> pd.DataFrame:
+        """A row a token: what it is, what was found in its place, and how."""
+        columns = {name: getattr(self, name).numpy() for name in ("correct", "tried", "distance", "yardstick")}
+        token = self.token.to_frame()[["prompt", "position", "text", "word_class"]]
+        return token.assign(found=list(self.found_text.text), **columns)
 
     def by_position(self) -> pd.DataFrame:
         """A row a position: accuracy with its interval over prompts, and what it stands beside."""
@@ -131,6 +142,9 @@ class InputReconstructionResult(Result):
 
         See `statistics.compare`: a half is no difference. The null permutes the classes among a prompt's words.
         """
+        known = [name for name, axes in schema(type(self)).axes.items() if axes == ("token",)]
+        if of not in known:
+            raise ValueError(f"compare(of={of!r}): what each token has is {', '.join(known)}")
         values = getattr(self, of).double().numpy()[None]
         return statistics.compare(np.where(values < 0, np.nan, values), self.token, first, second).drop(columns="unit")
 
@@ -140,6 +154,8 @@ class InputReconstructionResult(Result):
         At equal loss each prompt is looked at where its loss first fell to the larger of the two lowest losses. The
         interval of the difference resamples prompts; the null of p swaps the two models at random, prompt by prompt.
         """
+        if not isinstance(other, InputReconstructionResult):
+            raise TypeError(f"an InputReconstructionResult is compared with another; {type(other).__name__} came")
         if self.token.id.tolist() != other.token.id.tolist() or self.prompt.text != other.prompt.text:
             raise ValueError("two results are compared on the same prompts, and these have other ones")
         if self.provenance.probe != other.provenance.probe:
@@ -183,7 +199,7 @@ class InputReconstructionResult(Result):
         correct, decoded, chance, tried = (
             each.double().numpy()[order] for each in (self.correct, self.decoded, self.chance, self.tried)
         )
-        asked = ~tokens.special.numpy() & (label != "")
+        asked = ~np.isnan(correct) & (label != "")
         prompt, rows = tokens.prompt.numpy(), []
         for each in sorted(set(label[asked])):
             own = asked & (label == each)
@@ -218,16 +234,22 @@ class InputReconstructionResult(Result):
         decode = figures.Line("decoding alone", list(table["decode_only"]), colour=figures.INK, dashed=True)
         chance = figures.Line("drawn by frequency", list(table["chance"]), colour=figures.GREY, dashed=True)
         lines = [own, decode] if self.chance.isnan().all() else [own, decode, chance]
-        ratio = (self.soft_distance if self.tried.max() < 0 else self.distance) / self.yardstick
-        known = {position: ratio[self.token.position == position].nanmedian() for position in table["position"]}
-        apart = figures.Line("median of state distance / yardstick", [float(each) for each in known.values()])
+        descent = self.tried.max() < 0
+        ratio = ((self.soft_distance if descent else self.distance) / self.yardstick).double().numpy()
+        at = self.token.position.numpy()
+        medians = [pd.Series(ratio[at == position]).median() for position in table["position"]]
+        apart = figures.Line(f"median, of the {'soft embeddings' if descent else 'tokens found'}", medians)
         one = figures.Line("the yardstick", [1.0] * len(table), colour=figures.GREY, dashed=True)
         return figures.lines(
-            {"share of tokens found": lines, "distance / yardstick": [apart, one]},
+            {"share of tokens found": lines, "state distance / yardstick": [apart, one]},
             [str(position) for position in table["position"]],
-            title=f"How much of the input is still in {self.provenance.hooks[-1]}?\n{self.provenance.describe()}",
+            title=f"What can be found again {self._how()}?\n{self.provenance.describe()}",
             x_title="position in the prompt",
         )
+
+    def _how(self) -> str:
+        way = "by descent" if self.tried.max() < 0 else "by search"
+        return f"from {self.provenance.hooks[-1]}, {way}"
 
     def figure_prompt(self, prompt: int = 0) -> go.Figure:
         """The tokens of a prompt, and those that were found in their places."""
@@ -238,7 +260,7 @@ class InputReconstructionResult(Result):
             [[1.0] * len(rows), correct],
             x=[str(i) for i in range(len(rows))],
             y=["prompt", "found"],
-            title=f"What was found of prompt {prompt} in {self.provenance.hooks[-1]}?\n{self.provenance.describe()}",
+            title=f"Prompt {prompt} {self._how()}\n{self.provenance.describe()}",
             x_title="position in the prompt",
             y_title="",
             colour_title="the same token",
@@ -341,9 +363,10 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
         if until:
             distance[:until] = (task.states(found[:until]) - goal[:until]).norm(dim=-1).cpu()
         special = own.special
+        unasked = special | (torch.arange(len(own)) > until)
         return _Found(
             found=found,
-            correct=task.same(found, own.id).float().masked_fill(special, torch.nan),
+            correct=task.same(found, own.id).float().masked_fill(unasked, torch.nan),
             decoded=task.same(task.nearest(noisy), own.id).float().masked_fill(special, torch.nan),
             tried=tried,
             distance=distance,
@@ -405,7 +428,8 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
             if search.found < 0:
                 break
         apart = torch.full(own.id.shape, torch.nan)
-        right = task.same(found, own.id)[~own.special].float().mean()[None]
+        asked = (tried > 0) & ~own.special
+        right = task.same(found, own.id)[asked].float().mean()[None]
         loss = torch.tensor([torch.nan])
         if (found >= 0).all():
             loss = of_states(self.loss, task.states(found)[~own.special], goal[~own.special])[None]

@@ -141,7 +141,7 @@ class NeuronFeaturesResult(Result):
             title=f"Which tokens excite units of {self.provenance.hooks[-1]}?\n{self.provenance.describe()}",
             x_title="place among all tokens",
             y_title="unit",
-            colour_title="activation",
+            colour_title="mean activation",
             text=[[figures.visible(self.vocab[i], 10) for i in row] for row in ids.tolist()],
         )
 
@@ -167,8 +167,9 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
 
     `units`: their numbers, or None for the sum of all. `at`: "neuron", or a read point, where `directions`
     [unit d_model] may take the units' place. `position` counts the tokens of a prompt (-1 the last, on BERT `[SEP]`);
-    None varies and reads all tokens but special ones. Interrupted, it gives what is done; `run(..., resume=result)`
-    goes on from there.
+    None varies and reads all tokens but special ones. A search passes the whole vocabulary through the layers below,
+    once a prompt; on encoders and for None all tokens of the prompt with it, through the whole model. Interrupted, it
+    gives what is done; `run(..., resume=result)` goes on from there.
 
     >>> import lens_probes as lp
     >>> result = lp.NeuronFeatures(1, units=[3, 5], steps=5).run(lp.tiny.bridge(), "Time flies.", progress=False)
@@ -212,8 +213,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
     ) -> NeuronFeaturesResult:
         """The ascents of all prompts, then the search, a batch of vocabulary entries at a time."""
         view = ModelView(model)
-        (layer,) = view.layers([self.layer])
-        hook = view.hook_neurons(layer) if self.at == "neuron" else view.hook(self.at, layer)
+        hook = view.hook_units(self.at, self.layer)
         tokens = tokenize(prompts, view)
         read = self._reader(view, hook)
         every = [_Place(view, own, self.position) for _, own in tokens.by_prompt()]

@@ -14,7 +14,7 @@ pattern may stand anywhere, so that even one feature need not be alike pixel by 
 
 A neuron is flat where it is off: an ascent that starts there stays, and what the others find is the answer. `blur` and
 `jitter` keep the ascent from patterns of single pixels: after each step a Gaussian blur whose width falls to
-nothing, before each a shift by some pixels at random.
+nothing, before each a shift by some pixels at random (what an ascent came to is read without it).
 
 Source: blbadger.github.io, "Language Model Features" (features of vision transformers); Mordvintsev et al. 2015,
 "Inceptionism"; Olah et al. 2017, "Feature Visualization", doi.org/10.23915/distill.00007.
@@ -90,10 +90,11 @@ class PixelFeaturesResult(Result):
         return pd.DataFrame(rows)
 
     def figure(self) -> go.Figure:
-        """A row a unit: the image given that excites it most, and what ascents came to, the highest first."""
+        """A row a unit: the image given that excites it most, and the highest four ascents' ends, with activations."""
         rows = []
         for i, name in enumerate(self.unit):
-            pictures = [(f"best image: {self.value[:, i].max():.3g}", self._shown(self.best[i]))]
+            best = int(self.value[:, i].argmax())
+            pictures = [(f"image {best}: {self.value[best, i]:.3g}", self._shown(self.best[i]))]
             for place in self.ascended[i].argsort(descending=True)[:SHOWN].tolist():
                 pictures.append((f"ascent: {self.ascended[i, place]:.3g}", self._shown(self.pixels[i, place])))
             rows.append((f"unit {name}", pictures))
@@ -146,8 +147,7 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
     ) -> PixelFeaturesResult:
         """The images, as the model's processor makes them, are searched first; then every unit's ascents."""
         view = ImageView(model)
-        (layer,) = view.layers([self.layer])
-        hook = view.hook_neurons(layer) if self.at == "neuron" else view.hook(self.at, layer)
+        hook = view.hook_units(self.at, self.layer)
         images = self._checked(view, images)
         given = torch.cat([view.activation(some, hook) for some in images.split(IMAGES_PER_BATCH)])
         units = view.units(self.units, hook, given.shape[-1])
@@ -190,8 +190,8 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
         came = tuple(getattr(images, "shape", ())) or type(images).__name__
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1:] != view.shape or not len(images):
             raise ValueError(
-                f"images are [image channel height width] with {' '.join(map(str, view.shape))} for {view.name}, as "
-                f"its processor makes them; {came} came"
+                f"images are a tensor [image channel height width] with {' '.join(map(str, view.shape))} for "
+                f"{view.name}, as its processor makes them; {came} came"
             )
         if not images.isfinite().all():
             raise ValueError("images hold numbers that are not finite: look at what made them")

@@ -8,7 +8,8 @@ query), J = d h[query] / d e[source]:
     share                            = reach / sum over sources of reach         0 to 1
     width[layer, query]              = exp(entropy of share over sources)        1 to the number of sources
     distance[layer, query]           = sum over sources of share |query - source|           in tokens
-    early[layer, query]              = the share of the first half of the sources           0 to 1
+    own, first, early[layer, query]  = the share of the token itself, of the first source (often
+                                       a special token), of the first half of the sources   0 to 1
     total[layer, source]             = sum over queries of share                            even: sum of 1 / sources
 
 |J|^2 is estimated as the mean of |v J|^2 over seeded random v with independent normal entries; its standard error, from
@@ -140,10 +141,17 @@ class PositionReachResult(Result):
 
         Its interval resamples prompts; p swaps the two models at random, prompt by prompt; q is over layers.
         """
+        if not isinstance(other, PositionReachResult):
+            raise TypeError(f"a PositionReachResult is compared with another; {type(other).__name__} came")
         if self.layer != other.layer or self.token.prompt.tolist() != other.token.prompt.tolist():
             raise ValueError("two results are compared on the same prompts and layers, and these have other ones")
         if self.token.id.tolist() != other.token.id.tolist():
             raise ValueError("two results are compared on the same prompts, and these have other token ids")
+        if self.provenance.probe != other.provenance.probe:  # noise of other projections looks like narrower reach
+            raise ValueError(
+                f"two models are compared by the same experiment, and {self.provenance.probe} and "
+                f"{other.provenance.probe} came"
+            )
         frames = []
         for name, own, others in zip(SUMMARIES, self._summaries()[0], other._summaries()[0], strict=True):
             low, high = statistics.mean_interval(own - others)
@@ -184,20 +192,20 @@ class PositionReachResult(Result):
         return torch.stack(found, dim=-1)[..., order].numpy(), torch.stack(evens, dim=-1)[..., order].numpy()
 
     def figure(self) -> go.Figure:
-        """Width, own, first and early share by layer, with what even shares would give."""
+        """Width, distance, own and early share by layer, each over what even shares would give."""
         table = self.by_layer()
         titles = {
-            "width": "effective width (tokens)",
-            "own": "share of the token itself",
-            "first": "share of the first token",
-            "early": "share of the first half",
+            "width": "effective width / even",
+            "distance": "mean distance / even",
+            "own": "share of the token itself / even",
+            "early": "share of the first half / even",
         }
         panels = {}
         for name, title in titles.items():
             rows = table[table["summary"] == name]
-            even = figures.Line("even over all sources", list(rows["even"]), colour=figures.GREY, dashed=True)
-            mean, low, high = (list(rows[each]) for each in ("mean", "low", "high"))
+            mean, low, high = (list(rows[each]) for each in ("ratio", "ratio_low", "ratio_high"))
             line = figures.Line("mean over prompts", mean, low, high, figures.CHOSEN)
+            even = figures.Line("even over all sources", [1.0] * len(mean), colour=figures.GREY, dashed=True)
             panels[title] = [line, even]
         return figures.lines(
             panels, self.layer, title=f"How far back do states depend?\n{self.provenance.describe()}", x_title="state"
@@ -229,8 +237,8 @@ class PositionReachResult(Result):
 class PositionReach(Experiment[PositionReachResult]):
     """How much the state of each token after a layer depends on each token of its prompt.
 
-    `projections` is the number of random directions; the relative error falls with its root. Interrupted, it gives the
-    prompts done so far.
+    `projections` is the number of random directions; the relative error falls with its root, and its noise makes shares
+    a little less even than they are. Interrupted, it gives the prompts done so far.
 
     >>> import lens_probes as lp
     >>> result = lp.PositionReach(projections=4).run(lp.tiny.bridge(), "Time flies like an arrow.", progress=False)
