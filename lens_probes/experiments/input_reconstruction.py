@@ -266,7 +266,7 @@ class InputReconstructionResult(Result):
             colour_title="the same token",
             low=0.0,
             high=1.0,
-            text=[[figures.visible(each, 12) for each in line] for line in texts],
+            text=[[figures.visible(each, 10) for each in line] for line in texts],
         )
 
 
