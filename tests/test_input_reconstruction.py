@@ -111,6 +111,27 @@ def test_a_first_token_that_is_not_found_leaves_the_other_prompts():
     assert result.gave_up()["position"].tolist() == [0, 0, 0]
 
 
+def test_the_restart_with_the_lowest_loss_is_taken(monkeypatch):
+    original, losses = input_reconstruction.of_states, []
+
+    def noted(*arguments):
+        losses.append(original(*arguments))
+        return losses[-1]
+
+    monkeypatch.setattr(input_reconstruction, "of_states", noted)
+    result = lp.InputReconstruction(1, steps=5, restarts=6).run(tiny.bridge("gpt2"), TEXT, progress=False)
+    assert losses[-1].shape == (6,) and result.path_loss[-1] == losses[-1].min() < losses[-1].max()
+
+
+def test_special_tokens_are_given_and_a_token_not_found_is_none():
+    model = tiny.bridge("llama")
+    result = lp.InputReconstruction(1, **QUICK).run(model, TEXT, progress=False)
+    assert result.token.special[0] and result.soft_distance[0] < 1e-4 * result.state_norm[0] < result.soft_distance[1]
+    view = ModelView(model)
+    task = input_reconstruction._Task(view, view.hook("resid_post", 1))
+    assert task.same(torch.tensor([-1, 0]), torch.tensor([0, 0])).tolist() == [False, True]
+
+
 def test_what_was_never_asked_counts_for_no_candidates():
     texts = ["Time flies like an arrow", "The old man the boat"]
     result = sequential(2, max_candidates=5).run(tiny.bridge("gpt2"), texts, progress=False)
