@@ -87,6 +87,9 @@ def test_equal_vocabulary_rows_count_as_one_token():
         model.W_E[[20, 30]] = model.W_E[[10, 10]]
     result = sequential(1).run(model, [[5, 30, 6]], progress=False)
     assert result.exact.tolist() == [1.0] and result.found.tolist()[1] in (10, 20, 30)
+    view = ModelView(model)
+    task = input_reconstruction._Task(view, view.hook("resid_post", 1))
+    assert task.same(torch.tensor([10, 11]), torch.tensor([30, 30])).tolist() == [True, False]
 
 
 def test_what_is_not_found_is_said_and_ends_the_prompt():
