@@ -166,6 +166,19 @@ def test_what_stands_beside_a_unit_and_in_which_order_prompts_come_changes_nothi
     pd.testing.assert_frame_equal(both.agreement()[1:].reset_index(drop=True), alone.agreement())
 
 
+def test_the_highest_of_the_ascents_is_taken(monkeypatch):
+    original, states = ModelView.from_embeddings, []
+
+    def noted(*arguments):
+        states.append(original(*arguments)[0])
+        return states[-1:]
+
+    monkeypatch.setattr(ModelView, "from_embeddings", noted)
+    result = features(units=[3], restarts=6).run(tiny.bridge("gpt2"), TEXT, progress=False)
+    ends = states[-1][:, -1, 3].detach()
+    assert ends.shape == (6,) and result.ascended.item() == pytest.approx(float(ends.max())) and ends.argmax() != 0
+
+
 def test_the_sum_of_all_neurons_is_added_in_float32():
     rough = tiny.bridge("gpt2", dtype=torch.bfloat16)
     every = features(units=None, position=None).run(rough, TEXT, progress=False).value[0, 0]

@@ -320,7 +320,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
                     found = (now[best].detach() @ directions.T).topk(self.k).indices
                     nearest.append(torch.where(varied, found, -1).cpu())
                     break
-                soft.grad = torch.where(varied, slope, 0)
+                soft.grad = slope
                 optimiser.step()
                 with torch.no_grad():
                     soft.copy_(length * normalize(soft, dim=-1))
