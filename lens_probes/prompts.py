@@ -253,7 +253,7 @@ def asked_about(tokens: Tokens, target: str | Sequence[int]) -> Tokens:
 
 
 def following(tokens: Tokens) -> Tokens:
-    """The same tokens with the id, word and class of what follows each in its prompt; the last has no class.
+    """The same tokens with the id, text, word and class of what follows each in its prompt; the last has no class.
 
     The last has the id of the first, so that prompts that differ anywhere still differ. What is special, or is followed
     by something special, has no class either: no prediction about text is made there.
@@ -266,6 +266,7 @@ def following(tokens: Tokens) -> Tokens:
     return replace(
         tokens,
         id=tokens.id[after],
+        text=tuple(tokens.text[i] for i in after.tolist()),
         word=torch.where(has_next, tokens.word[after], -1),
         word_class=tuple(tokens.word_class[i] if counted[n] else "" for n, i in enumerate(after.tolist())),
         special=special,

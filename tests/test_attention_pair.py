@@ -141,7 +141,7 @@ def test_the_contrast_by_hand():
 
 
 def test_a_cue_that_moves_a_head_is_found_and_no_cue_is_found_as_often_as_chance_allows(monkeypatch):
-    monkeypatch.setattr(lp.statistics, "RESAMPLES", 5)
+    monkeypatch.setattr(lp.inference, "RESAMPLES", 5)
     found = sum(bool(planted(seed, 2.0).contrast(permutations=999, seed=seed)["q"][2] < 0.05) for seed in range(60))
     assert found >= 57
     null = (planted(seed, 0.0).contrast(permutations=99, seed=seed)["p"][2] for seed in range(500, 700))

@@ -206,7 +206,7 @@ def planted(seed, strength, prompts=20, heads=4, width=16):
 @pytest.fixture
 def few_resamples(monkeypatch):
     """For tests of p-values, which need no intervals."""
-    monkeypatch.setattr(lp.statistics, "RESAMPLES", 5)
+    monkeypatch.setattr(lp.inference, "RESAMPLES", 5)
 
 
 @pytest.mark.usefixtures("few_resamples")

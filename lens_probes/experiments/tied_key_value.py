@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Tokens, first_part, prompt_table, tokenize
@@ -62,7 +62,7 @@ class TiedKeyValueResult(Result):
         """Way by place: loss before and after, the increase and its interval from resampling prompts."""
         order = np.argsort(np.asarray(self.prompt.text), kind="stable")
         grown = (self.tied - self.loss).flatten(0, 1).double().numpy()[:, order]
-        low, high = statistics.mean_interval(grown)
+        low, high = inference.mean_interval(grown)
         return self.cells("way", "place").assign(
             loss=float(self.loss.mean()),
             tied=self.tied.mean(-1).flatten().numpy(),

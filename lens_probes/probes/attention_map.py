@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PairTable, Tokens, concatenate
@@ -40,7 +40,7 @@ from lens_probes.run import Reading
 
 Statistic = Literal["entropy", "largest", "distance", "first", "previous", "itself", "copies", "induction"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
-CLASSES = (*statistics.CLASSES, "other", "special")
+CLASSES = (*inference.CLASSES, "other", "special")
 LIMIT = 1e9  # bytes of patterns kept
 
 

@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, Tokens, prompt_table
@@ -89,15 +89,15 @@ class AttentionPairResult(Result):
     # Minimal pairs
 
     def contrast(
-        self, *, of: Literal["score", "weight"] = "score", permutations: int = statistics.PERMUTATIONS, seed: int = 0
+        self, *, of: Literal["score", "weight"] = "score", permutations: int = inference.PERMUTATIONS, seed: int = 0
     ) -> pd.DataFrame:
         """Per head: does the cue move the query from the second key to the first? Effect, interval, p, q over heads.
 
         Prompts 0 and 1 are a pair, 2 and 3, and so on; the first of a pair has the cue for the first key. Only pairs
         whose three words stand at the same places in both prompts count: `pairs`, of `pairs_given`. `of="score"`: in
         nats, free of attention sinks; `of="weight"`: differences of the raw weights. A cue behind the query moves no
-        decoder: exactly 0, p 1. `on_keys`: the mean weight on both keys together. The 95 % interval resamples pairs; p
-        is two-sided from swapping the prompts of a pair.
+        decoder: exactly 0, p 1. `on_keys`: the mean weight on both keys together. The 95 % interval is
+        Student's t over pairs; p is two-sided, from swapping the prompts of a pair.
         """
         if of not in ("score", "weight"):
             raise ValueError(f"contrast(of=...) is score or weight; {of!r} came")
@@ -105,15 +105,15 @@ class AttentionPairResult(Result):
         values = getattr(self, of).double()
         difference = values[..., 0] - values[..., 1]
         moved = (difference[:, :, matched] - difference[:, :, matched + 1]).flatten(0, 1).numpy()  # unit, pair
-        low, high = statistics.mean_interval(moved, seed=seed)
-        p = statistics.swapping_p(moved, permutations, seed=seed)
+        low, high = inference.mean_interval(moved)
+        p = inference.swapping_p(moved, permutations, seed=seed)
         both = torch.stack([matched, matched + 1])
         frame = self.cells("layer", "head").assign(
             effect=moved.mean(1),
             low=low,
             high=high,
             p=p,
-            q=statistics.false_discovery(p),
+            q=inference.false_discovery(p),
             on_keys=self.weight[:, :, both, :2].sum(-1).mean((2, 3)).flatten().numpy(),
             pairs=len(matched),
             pairs_given=len(self.prompt) // 2,

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ModelView, Norm
 from lens_probes.probe import Probe
 from lens_probes.prompts import Target, Tokens, asked_about, target_ids
@@ -72,7 +72,7 @@ class ComponentLensResult(Result):
         if not chosen.any():
             raise ValueError("no token here has a target: pass longer prompts, or another target")
         tokens = self.token[chosen]
-        mean, low, high = statistics.token_means(self.contribution[:, chosen].double().numpy(), tokens)
+        mean, low, high = inference.token_means(self.contribution[:, chosen].double().numpy(), tokens)
         return pd.DataFrame(
             {
                 "component": self.component,

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, check_pool, pooling, prompt_table
@@ -53,7 +53,7 @@ Of = Literal["head", "head_out", "attn_out", "mlp_out", "resid_pre", "resid_mid"
 Basis = Literal["own", "pca"]
 
 PROMPTS_PER_DIRECTION = 10  # with as many directions as prompts every pair looks alike
-NULL = "a prompt's vector does not depend on its topic (within a group); topics permuted among prompts"
+NULL = "a prompt's vector does not depend on its topic; topics permuted among prompts, or among cells within a group"
 
 
 @final
@@ -123,7 +123,7 @@ class HeadTopicSimilarityResult(Result):
     def test(
         self,
         *,
-        permutations: int = statistics.PERMUTATIONS,
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
         groups: Sequence[str] | None = None,
         metric: Similarity = "cosine",
@@ -132,9 +132,12 @@ class HeadTopicSimilarityResult(Result):
     ) -> pd.DataFrame:
         """Per head: separation, its 95 % interval (prompts resampled), p, q over heads, and p of the largest head.
 
-        `groups`, one label a prompt (its template, say): topics are permuted within a group only. `p` is two-sided,
-        (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` counts permutations in which any head is as far
-        out, the family-wise error rate. The null is in `attrs["null"]`.
+        `groups`, one label per prompt (its template, say): whole cells of topic x group are permuted within a group, so
+        that p allows for a topic that only one template brings out; without groups, everything holds for these
+        templates. Prompts are resampled within cells. No interval if a topic has fewer than five prompts or a cell one.
+        `p` is two-sided, (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` counts permutations in which any
+        head is as far out, the family-wise error rate. A head without a value (it gives zeros) has none of them. What a
+        test of topics can say stands in `lens_probes.topics`; the null is in `attrs["null"]`.
         """
         prompts = by_topic(self.prompt, self.topic, groups)
         means = self._means(metric, center, basis, torch.from_numpy(prompts.order))
@@ -145,12 +148,12 @@ class HeadTopicSimilarityResult(Result):
         observed = separation(means(prompts.members)).numpy()
         null = np.concatenate(of(prompts.permutations(permutations, seed=seed)))
         drawn = of(prompts.resamples(seed=seed))
-        low, high = statistics.bounds(np.concatenate(drawn)) if drawn else np.full((2, len(observed)), np.nan)
+        low, high = prompts.bounds(np.concatenate(drawn)) if drawn else np.full((2, len(observed)), np.nan)
         frame = self.cells("layer", "head").assign(
             separation=observed,
             low=low,
             high=high,
-            **statistics.judged(observed, null),
+            **inference.judged(observed, null),
             prompts=len(self.prompt),
             topics=len(self.topic),
             permutations=permutations,
@@ -179,7 +182,7 @@ class HeadTopicSimilarityResult(Result):
         means = self._means(metric, center, basis, torch.from_numpy(prompts.order), fit=first)
         chosen, reported = (separation(means(prompts.members * part)).numpy() for part in (first, ~first))
         frame = self.cells("layer", "head").assign(chosen=chosen, held_out=reported)
-        frame["rank_held_out"] = (-frame["held_out"]).rank(method="min").astype(int) - 1
+        frame["rank_held_out"] = (-frame["held_out"]).rank(method="min").sub(1).astype("Int64")
         frame = frame.assign(prompts_chosen=int(first.sum()), prompts_held_out=int((~first).sum()))
         return frame.sort_values("chosen", ascending=False, kind="stable").head(k).reset_index(drop=True)
 

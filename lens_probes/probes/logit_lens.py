@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.experiments.tuned_lens import TunedLensResult
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
@@ -100,16 +100,16 @@ class LogitLensResult(Result):
         rows = slice(None) if token is None else [self.token.row(prompt, token)]
         return tuple(dict.fromkeys(self._top()[0][:, rows, 0].flatten().tolist()))
 
-    def by_word_class(self, *, special: bool = False) -> pd.DataFrame:
+    def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
         """Log-probability, rank, entropy and KL by word class and layer: n, median, quartiles, interval of the median.
 
-        With `target="next"` the class is that of the word that follows, and otherwise the token's own. Predictions made
-        at special tokens, or of them, are left out unless `special`.
+        With `target="next"` the class is that of the word that follows, and otherwise the token's own. Word types weigh
+        equally unless `weigh="tokens"`. Predictions made at special tokens, or of them, are excluded unless `special`.
         """
         asked = asked_about(self.token, self.target)
         if not any(asked.word_class):
             raise ValueError("no token here has a target that belongs to a word: pass longer texts, or another target")
-        return statistics.by_word_class(self._quantities(), self.layer, asked, special=special)
+        return inference.by_word_class(self._quantities(), self.layer, asked, special=special, weigh=weigh)
 
     def compare(
         self,
@@ -117,16 +117,17 @@ class LogitLensResult(Result):
         second: str = "function",
         *,
         of: str = "log_prob",
-        strata: statistics.Strata | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        strata: inference.Strata | None = None,
+        weigh: inference.Weigh = "types",
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Per layer: the probability that a target of class `first` has the larger log_prob (or rank, ...), p, q and n.
 
-        See `statistics.compare`. `strata` is one label or number a token of this result, about its target: for
+        See `inference.compare`. `strata` is one label or number per token of this result, about its target: for
         frequency matching `lens_probes.words.merge_order(model.tokenizer)[result.target_id()]`.
         """
-        return statistics.compare_by_layer(
+        return inference.compare_by_layer(
             self._quantities(),
             of,
             self.layer,
@@ -134,6 +135,7 @@ class LogitLensResult(Result):
             first,
             second,
             strata=strata,
+            weigh=weigh,
             permutations=permutations,
             seed=seed,
         )
@@ -150,7 +152,7 @@ class LogitLensResult(Result):
             raise ValueError("the most probable entries are asked for and were not kept: run LogitLens(top_k=5)")
         return self.top_ids, self.top_log_prob
 
-    def _quantities(self) -> dict[str, statistics.Values]:
+    def _quantities(self) -> dict[str, inference.Values]:
         """What is summarised, as float64 with NaN for missing."""
         return {
             "log_prob": self.log_prob.double().numpy(),

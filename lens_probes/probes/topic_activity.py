@@ -33,7 +33,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, check_pool, pooling, prompt_table
@@ -48,7 +48,7 @@ STATISTICS = get_args(Statistic)
 UNITS_AT_ONCE = 4096
 COLUMNS = 21  # of a topic's grid: a layer has more neurons than can be drawn
 LIT_OR_DARK = "Which {} light up (blue) or go dark (red)?"
-NULL = "a unit's activity on a prompt does not depend on its topic (within a group); topics permuted among prompts"
+NULL = "a unit's activity does not depend on the topic; topics permuted among prompts, or among cells within a group"
 
 Effect = Callable[[Float[Tensor, "prompt unit"], Float[Tensor, "*draw topic prompt"]], Float[Tensor, "*draw unit"]]
 
@@ -131,15 +131,18 @@ class TopicActivityResult(Result):
         *,
         statistic: Statistic = "mean_abs",
         groups: Sequence[str] | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
         progress: bool = True,
     ) -> pd.DataFrame:
-        """Per unit: how much of its variance between prompts lies between topics, interval, p and p_max.
+        """Per unit: how much of its variance between prompts lies between topics, interval, p, q and p_max.
 
-        `groups`, one label a prompt (template, length, last token): values are taken from their group's mean and topics
-        permuted within groups. `p` is one-sided, (b+1)/(m+1); `p_max` the same against the largest of all units in each
-        permutation, the family-wise error rate. The 95 % interval resamples prompts. The null is in `attrs["null"]`.
+        `groups`, one label per prompt (template, length, last token): values are taken from their group's mean, and
+        whole cells of topic x group are permuted within groups. `p` is one-sided, (b+1)/(m+1); `q` the false-discovery
+        rate over units; `p_max` the same as p against the largest of all units in each permutation, the family-wise
+        error rate. The 95 % interval resamples prompts within cells; there is none if a topic has fewer than five
+        prompts or a cell one. What a test of topics can say stands in `lens_probes.topics`; the null is in
+        `attrs["null"]`.
         """
         return self._judged(selectivity, statistic, groups, permutations, seed, progress)
 
@@ -150,11 +153,11 @@ class TopicActivityResult(Result):
         *,
         statistic: Statistic = "mean_abs",
         groups: Sequence[str] | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
         progress: bool = True,
     ) -> pd.DataFrame:
-        """The k units that are highest for a topic against the others: contrast, interval, two-sided p and p_max."""
+        """The k units that are highest for a topic against the others: contrast, interval, two-sided p, q and p_max."""
         frame = self._contrasts(topic, statistic, groups, permutations, seed, progress)
         return frame.sort_values("effect", ascending=False, kind="stable").head(k).reset_index(drop=True)
 
@@ -165,7 +168,7 @@ class TopicActivityResult(Result):
         *,
         statistic: Statistic = "mean_abs",
         groups: Sequence[str] | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
         progress: bool = True,
     ) -> pd.DataFrame:
@@ -219,17 +222,19 @@ class TopicActivityResult(Result):
             of_some = values[:, some].contiguous()
             observed[some] = effect(of_some, members).numpy()
             null = np.abs(_stacked(effect, of_some, labels))
-            p[some] = statistics.exceeding_p(np.abs(observed[some]), null)
-            largest = np.maximum(largest, null.max(axis=1))
+            p[some] = inference.exceeding_p(np.abs(observed[some]), null)
+            known = np.isfinite(observed[some])  # what has no value is no maximum
+            largest = np.maximum(largest, null[:, known].max(axis=1, initial=0))
             low[some], high[some] = (
-                statistics.bounds(_stacked(effect, of_some, resamples)) if resamples else (np.nan, np.nan)
+                order.bounds(_stacked(effect, of_some, resamples)) if resamples else (np.nan, np.nan)
             )
         frame = self.cells("layer", "unit").assign(
             effect=observed,
             low=low,
             high=high,
             p=p,
-            p_max=statistics.exceeding_p(np.abs(observed), largest[:, None]),
+            q=inference.false_discovery(p),
+            p_max=inference.exceeding_p(np.abs(observed), largest[:, None]),
             prompts=len(self.prompt),
             topics=len(self.topic),
             permutations=permutations,
@@ -243,7 +248,7 @@ class TopicActivityResult(Result):
         """One number a prompt on one scale, prompts in their own order, units of all layers laid end to end."""
         order = by_topic(self.prompt, self.topic, groups)
         values = self.of_prompts(statistic)[:, order.order].transpose(0, 1).flatten(1)
-        return standardised(values, torch.from_numpy(order.cell)), order
+        return standardised(values, torch.from_numpy(order.group_or_one)), order
 
     # Figures
 

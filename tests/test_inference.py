@@ -12,7 +12,7 @@ import torch
 from pandas.testing import assert_frame_equal
 from scipy import stats
 
-from lens_probes import statistics
+from lens_probes import inference
 from lens_probes.prompts import Tokens
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -110,7 +110,7 @@ def test_a_weighted_quantile_is_that_of_repeated_values(seed):
     n = int(random.integers(1, 30))
     values = random.integers(-4, 4, (6, n)) / 3  # many ties
     values[random.random((6, n)) < 0.2] = NAN
-    quantile = statistics.quantiles(values)
+    quantile = inference.quantiles(values)
     for _ in range(5):
         weights = random.integers(0, 4, n)
         # Fractions that are exact in binary, or the reference would depend on its own rounding.
@@ -125,7 +125,7 @@ def test_a_weighted_quantile_is_that_of_repeated_values(seed):
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 1 / 3, 1e-3, 7e5])
 def test_rounding_of_fractions_and_of_weights_moves_no_quantile(scale):
-    quantile = statistics.quantiles(np.arange(1.0, 11.0)[None, ::-1].copy())
+    quantile = inference.quantiles(np.arange(1.0, 11.0)[None, ::-1].copy())
     weights = np.full(10, scale)
     for tenths in range(1, 10):  # q falls between the values number `tenths` and `tenths` + 1
         assert quantile(tenths / 10, weights) == tenths + 0.5
@@ -133,13 +133,13 @@ def test_rounding_of_fractions_and_of_weights_moves_no_quantile(scale):
 
 
 def test_a_quantile_of_nothing_is_missing():
-    quantile = statistics.quantiles(np.array([[NAN, NAN], [1.0, NAN]]))
+    quantile = inference.quantiles(np.array([[NAN, NAN], [1.0, NAN]]))
     np.testing.assert_array_equal(quantile(0.5, np.array([1.0, 1.0])), [NAN, 1.0])
     np.testing.assert_array_equal(quantile(0.5, np.array([0.0, 1.0])), [NAN, NAN])
 
 
 def test_a_value_without_weight_is_no_neighbour_of_the_median():
-    quantile = statistics.quantiles(np.array([[1.0, 2.0, 50.0, 4.0, 8.0]]))
+    quantile = inference.quantiles(np.array([[1.0, 2.0, 50.0, 4.0, 8.0]]))
     assert quantile(0.5, np.array([1.0, 1.0, 0.0, 0.0, 2.0])) == 5.0  # midway between 2 and 8, over 4
     assert quantile(0.5, np.array([0.0, 1.0, 1.0, 0.0, 0.0])) == 26.0
 
@@ -154,8 +154,8 @@ def test_tokens_words_types_and_prompts_are_counted_as_by_hand():
         [("function", 7), ("function", 7)],
     )
     # Words: 3 in the first prompt; 1 and two tokens that stand alone in the second; 2 in the third.
-    assert statistics.counts(tokens) == {"tokens": 10, "words": 8, "types": 4, "prompts": 3}
-    assert statistics.counts(tokens[torch.tensor([0, 1, 3, 4, 5])]) == {
+    assert inference.counts(tokens) == {"tokens": 10, "words": 8, "types": 4, "prompts": 3}
+    assert inference.counts(tokens[torch.tensor([0, 1, 3, 4, 5])]) == {
         "tokens": 5,
         "words": 3,
         "types": 2,
@@ -173,7 +173,7 @@ def test_a_description_is_as_by_hand():
     )
     #                   bos  content   f    bos  c    none c
     values = np.array([[99.0, 1.0, 3.0, 8.0, 99.0, 7.0, 99.0, 5.0], [0.0, 4.0, 4.0, 2.0, 0.0, 6.0, 0.0, 9.0]])
-    frame = statistics.describe(values, tokens, ["function", "content"])
+    frame = inference.describe(values, tokens, ["function", "content"])
     columns = ["unit", "word_class", "tokens", "words", "types", "prompts", "median", "lower_quartile"]
     assert list(frame) == [*columns, "upper_quartile", "low", "high"]
     assert list(frame["word_class"]) == ["function", "function", "content", "content"]
@@ -188,7 +188,7 @@ def test_a_description_is_as_by_hand():
 def test_missing_values_are_left_out_of_a_description_and_of_its_numbers():
     tokens = table([("content", 5), ("content", 6), ("content", 7)], [("content", 5)])
     values = np.array([[1.0, NAN, 3.0, NAN], [NAN, NAN, 2.0, 10.0]])
-    frame = statistics.describe(values, tokens, ["content"])
+    frame = inference.describe(values, tokens, ["content"])
     assert frame["median"].tolist() == [2.0, 6.0]
     assert numbers(frame, "tokens", "words", "types", "prompts").tolist() == [[2, 2, 2, 1], [2, 2, 2, 2]]
 
@@ -197,7 +197,7 @@ def test_a_unit_that_has_no_value_of_a_class_is_described_as_missing():
     tokens = corpus(np.random.default_rng(0), 6, 8)
     values = np.random.default_rng(1).normal(size=(2, len(tokens)))
     values[1, is_content(tokens)] = NAN
-    frame = statistics.describe(values, tokens, ["content", "function"])
+    frame = inference.describe(values, tokens, ["content", "function"])
     assert list(zip(frame["word_class"], frame["unit"], strict=True))[1] == ("content", 1)
     assert numbers(frame, "tokens", "words", "types", "prompts").tolist()[1] == [0, 0, 0, 0]
     missing = np.isnan(numbers(frame, "median", "lower_quartile", "upper_quartile", "low", "high"))
@@ -209,18 +209,18 @@ def test_a_description_has_an_interval_from_five_prompts_with_the_class():
     prompts: list[list[Word]] = [[("content", i), ("function", 50), ("function", 51)] for i in range(5)]
     tokens = table(*prompts, [("function", 52)])
     values = random.normal(size=(2, len(tokens)))
-    frame = statistics.describe(values, tokens, ["content", "function"])
+    frame = inference.describe(values, tokens, ["content", "function"])
     assert frame["prompts"].tolist() == [5, 5, 6, 6]
     assert not np.isnan(bounds(frame)).any()
     assert (np.diff(numbers(frame, "low", "median", "high")) >= 0).all()
 
     fewer = table(*prompts[:4], [("function", 52)], [("function", 53)])
-    frame = statistics.describe(random.normal(size=(1, len(fewer))), fewer, ["content", "function"])
+    frame = inference.describe(random.normal(size=(1, len(fewer))), fewer, ["content", "function"])
     assert frame["prompts"].tolist() == [4, 6]
     assert frame["low"].isna().tolist() == frame["high"].isna().tolist() == [True, False]
 
     values[1, tokens.prompt.numpy() < 2] = NAN  # this unit knows three prompts of content and four of function words
-    frame = statistics.describe(values, tokens, ["content", "function"])
+    frame = inference.describe(values, tokens, ["content", "function"])
     assert frame["prompts"].tolist() == [5, 3, 6, 4]
     assert frame["low"].isna().tolist() == frame["high"].isna().tolist() == [False, True, False, True]
 
@@ -234,7 +234,7 @@ def test_the_described_interval_is_that_of_prompts_drawn_and_laid_end_to_end():
     for _ in range(4000):
         drawn = np.concatenate([values[member & (prompt == number)] for number in random.integers(12, size=12)])
         medians.append(np.median(drawn))
-    frame = statistics.describe(values[None], tokens, ["content"])
+    frame = inference.describe(values[None], tokens, ["content"])
     # The bounds of 1000 and of 4000 resamples are a tenth of the standard error apart, about.
     np.testing.assert_allclose(
         bounds(frame)[0], np.quantile(medians, [0.025, 0.975]), atol=0.4 * float(np.std(medians))
@@ -246,14 +246,14 @@ def test_special_tokens_are_left_out_or_a_class_of_their_own():
         [("special", 0), ("content", 5), ("function", 6)], [("special", 0), ("content", 7), ("", 8), ("special", 1)]
     )
     values = np.array([[90.0, 1.0, 2.0, 92.0, 3.0, 50.0, 97.0]])
-    frame = statistics.by_word_class({"rank": values}, ["0_mid"], tokens, special=False)
+    frame = inference.by_word_class({"rank": values}, ["0_mid"], tokens, special=False)
     assert list(zip(frame["word_class"], frame["median"], strict=True)) == [("content", 2.0), ("function", 2.0)]
-    frame = statistics.by_word_class({"rank": values}, ["0_mid"], tokens, special=True)
+    frame = inference.by_word_class({"rank": values}, ["0_mid"], tokens, special=True)
     assert list(frame["word_class"]) == ["content", "function", "special"]
     assert frame.iloc[2][["tokens", "types", "prompts", "median"]].tolist() == [3, 2, 2, 92.0]
     # A special token is special also where a table made by hand gives it the class of a word.
     both = replace(tokens, word_class=("content",) * 7)
-    frame = statistics.by_word_class({"rank": values}, ["0_mid"], both, special=False)
+    frame = inference.by_word_class({"rank": values}, ["0_mid"], both, special=False)
     assert frame["tokens"].tolist() == [4]
 
 
@@ -261,10 +261,10 @@ def test_classes_of_the_user_come_after_ours():
     names = ["zebra", "punctuation", "function", "adverb", "number", "content"]
     tokens = table([(name, i) for i, name in enumerate(names)])
     expected = ["content", "function", "number", "punctuation", "adverb", "zebra"]
-    frame = statistics.by_word_class({"rank": np.arange(6.0)[None]}, ["0_mid"], tokens, special=False)
+    frame = inference.by_word_class({"rank": np.arange(6.0)[None]}, ["0_mid"], tokens, special=False)
     assert list(frame["word_class"]) == expected
     assert frame["median"].tolist() == [5.0, 2.0, 4.0, 1.0, 3.0, 0.0]
-    assert list(statistics.describe_types(np.arange(6.0)[None], tokens)["word_class"]) == expected
+    assert list(inference.describe_types(np.arange(6.0)[None], tokens)["word_class"]) == expected
 
 
 def test_a_table_by_word_class_has_a_row_for_each_quantity_class_and_layer():
@@ -274,7 +274,7 @@ def test_a_table_by_word_class_has_a_row_for_each_quantity_class_and_layer():
         "never": np.full((2, 2), NAN),
         "null": np.array([[5.0, NAN], [6.0, NAN]]),
     }
-    frame = statistics.by_word_class(quantities, ["0_mid", "1_mid"], tokens, special=False)
+    frame = inference.by_word_class(quantities, ["0_mid", "1_mid"], tokens, special=False)
     assert list(frame)[:3] == ["quantity", "layer", "word_class"]
     rows = frame[["quantity", "layer", "word_class", "median"]].to_numpy().tolist()
     assert rows == [
@@ -289,7 +289,7 @@ def test_a_table_by_word_class_has_a_row_for_each_quantity_class_and_layer():
 
 def test_units_get_the_labels_of_their_layers():
     frame = pd.DataFrame({"unit": [1, 0, 1], "n": [7, 8, 9]})
-    named = statistics.with_layers(frame, ["3_mid", "3_post"])
+    named = inference.with_layers(frame, ["3_mid", "3_post"])
     assert named.to_dict("list") == {"layer": ["3_post", "3_mid", "3_post"], "n": [7, 8, 9]}
     assert list(frame) == ["unit", "n"]
 
@@ -308,7 +308,7 @@ def types_by_hand() -> tuple[Tokens, np.ndarray]:
 
 def test_a_type_is_described_once_and_ids_of_two_classes_are_left_out():
     tokens, values = types_by_hand()
-    frame = statistics.describe_types(values, tokens)
+    frame = inference.describe_types(values, tokens)
     assert list(frame["word_class"]) == ["content", "function"]
     # content: the types 1 (four tokens), 4, 5; function: 3 (two tokens), 6, 7.
     assert frame["types"].tolist() == [3, 3]
@@ -322,7 +322,7 @@ def test_a_type_is_described_once_and_ids_of_two_classes_are_left_out():
 
 def test_a_type_is_compared_once_and_ids_of_two_classes_are_left_out():
     tokens, values = types_by_hand()
-    frame = statistics.compare_types(values, tokens, "content", "function", permutations=2000)
+    frame = inference.compare_types(values, tokens, "content", "function", permutations=2000)
     # 10, 40, 50 against 30, 60, 70: two of nine pairs.
     assert frame["effect"].tolist() == [2 / 9]
     counted = ("types", "tokens", "words", "prompts")
@@ -335,7 +335,7 @@ def test_a_type_is_compared_once_and_ids_of_two_classes_are_left_out():
     least, most = (np.mean(np.abs(effects - middle) >= abs(2 / 9 - middle) - 1e-9) for middle in (0.51, 0.5))
     slack = 4 * np.sqrt(0.25 / 2000)
     assert most - least < 3 * slack and least - slack < frame["p"].iloc[0] < most + slack
-    assert frame.attrs["null"] == statistics.TYPE_NULL
+    assert frame.attrs["null"] == inference.TYPE_NULL
 
 
 def test_the_interval_of_types_counts_a_type_once_in_each_resample():
@@ -343,18 +343,18 @@ def test_the_interval_of_types_counts_a_type_once_in_each_resample():
     types = {i: float(i) for i in range(1, 8)}
     tokens = table(*[[("content", i) for i in types] + [("content", own)] * 30 for own in types])
     values = tokens.id.numpy().astype(float)[None]
-    frame = statistics.describe_types(values, tokens)
+    frame = inference.describe_types(values, tokens)
     assert numbers(frame, "median", "low", "high").tolist() == [[4.0, 4.0, 4.0]]
-    by_token = statistics.describe(values, tokens, ["content"])
+    by_token = inference.describe(values, tokens, ["content"])
     assert by_token["high"].iloc[0] - by_token["low"].iloc[0] > 1
 
 
 def test_missing_values_are_left_out_of_types():
     tokens = table([("content", 1), ("content", 2), ("content", 3), ("function", 4), ("function", 5)])
     values = np.array([[5.0, NAN, 1.0, 3.0, NAN]])
-    described = statistics.describe_types(values, tokens)
+    described = inference.describe_types(values, tokens)
     assert described["types"].tolist() == [2, 1] and described["median"].tolist() == [3.0, 3.0]
-    compared = statistics.compare_types(values, tokens, "content", "function", permutations=9)
+    compared = inference.compare_types(values, tokens, "content", "function", permutations=9)
     assert numbers(compared, "effect", "content_types", "function_types").tolist() == [[0.5, 2, 1]]
 
 
@@ -363,7 +363,7 @@ def test_types_whose_first_tokens_share_no_stratum_are_not_compared():
     tokens = table([("content", 1), ("function", 2), ("function", 2), ("content", 1)])
     values = tokens.id.numpy().astype(float)[None]
     with pytest.raises(ValueError, match="no stratum has tokens of both 'content' and 'function'"):
-        statistics.compare_types(values, tokens, "content", "function", strata=["a", "b", "a", "b"])
+        inference.compare_types(values, tokens, "content", "function", strata=["a", "b", "a", "b"])
 
 
 def test_types_are_compared_within_strata_and_deciles_are_of_types():
@@ -375,7 +375,7 @@ def test_types_are_compared_within_strata_and_deciles_are_of_types():
     words: list[Word] = [(name[i], i) for i in range(40)] + [(name[common], common)] * 360
     tokens = table(words[:200], words[200:])
     values = random.normal(size=40)[tokens.id.numpy()][None]
-    frame = statistics.compare_types(
+    frame = inference.compare_types(
         values, tokens, "content", "function", strata=frequency[tokens.id.numpy()], permutations=9
     )
     expected = won(values[0, :40], name == "content", frequency // 4)
@@ -393,7 +393,7 @@ def test_the_effect_is_the_u_statistic_over_the_number_of_pairs(seed):
     n = int(random.integers(2, 40))
     values = random.integers(0, 5, (4, n)) / 3  # many ties
     is_first = np.arange(n) < random.integers(1, n)
-    effect = statistics.common_language(values, np.zeros(n, dtype=np.int64))(is_first, np.ones(n))
+    effect = inference.common_language(values, np.zeros(n, dtype=np.int64))(is_first, np.ones(n))
     for row, found in zip(values, effect, strict=True):
         u = stats.mannwhitneyu(row[is_first], row[~is_first]).statistic
         assert found == pytest.approx(u / (is_first.sum() * (~is_first).sum()), abs=1e-12)
@@ -405,7 +405,7 @@ def test_a_weighted_effect_is_that_of_repeated_tokens_within_strata(seed):
     n = 30
     values = random.integers(0, 8, (3, n)).astype(float)
     stratum = random.integers(-2, 3, n)
-    effect = statistics.common_language(values, stratum)
+    effect = inference.common_language(values, stratum)
     for _ in range(4):
         is_first, weights = random.random(n) < 0.4, random.integers(0, 4, n)
         repeated = np.repeat(np.arange(n), weights)
@@ -416,14 +416,14 @@ def test_a_weighted_effect_is_that_of_repeated_tokens_within_strata(seed):
 
 
 def test_an_effect_without_pairs_is_missing():
-    effect = statistics.common_language(np.array([[1.0, 2.0, 3.0]]), np.array([0, 0, 1]))
+    effect = inference.common_language(np.array([[1.0, 2.0, 3.0]]), np.array([0, 0, 1]))
     assert np.isnan(effect(np.array([True, True, False]), np.ones(3))).all()
     assert np.isnan(effect(np.array([True, False, False]), np.array([0.0, 1.0, 1.0]))).all()
 
 
 def test_equal_infinite_values_are_ties():
     values = np.array([[np.inf, np.inf, 1.0, 1.0], [-np.inf, 0.0, -np.inf, 0.0]])
-    effect = statistics.common_language(values, np.zeros(4, dtype=np.int64))
+    effect = inference.common_language(values, np.zeros(4, dtype=np.int64))
     first = np.array([True, False, True, False])
     np.testing.assert_array_equal(effect(first, np.ones(4)), [won(row, first) for row in values])
 
@@ -434,7 +434,7 @@ def test_equal_infinite_values_are_ties():
 def test_permuted_labels_keep_their_number_in_every_cell_and_every_arrangement_is_as_likely():
     label = np.array([True, False, True, False, False, True, True, False])
     cells = np.array([2, 0, 0, 2, 2, 0, 2, 5])  # cell 2 has two of four, cell 0 two of three, cell 5 none of one
-    moved = statistics.permuted(label, cells, 6000, seed=0)
+    moved = inference.permuted(label, cells, 6000, seed=0)
     for labels in moved:
         for number in (0, 2, 5):
             assert labels[cells == number].sum() == label[cells == number].sum()
@@ -445,7 +445,7 @@ def test_permuted_labels_keep_their_number_in_every_cell_and_every_arrangement_i
 
 def test_permutations_are_seeded_and_differ_from_each_other():
     label, cells = np.arange(40) % 2 == 0, np.zeros(40, dtype=np.int64)
-    one, same, other = (np.stack(statistics.permuted(label, cells, 20, seed=seed)) for seed in (1, 1, 2))
+    one, same, other = (np.stack(inference.permuted(label, cells, 20, seed=seed)) for seed in (1, 1, 2))
     assert (one == same).all() and (one != other).any()
     assert len(np.unique(one, axis=0)) == 20
 
@@ -453,7 +453,7 @@ def test_permutations_are_seeded_and_differ_from_each_other():
 @pytest.mark.parametrize("permutations", [0, -1])
 def test_no_permutation_is_refused(permutations):
     tokens = table([("content", 1), ("function", 2)])
-    for compare in (statistics.compare, statistics.compare_types):
+    for compare in (inference.compare, inference.compare_types):
         with pytest.raises(ValueError, match=f"permutations is .* at least 1; {permutations} came"):
             compare(np.array([[1.0, 2.0]]), tokens, "content", "function", permutations=permutations)
 
@@ -464,24 +464,24 @@ def test_p_is_the_share_of_values_as_far_from_the_mean_the_observed_one_among_th
     # Column 2: the mean of 7, 1, 2, 3, 2 is 3: none is as far.
     observed = np.array([10.0, 0.0, 7.0])
     permuted = np.array([[2.0, 4.0, 1.0], [-6.0, -4.0, 2.0], [10.0, 4.0, 3.0], [-1.0, -4.0, 2.0]])
-    np.testing.assert_allclose(statistics.permutation_p(observed, permuted), [3 / 5, 1.0, 1 / 5])
+    np.testing.assert_allclose(inference.permutation_p(observed, permuted), [3 / 5, 1.0, 1 / 5])
 
 
 def test_p_is_two_sided_and_rounding_breaks_no_tie():
     permuted = np.array([[0.3], [0.1 + 0.2], [0.7], [0.5]])  # 0.1 + 0.2 is not 0.3 in binary
     for observed in (0.3, 0.1 + 0.2):
         # The mean is 0.42 and the observed one 0.12 away; 0.5 is 0.08 away.
-        assert statistics.permutation_p(np.array([observed]), permuted) == pytest.approx(4 / 5)
+        assert inference.permutation_p(np.array([observed]), permuted) == pytest.approx(4 / 5)
     symmetric = np.linspace(-1, 1, 19)[:, None]
     for observed in (3.0, -3.0):
-        assert statistics.permutation_p(np.array([observed]), symmetric) == 1 / 20
+        assert inference.permutation_p(np.array([observed]), symmetric) == 1 / 20
 
 
 def test_the_smallest_p_is_one_over_the_permutations_and_one():
     tokens = table(*[[("content", 10 * i + j), ("function", 10 * i + j + 5)] for i in range(20) for j in range(5)])
     values = np.where(is_content(tokens), 1.0, 0.0)[None]
     for permutations in (9, 99):
-        frame = statistics.compare(values, tokens, "content", "function", permutations=permutations)
+        frame = inference.compare(values, tokens, "content", "function", permutations=permutations)
         assert frame["p"].tolist() == [1 / (permutations + 1)]
         assert frame["permutations"].tolist() == [permutations]
         assert frame["effect"].tolist() == [1.0]
@@ -490,7 +490,7 @@ def test_the_smallest_p_is_one_over_the_permutations_and_one():
 def test_a_prompt_with_words_of_one_class_only_says_nothing_against_the_null():
     # All content words in one prompt, all function words in another: nothing can be permuted.
     tokens = table([("content", 1), ("content", 2), ("content", 3)], [("function", 4), ("function", 5)])
-    frame = statistics.compare(np.array([[9.0, 8.0, 7.0, 1.0, 2.0]]), tokens, "content", "function", permutations=99)
+    frame = inference.compare(np.array([[9.0, 8.0, 7.0, 1.0, 2.0]]), tokens, "content", "function", permutations=99)
     assert frame["effect"].tolist() == [1.0]
     assert frame["p"].tolist() == [1.0]
 
@@ -502,19 +502,19 @@ def test_labels_move_with_whole_words_within_a_prompt_and_stratum(strata, monkey
     stratum = random.integers(0, 3, len(tokens))
     given = {"label": np.array(list("abc"))[stratum], "number": stratum.astype(float)}.get(strata or "")
     seen = []
-    common_language = statistics.common_language
+    common_language = inference.common_language
 
     def recording(values, strata):
         effect = common_language(values, strata)
         return lambda labels, weights: (seen.append((labels, weights)), effect(labels, weights))[1]
 
-    monkeypatch.setattr(statistics, "common_language", recording)
+    monkeypatch.setattr(inference, "common_language", recording)
     values = random.normal(size=(1, len(tokens)))
-    statistics.compare(values, tokens, "content", "function", strata=given, permutations=50)
-    _, ordered = statistics.in_own_order(tokens)
+    inference.compare(values, tokens, "content", "function", strata=given, permutations=50)
+    _, ordered = inference.in_own_order(tokens)
     words = word_of_each(ordered)
     starts = [i for i, word in enumerate(words) if i == 0 or words[i - 1] != word]
-    order, _ = statistics.in_own_order(tokens)
+    order, _ = inference.in_own_order(tokens)
     cells = [(words[i][0], stratum[order][i] if strata else 0) for i in starts]
     observed, moved = seen[0][0], [labels for labels, weights in seen[1:51]]
     assert (observed == is_content(ordered)).all()
@@ -545,7 +545,7 @@ def test_p_is_that_of_all_arrangements_of_whole_words(seed):
     # The mean is estimated from 3000 of them: these seeds have no arrangement that is nearly as far.
     assert not ((np.abs(away - observed) < 0.01) & (away < observed - 1e-9)).any()
     exact = np.mean(away >= observed - 1e-9)
-    frame = statistics.compare(values[None], tokens, "content", "function", permutations=3000)
+    frame = inference.compare(values[None], tokens, "content", "function", permutations=3000)
     assert frame["effect"].iloc[0] == pytest.approx(effects[0, (1, 2)])
     assert abs(frame["p"].iloc[0] - exact) < 4 * np.sqrt(0.25 / 3000)
 
@@ -559,7 +559,7 @@ def test_a_comparison_says_its_numbers_and_its_null():
         [("content", 5), ("", 9), ("function", 8), ("number", 4), ("function", 8)],
     )
     values = np.array([[1.0, 5.0, 2.0, 9.0, 3.0, 9.0, 3.0, 9.0, 4.0], [2.0, 2.0, 1.0, 0.0, 2.0, 0.0, 2.0, 0.0, 1.0]])
-    frame = statistics.compare(values, tokens, "content", "function", permutations=19)
+    frame = inference.compare(values, tokens, "content", "function", permutations=19)
     # 1 5 3 against 2 3 4: 5 beats all, 3 beats 2 and ties; then 2 2 2 against 1 2 1.
     assert frame["effect"].tolist() == pytest.approx([4.5 / 9, 7.5 / 9])
     assert frame["unit"].tolist() == [0, 1]
@@ -568,7 +568,7 @@ def test_a_comparison_says_its_numbers_and_its_null():
             found = [frame[f"{name}_{what}"].iloc[row] for what in ("tokens", "words", "types", "prompts")]
             assert found == expected
     assert frame["strata"].tolist() == [1, 1] and frame["strata_dropped"].tolist() == [0, 0]
-    assert frame.attrs["null"] == statistics.WORD_NULL
+    assert frame.attrs["null"] == inference.WORD_NULL
 
 
 def test_a_token_with_a_missing_value_is_left_out_of_a_comparison():
@@ -579,8 +579,8 @@ def test_a_token_with_a_missing_value_is_left_out_of_a_comparison():
     values[:, tokens.position.numpy() == 0] = 0.0  # prompts are put in order by their first ids
     known = torch.from_numpy(~np.isnan(values).any(axis=0))
     assert_frame_equal(
-        statistics.compare(values, tokens, "content", "function", permutations=19),
-        statistics.compare(values[:, known.numpy()], tokens[known], "content", "function", permutations=19),
+        inference.compare(values, tokens, "content", "function", permutations=19),
+        inference.compare(values[:, known.numpy()], tokens[known], "content", "function", permutations=19),
     )
 
 
@@ -588,8 +588,8 @@ def test_the_effect_of_the_second_class_is_one_minus_that_of_the_first():
     random = np.random.default_rng(0)
     tokens = corpus(random, 6, 10)
     values = random.integers(0, 9, (3, len(tokens))).astype(float)
-    one = statistics.compare(values, tokens, "content", "function", permutations=19)
-    other = statistics.compare(values, tokens, "function", "content", permutations=19)
+    one = inference.compare(values, tokens, "content", "function", permutations=19)
+    other = inference.compare(values, tokens, "function", "content", permutations=19)
     np.testing.assert_allclose(one["effect"], 1 - other["effect"])
     np.testing.assert_allclose(one["low"], 1 - other["high"])
 
@@ -598,7 +598,7 @@ def test_q_is_the_false_discovery_rate_of_scipy():
     random = np.random.default_rng(0)
     tokens = corpus(random, 6, 20)
     values = random.normal(size=(7, len(tokens))) + np.linspace(0, 1, 7)[:, None] * is_content(tokens)
-    frame = statistics.compare(values, tokens, "content", "function", permutations=199)
+    frame = inference.compare(values, tokens, "content", "function", permutations=199)
     assert len(set(frame["p"])) > 3
     np.testing.assert_array_equal(frame["q"], stats.false_discovery_control(frame["p"]))
     # Benjamini and Hochberg by hand: the smallest over larger p of p * units / place.
@@ -609,12 +609,12 @@ def test_q_is_the_false_discovery_rate_of_scipy():
 def test_a_comparison_has_an_interval_from_five_prompts_of_either_class():
     prompts: list[list[Word]] = [[("content", i), ("function", 50 + i), ("function", 80 + i)] for i in range(5)]
     values = np.random.default_rng(0).normal(size=(2, 15))
-    frame = statistics.compare(values, table(*prompts), "content", "function", permutations=9)
+    frame = inference.compare(values, table(*prompts), "content", "function", permutations=9)
     assert not np.isnan(bounds(frame)).any()
     assert (np.diff(numbers(frame, "low", "effect", "high")) >= 0).all()
     prompts[0] = [("function", 1), ("function", 2), ("function", 3)]
     for first, second in (("content", "function"), ("function", "content")):
-        frame = statistics.compare(values, table(*prompts), first, second, permutations=9)
+        frame = inference.compare(values, table(*prompts), first, second, permutations=9)
         assert frame[["content_prompts", "function_prompts"]].iloc[0].tolist() == [4, 5]
         assert np.isnan(bounds(frame)).all()
         assert not np.isnan(numbers(frame, "p")).any()
@@ -630,7 +630,7 @@ def test_the_compared_interval_is_that_of_prompts_drawn_and_laid_end_to_end():
         drawn = np.concatenate([np.flatnonzero(prompt == number) for number in random.integers(10, size=10)])
         x, y = values[drawn][content[drawn]], values[drawn][~content[drawn]]
         effects.append(stats.mannwhitneyu(x, y, method="asymptotic").statistic / (len(x) * len(y)))
-    frame = statistics.compare(values[None], tokens, "content", "function", permutations=9)
+    frame = inference.compare(values[None], tokens, "content", "function", permutations=9)
     np.testing.assert_allclose(
         bounds(frame)[0], np.quantile(effects, [0.025, 0.975]), atol=0.4 * float(np.std(effects))
     )
@@ -646,7 +646,7 @@ def test_the_compared_interval_is_that_of_prompts_drawn_and_laid_end_to_end():
         ([1.0, NAN, 3.0], "content", "function", "no token of class 'function' has a value to compare"),
     ],
 )
-@pytest.mark.parametrize("compare", [statistics.compare, statistics.compare_types])
+@pytest.mark.parametrize("compare", [inference.compare, inference.compare_types])
 def test_what_cannot_be_compared_is_refused(compare, values, first, second, message):
     tokens = table([("content", 1), ("function", 2), ("adverb", 3)])
     with pytest.raises(ValueError, match=message):
@@ -655,19 +655,19 @@ def test_what_cannot_be_compared_is_refused(compare, values, first, second, mess
 
 def test_without_any_word_a_comparison_says_that_there_are_no_classes():
     with pytest.raises(ValueError, match=r"no token of class 'content' .* the classes here are none"):
-        statistics.compare(np.array([[1.0]]), table([("", 1)]), "content", "function")
+        inference.compare(np.array([[1.0]]), table([("", 1)]), "content", "function")
 
 
 def test_what_cannot_be_described_is_refused():
     tokens = table([("special", 0), ("content", 1), ("function", 1)])
     values = np.array([[1.0, NAN, 3.0]])
     with pytest.raises(ValueError, match="no token of class content or number has a value"):
-        statistics.describe(values, tokens, ["content", "number"])
+        inference.describe(values, tokens, ["content", "number"])
     with pytest.raises(ValueError, match="no token here belongs to a word of one class"):
-        statistics.describe_types(values, tokens)
+        inference.describe_types(values, tokens)
     nothing = table([("special", 0), ("", 1)])
     with pytest.raises(ValueError, match="no token here belongs to a word: pass text, or ids that decode to text"):
-        statistics.by_word_class({"rank": np.array([[1.0, 2.0]])}, ["0_mid"], nothing, special=False)
+        inference.by_word_class({"rank": np.array([[1.0, 2.0]])}, ["0_mid"], nothing, special=False)
 
 
 # Strata
@@ -688,7 +688,7 @@ def test_numbers_are_cut_into_deciles_of_the_tokens_compared(seed):
     expected = [won(row, name == "content", number // 4) for row in values]
     both = sum(len(set(name[number // 4 == decile])) == 2 for decile in range(10))
     for given in (strata, strata.astype(np.float32), -strata, torch.from_numpy(strata), strata.astype(float).tolist()):
-        frame = statistics.compare(all_values, tokens, "content", "function", strata=given, permutations=9)
+        frame = inference.compare(all_values, tokens, "content", "function", strata=given, permutations=9)
         np.testing.assert_allclose(frame["effect"], expected, rtol=1e-12)
         assert frame["strata"].tolist() == [both] * 2 and frame["strata_dropped"].tolist() == [10 - both] * 2
         assert frame["content_tokens"].iloc[0] + frame["function_tokens"].iloc[0] == sum(
@@ -704,7 +704,7 @@ def test_few_different_numbers_are_as_many_strata():
     values = random.normal(size=(1, 60))
     expected = won(values[0], name == "content", number)
     for given in (number, torch.from_numpy(number).bfloat16(), torch.from_numpy(number).half()):
-        frame = statistics.compare(values, tokens, "content", "function", strata=given, permutations=9)
+        frame = inference.compare(values, tokens, "content", "function", strata=given, permutations=9)
         assert frame["effect"].iloc[0] == pytest.approx(expected)
         assert frame["strata"].tolist() == [3]
 
@@ -717,7 +717,7 @@ def test_numbers_may_be_infinite():
     values = np.random.default_rng(0).normal(size=(1, 40))
     with np.errstate(divide="ignore"):
         logarithm = np.log(count)
-    frame = statistics.compare(values, tokens, "content", "function", strata=logarithm, permutations=9)
+    frame = inference.compare(values, tokens, "content", "function", strata=logarithm, permutations=9)
     assert frame["effect"].iloc[0] == pytest.approx(won(values[0], name == "content", count))
     assert frame["strata"].tolist() == [5]
 
@@ -731,7 +731,7 @@ def test_labels_are_strata_as_they_are_and_those_without_both_classes_are_droppe
     strata = ["a", "b", "a", "b", "c", "d", "a", "e"]
     # a: 5 and 8 against 3; b: 1 against 9; c and d lack a class, and nothing of e is compared.
     for given in (strata, np.array(strata), np.array(strata, dtype=object), pd.Series(strata).to_numpy()):
-        frame = statistics.compare(values, tokens, "content", "function", strata=given, permutations=9)
+        frame = inference.compare(values, tokens, "content", "function", strata=given, permutations=9)
         assert frame["effect"].tolist() == [2 / 3]
         assert numbers(frame, "strata", "strata_dropped").tolist() == [[2, 2]]
         assert numbers(frame, "content_tokens", "function_tokens").tolist() == [[3, 2]]
@@ -746,8 +746,8 @@ def test_a_truth_value_is_a_label():
     labels = np.where(rare, "rare", "common")
     for given in (rare, torch.from_numpy(rare)):
         assert_frame_equal(
-            statistics.compare(values, tokens, "content", "function", strata=given, permutations=9),
-            statistics.compare(values, tokens, "content", "function", strata=labels, permutations=9),
+            inference.compare(values, tokens, "content", "function", strata=given, permutations=9),
+            inference.compare(values, tokens, "content", "function", strata=labels, permutations=9),
         )
 
 
@@ -758,8 +758,8 @@ def test_tokens_without_a_number_are_left_out():
     number[(random.random(len(tokens)) < 0.3) & (tokens.position.numpy() > 0)] = NAN  # first ids order the prompts
     known = torch.from_numpy(~np.isnan(number))
     assert_frame_equal(
-        statistics.compare(values, tokens, "content", "function", strata=number, permutations=19),
-        statistics.compare(
+        inference.compare(values, tokens, "content", "function", strata=number, permutations=19),
+        inference.compare(
             values[:, known.numpy()],
             tokens[known],
             "content",
@@ -769,10 +769,10 @@ def test_tokens_without_a_number_are_left_out():
         ),
     )
     with pytest.raises(ValueError, match="no token of class 'content' has a value to compare"):
-        statistics.compare(values, tokens, "content", "function", strata=np.full(len(tokens), NAN))
+        inference.compare(values, tokens, "content", "function", strata=np.full(len(tokens), NAN))
 
 
-@pytest.mark.parametrize("compare", [statistics.compare, statistics.compare_types])
+@pytest.mark.parametrize("compare", [inference.compare, inference.compare_types])
 def test_strata_of_another_length_are_refused(compare):
     tokens = table([("content", 1), ("function", 2), ("special", 0)])
     values = np.array([[1.0, 2.0, 3.0]])
@@ -782,7 +782,7 @@ def test_strata_of_another_length_are_refused(compare):
         compare(values, tokens, "content", "function", strata=torch.zeros(1, 3))
 
 
-@pytest.mark.parametrize("compare", [statistics.compare, statistics.compare_types])
+@pytest.mark.parametrize("compare", [inference.compare, inference.compare_types])
 def test_strata_that_separate_the_classes_are_refused(compare):
     tokens = table([("content", 1), ("function", 2), ("number", 0)])
     with pytest.raises(ValueError, match="no stratum has tokens of both 'content' and 'function': use coarser strata"):
@@ -797,8 +797,8 @@ def test_strata_take_away_what_frequency_alone_explains():
         *[[("function" if random.random() < f else "content", int(f * 1e6)) for f in row] for row in frequency]
     )
     values = (frequency.ravel() + random.normal(size=1200) * 0.2)[None]
-    plain = statistics.compare(values, tokens, "content", "function", permutations=199)
-    within = statistics.compare(values, tokens, "content", "function", permutations=199, strata=frequency.ravel())
+    plain = inference.compare(values, tokens, "content", "function", permutations=199)
+    within = inference.compare(values, tokens, "content", "function", permutations=199, strata=frequency.ravel())
     assert plain["effect"].iloc[0] < 0.3 and plain["p"].iloc[0] == 1 / 200
     assert abs(within["effect"].iloc[0] - 0.5) < 0.04
     assert within["low"].iloc[0] < 0.5 < within["high"].iloc[0]
@@ -814,10 +814,10 @@ def test_four_prompts_have_no_interval_and_five_have_one():
     for n in range(1, 8):
         tokens = table(*[[("content", i), ("content", 50 + i)] for i in range(n)])
         values = np.random.default_rng(0).normal(size=(3, 2 * n))
-        found = statistics.prompt_interval(mean(values), tokens)
+        found = inference.prompt_interval(mean(values), tokens)
         assert found.shape == (2, 3)
         assert np.isnan(found).all() if n < 5 else (found[0] < found[1]).all()
-        alike = statistics.interval(mean(values[:, :n]), n)
+        alike = inference.interval(mean(values[:, :n]), n)
         assert np.isnan(alike).all() if n < 5 else (alike[0] < alike[1]).all()
 
 
@@ -826,13 +826,13 @@ def test_an_interval_is_the_percentile_interval_of_scipy():
     reference = stats.bootstrap((x,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(1))
     expected = [reference.confidence_interval.low, reference.confidence_interval.high]
     tokens = table(*[[("content", i)] * 4 for i in range(15)])  # four equal tokens a prompt change nothing
-    found = statistics.prompt_interval(lambda weights: (np.repeat(x, 4) @ weights / weights.sum())[None], tokens)
+    found = inference.prompt_interval(lambda weights: (np.repeat(x, 4) @ weights / weights.sum())[None], tokens)
     np.testing.assert_allclose(found[:, 0], expected, atol=0.25 * float(reference.standard_error))
 
 
 def test_an_interval_is_seeded():
     x = np.random.default_rng(0).normal(size=(1, 9))
-    one, same, other = (statistics.interval(lambda times: x @ times / 9, 9, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (inference.interval(lambda times: x @ times / 9, 9, seed=seed) for seed in (1, 1, 2))
     assert (one == same).all() and (one != other).all()
 
 
@@ -844,7 +844,7 @@ def test_resamples_without_a_value_are_left_out_of_an_interval():
         n = (has * times).sum()
         return np.array([(x * times).sum() / n if n else NAN, NAN])
 
-    found = statistics.interval(mean, 5)
+    found = inference.interval(mean, 5)
     assert found[:, 0].tolist() == [1.0, 2.0]
     assert np.isnan(found[:, 1]).all()
 
@@ -856,7 +856,7 @@ def test_an_interval_covers_the_true_median_in_ninety_five_of_a_hundred_data_set
     # Tokens of a prompt share three quarters of their variance; the true median is 0. Each unit is a data set.
     of_prompt = random.normal(size=(data_sets, prompts))[:, tokens.prompt.numpy()] * np.sqrt(3)
     values = of_prompt + random.normal(size=(data_sets, 3 * prompts))
-    frame = statistics.describe(values, tokens, ["content"])
+    frame = inference.describe(values, tokens, ["content"])
     low, high = bounds(frame).T
     covered = int(((low <= 0) & (high >= 0)).sum())
     # A percentile interval of 40 prompts covers a little less than it says: 93 to 97 %, and binomial slack.
@@ -875,13 +875,13 @@ def test_intervals_resample_prompts_and_not_tokens():
     by_token = np.std([np.median(random.choice(content, len(content))) for _ in range(300)])
     by_prompt = np.std([np.median(random.choice(content[::each], prompts)) for _ in range(500)])
     assert by_prompt > 4 * by_token
-    described = statistics.describe(values, tokens, ["content"]).iloc[0]
+    described = inference.describe(values, tokens, ["content"]).iloc[0]
     # A 95 % interval is about four standard errors wide.
     assert 2.5 * by_prompt < described["high"] - described["low"] < 6 * by_prompt
 
     won_by_token = [np.mean(random.choice(content, len(content)) > 0) for _ in range(500)]
     won_by_prompt = [np.mean(random.choice(content[::each], prompts) > 0) for _ in range(500)]
-    compared = statistics.compare(values, tokens, "content", "function", permutations=9).iloc[0]
+    compared = inference.compare(values, tokens, "content", "function", permutations=9).iloc[0]
     width = compared["high"] - compared["low"]
     assert 3 * np.std(won_by_prompt) < width < 5 * np.std(won_by_prompt)
     assert width > 4 * 4 * np.std(won_by_token)
@@ -893,7 +893,7 @@ def test_intervals_resample_prompts_and_not_tokens():
 def test_a_mean_over_prompts_leaves_out_prompts_with_a_missing_value():
     tokens = table(*[[("content", i)] * (1 + i % 3) for i in range(7)])
     values = np.array([[1.0, 2.0, NAN, 4.0, 5.0, 6.0, 9.0], [2.0, 2.0, 2.0, NAN, 4.0, 4.0, 8.0]])
-    mean, low, high, n = statistics.prompt_means(values, tokens)
+    mean, low, high, n = inference.prompt_means(values, tokens)
     assert n == 5
     np.testing.assert_allclose(mean, [(1 + 2 + 5 + 6 + 9) / 5, (2 + 2 + 4 + 4 + 8) / 5])
     known = values[:, [0, 1, 4, 5, 6]]
@@ -906,9 +906,9 @@ def test_a_mean_over_prompts_leaves_out_prompts_with_a_missing_value():
 def test_a_mean_over_four_prompts_has_no_interval_and_over_none_is_missing():
     tokens = table(*[[("content", i)] for i in range(6)])
     values = np.array([[1.0, 2.0, NAN, NAN, 5.0, 8.0]])
-    mean, low, high, n = statistics.prompt_means(values, tokens)
+    mean, low, high, n = inference.prompt_means(values, tokens)
     assert (mean.tolist(), n) == ([4.0], 4) and np.isnan(low).all() and np.isnan(high).all()
-    mean, low, high, n = statistics.prompt_means(np.full((2, 6), NAN), tokens)
+    mean, low, high, n = inference.prompt_means(np.full((2, 6), NAN), tokens)
     assert n == 0 and all(np.isnan(each).all() and each.shape == (2,) for each in (mean, low, high))
 
 
@@ -917,7 +917,7 @@ def test_a_mean_over_four_prompts_has_no_interval_and_over_none_is_missing():
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_order_of_prompts_changes_no_digit(seed, monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    monkeypatch.setattr(inference, "RESAMPLES", 200)
     random = np.random.default_rng(seed)
     tokens = corpus(random, 9, 12, types=60)  # few types, so that prompts share many
     prompts = len(tokens.prompt.unique())
@@ -931,32 +931,32 @@ def test_the_order_of_prompts_changes_no_digit(seed, monkeypatch):
 
     for strata in (None, frequency):
         again = None if strata is None else strata[rows]
-        for compare, data in ((statistics.compare, values), (statistics.compare_types, of_type)):
+        for compare, data in ((inference.compare, values), (inference.compare_types, of_type)):
             assert_frame_equal(
                 compare(data, tokens, "content", "function", strata=strata, permutations=49),
                 compare(data[:, rows], other, "content", "function", strata=again, permutations=49),
                 check_exact=True,
             )
     classes = ["content", "function"]
-    one, same = statistics.describe(values, tokens, classes), statistics.describe(values[:, rows], other, classes)
+    one, same = inference.describe(values, tokens, classes), inference.describe(values[:, rows], other, classes)
     assert_frame_equal(one, same, check_exact=True)
     assert not np.isnan(bounds(one)).any()
     assert_frame_equal(
-        statistics.describe_types(of_type, tokens), statistics.describe_types(of_type[:, rows], other), check_exact=True
+        inference.describe_types(of_type, tokens), inference.describe_types(of_type[:, rows], other), check_exact=True
     )
     for mean, alike in zip(
-        statistics.prompt_means(of_prompt, tokens), statistics.prompt_means(of_prompt[:, place], other), strict=True
+        inference.prompt_means(of_prompt, tokens), inference.prompt_means(of_prompt[:, place], other), strict=True
     ):
         np.testing.assert_array_equal(mean, alike)
 
 
 def test_prompts_are_put_in_the_order_of_their_ids():
     tokens = table([("content", 5), ("content", 9)], [("content", 5), ("content", 2), ("content", 1)], [("content", 5)])
-    order, own = statistics.in_own_order(tokens)
+    order, own = inference.in_own_order(tokens)
     assert order.tolist() == [5, 2, 3, 4, 0, 1]
     assert own.id.tolist() == [5, 5, 2, 1, 5, 9]
     assert own.prompt.tolist() == [0, 1, 1, 1, 2, 2]
-    again, same = statistics.in_own_order(own)
+    again, same = inference.in_own_order(own)
     assert again.tolist() == list(range(6)) and same.prompt.tolist() == own.prompt.tolist()
 
 
@@ -965,7 +965,7 @@ def test_the_seed_changes_intervals_and_p_and_nothing_else():
     tokens = corpus(random, 8, 12)
     values = random.normal(size=(4, len(tokens)))
     one, other = (
-        statistics.compare(values, tokens, "content", "function", permutations=99, seed=seed) for seed in (0, 1)
+        inference.compare(values, tokens, "content", "function", permutations=99, seed=seed) for seed in (0, 1)
     )
     changed = [column for column in one if not one[column].equals(other[column])]
     assert changed == ["low", "high", "p", "q"]
@@ -995,13 +995,13 @@ def test_permuted_classes_are_taken_for_different_as_rarely_as_stated(strata):
             is_rare = (random.random(words.max() + 1) < 0.4)[words] ^ (is_content(tokens) & (random.random() < 0.5))
             given = np.where(is_rare, "rare", "common")
             values += 3 * is_rare
-        frame = statistics.compare(values, tokens, "content", "function", strata=given, permutations=199)
+        frame = inference.compare(values, tokens, "content", "function", strata=given, permutations=199)
         found += bool((frame["q"] < 0.05).any())
     assert 0 < found <= MOST_BY_CHANCE
 
 
 def test_a_planted_shift_of_six_tenths_of_a_standard_deviation_is_found(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+    monkeypatch.setattr(inference, "RESAMPLES", 300)
     random = np.random.default_rng(7)
     planted = np.array([0.6, 0.0, -0.6, 0.0, 0.6])
     expected = stats.norm.cdf(planted / np.sqrt(2))  # P(x > y) of two normal values this far apart
@@ -1010,7 +1010,7 @@ def test_a_planted_shift_of_six_tenths_of_a_standard_deviation_is_found(monkeypa
     for _ in range(trials):
         tokens = corpus(random, 12, 24, pieces=1)
         values = random.normal(size=(5, len(tokens))) + planted[:, None] * is_content(tokens)
-        frame = statistics.compare(values, tokens, "content", "function", permutations=199)
+        frame = inference.compare(values, tokens, "content", "function", permutations=199)
         found += frame["q"] < 0.05
         effects += frame["effect"] / trials
         inside += (frame["low"] <= expected) & (expected <= frame["high"])
