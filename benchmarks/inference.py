@@ -12,8 +12,8 @@ Each trial draws sentences of `lens_probes.demo.sentences()` at random and gives
 
 An effect of 0.65 is planted as a shift of the first class. A cell prints how many of its trials have p < 0.05, and how
 many intervals hold the planted effect. The other rows: any of five correlated layers with q < 0.05, medians of a class,
-means of prompts, resampled means, and a topic's contrast: with an interaction of topic and template, with words that recur
-over topics, and with words of each topic's own, which a test of topics does find.
+means of prompts, resampled means, and a topic's contrast: with an interaction of topic and template, with words that
+recur over topics, and with words of each topic's own, which a test of topics does find.
 """
 
 import argparse
