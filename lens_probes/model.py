@@ -7,7 +7,7 @@ that one of the releases does not have; TransformerLens itself is not imported h
 import copy
 import difflib
 import importlib.metadata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, cached_property
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from lens_probes.demo import HEADLESS
+from lens_probes.messages import brief
 
 if TYPE_CHECKING:
     from lens_probes.result import Provenance
@@ -81,27 +82,36 @@ class View:
     def units(self, asked: Sequence[int], hook: str, width: int) -> list[int]:
         """The numbers of the units asked for, each once, of an activation of so many."""
         if not isinstance(asked, Sequence) or any(type(number) is not int for number in asked):
-            raise TypeError(f"units={asked!r}: list their numbers, as units=[3] or units=range(8)")
+            raise TypeError(f"units={brief(asked)}: list their numbers, as units=[3] or units=range(8)")
         for number in asked:
             if not 0 <= number < width:
                 raise ValueError(f"unit {number} was asked for and {hook} of {self.name} has units 0 to {width - 1}")
         if not len(asked) or len(set(asked)) < len(asked):
-            raise ValueError(f"units={asked!r} names no unit, or one twice: list each unit once")
+            raise ValueError(f"units={brief(asked)} names no unit, or one twice: list each unit once")
         return list(asked)
 
-    def layers(self, layers: Iterable[int] | None) -> tuple[int, ...]:
-        """The layers asked for, in order; `None` is all, negative ones count from the end."""
-        if isinstance(layers, int):
+    def layers(self, layers: Iterable[int] | slice | None) -> tuple[int, ...]:
+        """The layers asked for, in order; `None` is all, negative ones count from the end.
+
+        A slice is one of all layers; the layers of a set, which has no order, come in ascending order.
+        """
+        if isinstance(layers, Integral) and not isinstance(layers, bool):
             raise TypeError(f"layers={layers} is one number: write layers=[{layers}], or None for all layers")
-        asked = tuple(range(self.n_layers)) if layers is None else tuple(layers)
+        every = range(self.n_layers)
+        asked: Any = every if layers is None else every[layers] if isinstance(layers, slice) else layers
+        asked = asked.tolist() if hasattr(asked, "tolist") else asked  # of arrays and tensors
+        if not isinstance(asked, Sequence | Set) or isinstance(asked, str):  # an iterator is empty when asked again
+            raise TypeError(f"layers must be a list of layer numbers, as layers=[0, 3]; got layers={brief(layers)}")
         for layer in asked:
-            if not isinstance(layer, Integral):
-                raise TypeError(f"layers are whole numbers, counted from 0; {layer!r} came")
-            if not -self.n_layers <= layer < self.n_layers:
+            if not isinstance(layer, Integral) or isinstance(layer, bool):
+                raise TypeError(f"layers are whole numbers, counted from 0; {brief(layer)} came")
+            if not -self.n_layers <= int(layer) < self.n_layers:
                 raise ValueError(f"layer {layer} was asked for and {self.name} has layers 0 to {self.n_layers - 1}")
-        if not asked or len({layer % self.n_layers for layer in asked}) < len(asked):
-            raise ValueError(f"layers={layers!r} names no layer, or one twice: list each layer once")
-        return tuple(layer % self.n_layers for layer in asked)
+        numbers = [int(layer) % self.n_layers for layer in asked]
+        numbers = sorted(numbers) if isinstance(asked, Set) else numbers
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(f"layers={brief(layers)} names no layer, or one twice: list each layer once")
+        return tuple(numbers)
 
     def hook(self, at: ReadPoint, layer: int) -> str:
         """The name of the activation at a read point of a block."""
@@ -161,6 +171,7 @@ class ModelView(View):
     def __init__(self, model: Any) -> None:
         if isinstance(model, ModelView):
             model = model.model
+        _check_wrapped(model)
         if not hasattr(model, "run_with_cache") or not hasattr(model, "cfg"):
             raise TypeError(
                 f"a model is a HookedTransformer or a TransformerBridge of TransformerLens; {type(model).__name__} "
@@ -228,12 +239,16 @@ class ModelView(View):
     @cached_property
     def token_embeddings(self) -> Float[Tensor, "vocab d_model"]:
         """What `hook_token_embed` holds for each token id: W_E, on a Bridge of Gemma times sqrt(d_model)."""
-        ids, seen = torch.arange(self.d_vocab, device=self.device)[:, None], {}
+        rows = self.embedded(torch.arange(self.d_vocab))
+        return self.W_E if torch.equal(rows, self.W_E) else rows
+
+    def embedded(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+        """What `hook_token_embed` holds for these token ids, by a pass that ends there."""
+        column, seen = ids.to(self.device)[:, None], {}
         hooks = [(self.hook_token_embed, _remembering(seen, self.hook_token_embed, [self.hook_token_embed]))]
         with undisturbed(self.model), suppress(_Reached):
-            self.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(ids))
-        rows = seen[self.hook_token_embed][:, 0]
-        return self.W_E if torch.equal(rows, self.W_E) else rows
+            self.model.run_with_hooks(column, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(column))
+        return seen[self.hook_token_embed][:, 0]
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
@@ -709,6 +724,7 @@ class ImageView(View):
     """
 
     def __init__(self, model: Any) -> None:
+        _check_wrapped(model)
         wrapped = getattr(model, "original_model", None)
         if getattr(wrapped, "main_input_name", None) != "pixel_values" or not hasattr(model, "blocks"):
             raise TypeError(
@@ -746,6 +762,15 @@ class ImageView(View):
         with undisturbed(self.model), torch.set_grad_enabled(wanted), suppress(_Reached):
             self.model.run_with_hooks(pixels.to(self.device, self.dtype), fwd_hooks=hooks)
         return seen[name]
+
+
+def _check_wrapped(model: Any) -> None:
+    """Raise for a model of Hugging Face's own."""
+    if hasattr(model, "base_model_prefix") and not hasattr(model, "run_with_cache"):
+        raise TypeError(
+            f"a Hugging Face model must be wrapped before it is read; got a {type(model).__name__}: pass "
+            f"TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)"
+        )
 
 
 def _device_type(model: Any) -> str:

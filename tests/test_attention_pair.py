@@ -217,6 +217,30 @@ def test_what_cannot_be_asked_is_said():
         result.written(tiny.bridge("llama"), 0, 0)
 
 
+@pytest.mark.usefixtures("as_users_run_it")
+def test_places_are_words_or_single_positions():
+    for query, keys, setting, got in (
+        ([5, 6], [1], "query", r"\[5, 6\]"),
+        (5, [[1, 2]], "keys", r"\[1, 2\]"),
+        (5, {"first": [1, 2]}, "keys", r"\[1, 2\]"),
+        ([], [1], "query", r"\[\]"),
+        (5, [[]], "keys", r"\[\]"),
+        (None, [1], "query", "None"),
+        (5, [1.5], "keys", "1.5"),
+        (5, [True], "keys", "True"),
+    ):
+        message = rf"AttentionPair\({setting}=...\) names a token by a word, .*; got {got}: ask about one position at a"
+        with pytest.raises(ValueError, match=message):
+            lp.AttentionPair(query, keys)
+    for keys, got in ((np.array([1, 2]), r"<ndarray of shape \(2,\)>"), (iter([1]), "<list_iterator"), (None, "None")):
+        with pytest.raises(ValueError, match=rf"\(keys=...\) is a list of words or positions; {got}"):
+            lp.AttentionPair(5, keys)
+    model = tiny.bridge("gpt2")
+    plain = lp.AttentionPair(5, [1, 2]).run(model, TEXTS[0])
+    of_numpy = lp.AttentionPair(np.int64(5), list(np.array([1, 2]))).run(model, TEXTS[0])
+    assert torch.equal(plain.weight, of_numpy.weight) and of_numpy.key == ("1", "2")
+
+
 def test_a_key_beyond_the_window_of_a_layer_is_refused():
     model = tiny.bridge("llama")
     view, probe = ModelView(model), lp.AttentionPair(9, (1, 8), layers=[1])

@@ -1,14 +1,18 @@
 """What is read of a model is what its names say, on every architecture, and reading leaves no trace."""
 
+import re
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+import lens_probes as lp
 from lens_probes import tiny
-from lens_probes.model import READ_POINTS, Continuation, ModelView, ReadPoint, undisturbed
+from lens_probes.model import READ_POINTS, Continuation, ImageView, ModelView, ReadPoint, undisturbed
 from lens_probes.prompts import tokenize
 from lens_probes.run import pad
 
@@ -136,6 +140,46 @@ def test_layers_are_all_or_those_asked_for_and_negative_ones_count_from_the_end(
     ):
         with pytest.raises(ValueError, match=message):
             view.layers(layers)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (slice(1, None), (1, 2)),
+        (slice(None, None, -1), (2, 1, 0)),
+        (np.array([2, 0]), (2, 0)),
+        (torch.tensor([2, 0]), (2, 0)),
+        (pd.Series([2, 0]), (2, 0)),
+        ({-1, 0}, (0, 2)),
+        ((np.int64(1),), (1,)),
+    ],
+    ids=repr,
+)
+def test_layers_may_come_as_a_slice_an_array_or_a_set(layers: Any, expected: tuple[int, ...], gpt2: Any) -> None:
+    assert ModelView(gpt2).layers(layers) == expected
+    assert lp.Movement(layers=layers).run(gpt2, "one two").layer == tuple(map(str, expected))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (lambda: "all", "layers must be a list of layer numbers, as layers=[0, 3]; got layers='all'"),
+        (lambda: 1.5, "layers must be a list of layer numbers, as layers=[0, 3]; got layers=1.5"),
+        (lambda: {0: 1}, "layers must be a list of layer numbers, as layers=[0, 3]; got layers={0: 1}"),
+        (lambda: iter([0, 1]), "layers must be a list of layer numbers, as layers=[0, 3]; got layers=<list_iterator"),
+        (tiny.bridge, "layers must be a list of layer numbers, as layers=[0, 3]; got layers=<TransformerBridge>"),
+        (lambda: [tiny.bridge()], "layers are whole numbers, counted from 0; <TransformerBridge> came"),
+        (lambda: np.int64(1), "layers=1 is one number: write layers=[1], or None for all layers"),
+        (lambda: [True], "layers are whole numbers, counted from 0; True came"),
+        (lambda: np.array([True, False, True]), "layers are whole numbers, counted from 0; True came"),
+        (lambda: slice(5, 9), "layers=slice(5, 9, None) names no layer, or one twice: list each layer once"),
+    ],
+)
+def test_layers_in_any_other_form_are_refused_in_one_sentence(layers: Any, message: str, gpt2: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        lp.Movement(layers=layers()).run(gpt2, "one two")
 
 
 def test_an_unknown_hook_is_refused_with_names_that_are_close(view: ModelView) -> None:
@@ -285,10 +329,19 @@ def test_versions_are_those_of_the_installed_packages(gpt2: Any) -> None:
     assert list(versions) == ["lens-probes", "transformer-lens", "transformers", "torch"]
 
 
-@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), tiny.huggingface, lambda: "gpt2"])
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), lambda: "gpt2"])
 def test_what_is_no_model_of_transformer_lens_is_refused(make: Any) -> None:
     with pytest.raises(TypeError, match=r"HookedTransformer or a TransformerBridge of TransformerLens; .* came: load"):
         ModelView(make())
+
+
+def test_a_model_of_hugging_face_is_told_how_to_become_a_bridge() -> None:
+    message = r"got a GPT2LMHeadModel: pass TransformerBridge\.boot_transformers\(name, hf_model=model, tokenizer="
+    for view in (ModelView, ImageView):
+        with pytest.raises(TypeError, match=message):
+            view(tiny.huggingface())
+    with pytest.raises(TypeError, match=message):
+        lp.RankShift().run(tiny.huggingface(), "Time flies.")
 
 
 def test_a_model_with_two_stacks_is_refused() -> None:

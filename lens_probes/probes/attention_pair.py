@@ -26,6 +26,7 @@ arXiv 1706.03762.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, final
 
 import numpy as np
@@ -36,6 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, Tokens, prompt_table
@@ -210,10 +212,18 @@ class AttentionPair(Probe[AttentionPairResult]):
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.keys, str | int) or not self.keys:
-            raise ValueError(f"AttentionPair(keys=...) is a list of words or positions; {self.keys!r} came")
-        if len(self._named()) < len(self.keys):
-            raise ValueError(f"AttentionPair(keys=...) names each key once; {self.keys!r} came")
+        keys = self.keys
+        if isinstance(keys, str) or not isinstance(keys, Sequence | Mapping) or not len(keys):
+            raise ValueError(f"AttentionPair(keys=...) is a list of words or positions; {brief(keys)} came")
+        places = keys.values() if isinstance(keys, Mapping) else keys
+        for setting, place in [("query", self.query), *(("keys", place) for place in places)]:
+            if not _is_place(place):
+                raise ValueError(
+                    f"AttentionPair({setting}=...) names a token by a word, by a position, or by several words of "
+                    f"which each prompt has one; got {brief(place)}: ask about one position at a time"
+                )
+        if len(self._named()) < len(keys):
+            raise ValueError(f"AttentionPair(keys=...) names each key once; {brief(keys)} came")
 
     def hooks(self, model: ModelView) -> list[str]:
         """Queries, keys, values and patterns of every layer."""
@@ -299,12 +309,18 @@ class AttentionPair(Probe[AttentionPairResult]):
         return tuple(torch.stack(each).movedim(2, 0).cpu() for each in zip(*found, strict=True))
 
 
+def _is_place(asked: object) -> bool:
+    if isinstance(asked, str | Integral):
+        return not isinstance(asked, bool)
+    return isinstance(asked, Sequence) and len(asked) > 0 and all(isinstance(word, str) for word in asked)
+
+
 def place_of(prompt: Tokens, asked: Place) -> int:
     """Where a prompt has the token asked for: a position, or the last token of the one word that is asked for."""
-    if isinstance(asked, int):
+    if not isinstance(asked, Sequence):
         if not -len(prompt) <= asked < len(prompt):
             raise ValueError(f"position {asked} was asked for and {_shown(prompt)} has {len(prompt)} tokens")
-        return asked % len(prompt)
+        return int(asked) % len(prompt)
     wanted = {asked.lower()} if isinstance(asked, str) else {word.lower() for word in asked}
     words: dict[int, str] = {}
     for word, text in zip(prompt.word.tolist(), prompt.text, strict=True):
@@ -319,7 +335,7 @@ def place_of(prompt: Tokens, asked: Place) -> int:
 
 
 def _name(asked: Place) -> str:
-    if isinstance(asked, str | int):
+    if isinstance(asked, str) or not isinstance(asked, Sequence):
         return str(asked)
     return asked[0] if len(asked) == 1 else f"{asked[0]}|..."
 
