@@ -7,10 +7,12 @@ that one of the releases does not have; TransformerLens itself is not imported h
 import copy
 import difflib
 import importlib.metadata
+import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -32,6 +34,8 @@ ReadPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out
 READ_POINTS: tuple[ReadPoint, ...] = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 Spans = list[tuple[int, int] | None]
+
+TOKENS_OF_WHOLE_PREFIXES = 512  # of a pass, where a cache cannot be trusted: as many as a batch of prompts holds
 
 HEAD_TOLERANCE = 0.1  # of the spread of log-probabilities: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by 1
 
@@ -178,6 +182,7 @@ class ModelView(View):
                 f"came: load one with lens_probes.load_model(name)"
             )
         super().__init__(model)
+        self.continues_prefixes = True  # until a key/value cache breaks its promise
         names = model.hook_dict
         if not hasattr(model, "blocks") or "blocks.0.hook_resid_pre" not in names or not hasattr(model, "W_E"):
             raise TypeError(
@@ -799,6 +804,10 @@ class Continuation:
     unembedding. Both classes allow it: a Bridge hands Hugging Face's cache on (3.9 and 4.x), HookedTransformer has its
     own. Encoders do not: there every state depends on what follows.
 
+    What a cache promises is checked once per prefix: it holds every token, and one token after it has the state of the
+    whole prompt. Where it does not (TransformerLens 4.3 alone does not fill the cache of transformers 5.24), every
+    candidate is computed with its whole prefix, and a warning says so once per view.
+
     >>> from lens_probes import tiny
     >>> view = ModelView(tiny.bridge("llama"))
     >>> third = Continuation(view, torch.tensor([5, 6]), view.hook("resid_post", 1))
@@ -810,18 +819,24 @@ class Continuation:
         if view.encoder:
             raise ValueError(f"a state of {view.name} depends on what follows it: only decoders continue a prefix")
         view.check_hooks([name])
-        self._view, self._name = view, name
-        past_of = _past_of_bridge if view.is_bridge else _past_of_hooked
-        self._options = past_of(view, prefix.to(view.device)[None]) if len(prefix) else _without_past(view)
+        self._view, self._name, self._prefix = view, name, prefix.to(view.device)
+        self._past: _Past | None = None  # None: whole prefixes
+        if len(prefix) and view.continues_prefixes:
+            self._keep_checked_past()
 
     def states(self, ids: Int[Tensor, " candidate"]) -> Float[Tensor, "candidate d"]:
         """The activation of each of these tokens, were it the next."""
+        at_once = max(1, len(ids) if self._past else TOKENS_OF_WHOLE_PREFIXES // (len(self._prefix) + 1))
         with undisturbed(self._view.model):
-            return self._run(ids, [])
+            return torch.cat([self._run(some, []) for some in ids.split(at_once)])
 
     def soft(self, embeddings: Float[Tensor, "candidate d_model"]) -> Float[Tensor, "candidate d"]:
         """The activation of tokens that have these embeddings; gradients flow to them."""
-        hook = (self._view.hook_token_embed, _replacing(lambda given: embeddings[:, None].to(given)))
+
+        def at_the_end(given: Tensor) -> Tensor:
+            return torch.cat([given[:, :-1], embeddings[:, None].to(given)], dim=1)
+
+        hook = (self._view.hook_token_embed, _replacing(at_the_end))
         with undisturbed(self._view.model), torch.enable_grad():
             return self._run(torch.zeros(len(embeddings), dtype=torch.int64), [hook])
 
@@ -829,22 +844,71 @@ class Continuation:
         seen: dict[str, Tensor] = {}
         hooks = [*hooks, (self._name, _remembering(seen, self._name, [self._name]))]
         ids = ids.to(self._view.device)[:, None]
+        if self._past:
+            options = self._past.options(len(ids))
+        else:
+            ids = torch.cat([self._prefix.expand(len(ids), -1), ids], dim=1)
+            options = {"attention_mask": torch.ones_like(ids)}  # or a candidate that is the padding token is padding
         with suppress(_Reached):
-            self._view.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, **self._options(len(ids)))
+            self._view.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, **options)
         return seen[self._name][:, -1]
 
+    def _keep_checked_past(self) -> None:
+        """Keep the first of the model's caches that does what it promises; say it if none does."""
+        view, n = self._view, len(self._prefix)
+        other = (self._prefix[-1:] + 1) % view.d_vocab  # the same token again would be mixed from equal values
+        whole, failed = self.states(other).float(), ""
+        if not whole.isfinite().all():
+            return  # there is nothing to compare, and who asks refuses it
+        for past_of in _pasts_of_bridge(view) if view.is_bridge else [_past_of_hooked]:
+            try:
+                past = past_of(view, self._prefix[None])
+            except TypeError:  # the model does not take the cache under this name
+                continue
+            if past.lengths != {n}:
+                failed = failed or f"it holds {min(past.lengths, default=0)}"
+                continue
+            self._past = past
+            off = float((self.states(other).float() - whole).norm() / whole.norm().clamp(min=1e-30))
+            if off <= torch.finfo(view.W_E.dtype).eps ** 0.5:
+                return
+            failed = failed or f"a state after it is off by {off:.2g} of its length"
+        self._past, view.continues_prefixes = None, False
+        releases = ", ".join(f"{package} {release}" for package, release in view.versions[1:])
+        warnings.warn(
+            f"the key/value cache of {view.name} must hold all {n} tokens of a prefix and give the states of the whole "
+            f"prompt; with {releases} {failed or 'none is accepted'}: whole prompts are computed instead, which gives "
+            f"the right numbers more slowly (other releases of transformers or TransformerLens may keep the cache)",
+            stacklevel=3,
+        )
 
-def _without_past(view: ModelView) -> Callable[[int], dict[str, Any]]:
-    # Without a mask a candidate that is the padding token would count as padding.
-    return lambda batch: {"attention_mask": torch.ones(batch, 1, dtype=torch.int64, device=view.device)}
+
+class _Past(NamedTuple):
+    """A computed prefix: how many tokens its layers hold, and the arguments of a pass of candidates after it."""
+
+    lengths: set[int]
+    options: Callable[[int], dict[str, Any]]
 
 
 class _Reached(Exception):
     """Ends a forward pass where no more of it is needed."""
 
 
-def _past_of_bridge(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable[[int], dict[str, Any]]:
-    """Compute a prefix; then: the arguments of a pass of so many tokens after it."""
+def _pasts_of_bridge(view: ModelView) -> Iterator[Callable[[ModelView, Int[Tensor, "1 position"]], _Past]]:
+    """The ways to hand a cache to the wrapped model, the likeliest first.
+
+    transformers 5.24 calls it `cache`, and so hands it to every layer's attention, where TransformerLens 4.3 reads
+    `past_key_values` or `layer_past`: it gets there as the latter where layers pass on what they do not know.
+    """
+    if "cache" in inspect.signature(view.model.original_model.forward).parameters:
+        yield partial(_past_of_bridge, ("cache", "layer_past"))
+        yield partial(_past_of_bridge, ("cache",))
+    else:
+        yield partial(_past_of_bridge, ("past_key_values",))
+
+
+def _past_of_bridge(names: tuple[str, ...], view: ModelView, ids: Int[Tensor, "1 position"]) -> _Past:
+    """Compute a prefix, its cache handed on under these names."""
     from transformers import DynamicCache
 
     class Past(DynamicCache):
@@ -868,15 +932,16 @@ def _past_of_bridge(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable
 
     def options(batch: int, new: int = 1) -> dict[str, Any]:
         mask = torch.ones(batch, new + past.get_seq_length(), dtype=torch.int64, device=view.device)
-        return {"past_key_values": past, "use_cache": True, "attention_mask": mask}
+        return {**dict.fromkeys(names, past), "use_cache": True, "attention_mask": mask}
 
     with undisturbed(view.model):
         view.model.run_with_hooks(ids, return_type=None, **options(1, ids.shape[1]))
     past.full = True
-    return options
+    # Layers of linear attention have no length: a state of theirs cannot be joined with candidates either.
+    return _Past({getattr(layer, "get_seq_length", int)() for layer in past.layers}, options)
 
 
-def _past_of_hooked(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable[[int], dict[str, Any]]:
+def _past_of_hooked(view: ModelView, ids: Int[Tensor, "1 position"]) -> _Past:
     """As `_past_of_bridge`, with TransformerLens's own cache."""
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
@@ -902,7 +967,7 @@ def _past_of_hooked(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable
         mask = torch.ones(batch, 1, dtype=torch.int64, device=view.device)
         return {"past_kv_cache": wide, "attention_mask": mask}
 
-    return options
+    return _Past({entry.past_keys.shape[1] for entry in past.entries}, options)
 
 
 def _replacing(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:

@@ -1,5 +1,6 @@
 """Fixtures: tiny models of every architecture, raw and processed, in every class that this TransformerLens has."""
 
+import platform
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -14,6 +15,19 @@ from lens_probes import tiny
 from lens_probes.model import ModelView
 
 HAS_HOOKED = version("transformer-lens").startswith("3.")
+PACKAGES = ("transformer-lens", "transformers", "torch", "numpy", "pandas", "plotly", "scipy", "jaxtyping", "beartype")
+RELEASES = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+
+
+def pytest_report_header() -> str:
+    """The releases, so that what a new one breaks is seen at a glance."""
+    return f"with {RELEASES}"
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
+    """The same below what failed."""
+    if exitstatus:
+        terminalreporter.write_line(f"failed with {RELEASES}, Python {platform.python_version()}")
 
 
 class Cell(NamedTuple):

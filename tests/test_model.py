@@ -1,6 +1,7 @@
 """What is read of a model is what its names say, on every architecture, and reading leaves no trace."""
 
 import re
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 import lens_probes as lp
+from lens_probes import model as model_file
 from lens_probes import tiny
 from lens_probes.model import READ_POINTS, Continuation, ImageView, ModelView, ReadPoint, undisturbed
 from lens_probes.prompts import tokenize
@@ -415,13 +417,83 @@ def test_a_continuation_stops_where_its_activation_stands_and_leaves_no_trace(ow
     own_gpt2.add_hook("blocks.1.hook_resid_post", lambda activation, hook: ran.append(1))
     own_gpt2.add_hook("blocks.2.hook_resid_pre", lambda activation, hook: ran.append(2))
     following = Continuation(view, torch.tensor([3, 4]), "blocks.1.hook_resid_post")
-    assert ran == [1, 2]  # the prefix runs once, to the end
+    assert sorted(ran) == [1, 1, 1, 2]  # the prefix runs once to its end, and one more token with it and after it
     before = modes(own_gpt2)
     following.states(torch.tensor([5, 6]))
     following.soft(torch.zeros(1, view.d_model))
-    assert ran == [1, 2, 1, 1]
+    assert ran[4:] == [1, 1]
     assert modes(own_gpt2) == before and torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in own_gpt2.parameters())
+
+
+def of_another_prefix(past_of: Any) -> Any:
+    """A prefix cache of the right length that holds the tokens in another order."""
+    return lambda *names_and_view_and_ids: past_of(*names_and_view_and_ids[:-1], names_and_view_and_ids[-1].flip(1))
+
+
+def that_stays_empty(past_of: Any) -> Any:
+    """A prefix cache as a plain install made it in November 2026: nobody fills it."""
+    return lambda *names_and_view_and_ids: past_of(*names_and_view_and_ids)._replace(lengths={0})
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [(that_stays_empty, "it holds 0"), (of_another_prefix, r"a state after it is off by [\d.]+ of its length")],
+)
+def test_where_a_cache_breaks_its_promise_whole_prefixes_give_the_states_and_it_is_said_once(
+    fault: Any, found: str, own_gpt2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for way in ("_past_of_bridge", "_past_of_hooked"):
+        monkeypatch.setattr(model_file, way, fault(getattr(model_file, way)))
+    view, ids = ModelView(own_gpt2), torch.tensor([3, 4, 5, 6])
+    name, candidates = view.hook("resid_post", 2), torch.arange(300)  # more than one pass of whole prefixes
+    with pytest.warns(UserWarning, match="key/value cache") as caught:
+        following, _ = (Continuation(view, ids[:n], name) for n in (3, 2))
+    (warning,) = caught
+    releases = rf"transformer-lens {version('transformer-lens')}, transformers {version('transformers')}, torch \S+ "
+    assert re.fullmatch(
+        "the key/value cache of tiny-gpt2 must hold all 3 tokens of a prefix and give the states of the whole prompt; "
+        rf"with {releases}{found}: whole prompts are computed instead, which gives the right numbers more slowly "
+        r"\(other releases of transformers or TransformerLens may keep the cache\)",
+        str(warning.message),
+    )
+    whole = torch.cat([ids[:3].expand(300, -1), candidates[:, None]], dim=1)
+    expected = view.activations(whole, torch.ones_like(whole, dtype=torch.bool), [name])[name][:, -1]
+    torch.testing.assert_close(following.states(candidates), expected, rtol=1e-5, atol=2e-5)
+    start, (states,) = view.differentiable(ids[None], [name])
+    (slope,) = torch.autograd.grad(states[0, -1, :5].sum(), start)
+    own = embedded(view, ids)[-1:].clone().requires_grad_()
+    soft = following.soft(own)
+    torch.testing.assert_close(soft[0], states[0, -1], rtol=1e-5, atol=2e-5)
+    (found_slope,) = torch.autograd.grad(soft[0, :5].sum(), own)
+    torch.testing.assert_close(found_slope[0], slope[0, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_that_the_model_does_not_take_is_said(gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise TypeError("forward() got an unexpected keyword argument")
+
+    monkeypatch.setattr(model_file, "_past_of_bridge", refuse)
+    view = ModelView(gpt2)
+    with pytest.warns(UserWarning, match="torch .* none is accepted: whole prompts are computed instead"):
+        Continuation(view, torch.tensor([3]), view.hook("resid_post", 1))
+
+
+@pytest.mark.parametrize("windowed", ["MistralForCausalLM", "Gemma2ForCausalLM"])
+def test_a_continuation_past_the_attention_window_gives_the_states_of_whole_prompts(
+    windowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, sizes = tiny._MODELS["gemma2"]
+    if windowed == "MistralForCausalLM":
+        sizes = {name: sizes[name] for name in ("intermediate_size", "num_key_value_heads", "head_dim")}
+    monkeypatch.setitem(tiny._MODELS, "gemma2", (windowed, sizes | {"sliding_window": 4}))
+    view = ModelView(tiny.bridge("gemma2"))
+    ids, name = torch.arange(3, 14), view.hook("resid_post", 2)
+    following = Continuation(view, ids[:-1], name)
+    (expected,) = view.activations(ids[None], torch.ones(1, 11, dtype=torch.bool), [name]).values()
+    (far,) = view.activations(ids.flip(0)[None], torch.ones(1, 11, dtype=torch.bool), [name]).values()
+    assert not torch.allclose(far[0, 0], expected[0, -1])
+    torch.testing.assert_close(following.states(ids[-1:])[0], expected[0, -1], rtol=1e-5, atol=2e-5)
 
 
 def test_an_encoder_has_no_continuation() -> None:
