@@ -518,28 +518,61 @@ class ModelView(View):
 
     def hooks_written(self, layer: int) -> list[str]:
         """The activations that `check_written` compares: heads, and the stream before and after attention."""
-        before, after = self.hook("resid_pre", layer), f"blocks.{layer}.hook_resid_mid"
-        if after in self.model.hook_dict:
-            return [self.hook_z(layer), before, self.hook("resid_mid", layer)]
-        # Attention and MLP add to the stream at once.
-        return [self.hook_z(layer), before, self.hook("resid_post", layer), self.hook("mlp_out", layer)]
+        before = self.hook("resid_pre", layer)
+        if self._parallel:
+            return [self.hook_z(layer), before, self.hook("resid_post", layer), self.hook("mlp_out", layer)]
+        return [self.hook_z(layer), before, self.hook("resid_mid", layer)]
 
     def check_written(self, layer: int, activation: Callable[[str], Float[Tensor, "token ..."]]) -> None:
         """Raise unless what the heads write, and the bias, add up to what attention adds to the stream."""
-        z, before, after, *others = (activation(name) for name in self.hooks_written(layer))
+        z, *stream = (activation(name) for name in self.hooks_written(layer))
         written = torch.einsum("thk,hkd->td", z.float(), self.W_O(layer).float()) + self.output_bias(layer)
-        if (norm := getattr(self.model.blocks[layer], "ln1_post", None)) is not None:
+        self._check_added(written, stream, layer, "heads", "attention", "ln1_post")
+
+    def check_neurons(self, layer: int) -> None:
+        """Raise unless what the neurons write of a few tokens, and the bias, add up to what the MLP adds."""
+        before, after = f"blocks.{layer}.hook_resid_mid", self.hook("resid_post", layer)
+        others = [self.hook("attn_out", layer)] if self._parallel else []
+        if self._parallel:
+            before = self.hook("resid_pre", layer)
+        elif self.encoder:  # hook_resid_mid is the sum after the MLP, hook_attn_out the state before it
+            before, after = f"blocks.{layer}.hook_attn_out", before
+        names = [self.hook_neurons(layer), before, after, *others]
+        ids = torch.arange(8)[None] % self.d_vocab
+        found = self.activations(ids, torch.ones_like(ids, dtype=torch.bool), names)
+        value, *stream = (found[name].reshape(8, -1) for name in names)  # OPT's MLP has prompts laid end to end
+        bias = getattr(self.model.blocks[layer].mlp, "b_out", None)
+        written = value.float() @ self.W_out(layer).float()
+        written = written if bias is None else written + self._as_added(layer, bias.detach()).float()
+        self._check_added(written, stream, layer, "neurons", "the MLP", "ln2_post")
+
+    @property
+    def _parallel(self) -> bool:
+        """Whether attention and MLP read the same state and are added to it at once."""
+        return "blocks.0.hook_resid_mid" not in self.model.hook_dict
+
+    def _check_added(
+        self,
+        written: Float[Tensor, "token d_model"],
+        stream: Sequence[Float[Tensor, "token d_model"]],
+        layer: int,
+        parts: str,
+        block: str,
+        norm_after: str,
+    ) -> None:
+        """Raise unless this is the stream after less the stream before, and less what else was added at once."""
+        before, after, *others = stream
+        if (norm := getattr(self.model.blocks[layer], norm_after, None)) is not None:
             with undisturbed(self.model):
                 written = norm(written.to(self.W_E.dtype)[None])[0].float()
         added = after.float() - before.float() - sum(other.float() for other in others)
-        size = added.norm(dim=-1)
-        off = (written - added).norm(dim=-1)
-        # A sum has the rounding of its largest part, and so has the difference.
-        rounding = torch.finfo(after.dtype).eps * torch.stack([before, after, *others]).float().norm(dim=-1).amax(0)
-        wrong = ~(off <= tolerance(z.dtype) * size + 2 * rounding)
+        size, off = added.norm(dim=-1), (written - added).norm(dim=-1)
+        # The difference has the rounding of what it is taken of.
+        rounding = torch.finfo(after.dtype).eps * torch.stack(list(stream)).float().norm(dim=-1).amax(0)
+        wrong = ~(off <= tolerance(after.dtype) * size + 2 * rounding)
         if wrong.any():
             raise ValueError(
-                f"what the heads of layer {layer} of {self.name} write must add up to what attention adds to the "
+                f"what the {parts} of layer {layer} of {self.name} write must add up to what {block} adds to the "
                 f"residual stream; got sums that are off by {float((off / size)[wrong].max()):.2g} of it: use another "
                 f"model"
             )
