@@ -538,8 +538,10 @@ class ModelView(View):
         elif self.encoder:  # hook_resid_mid is the sum after the MLP, hook_attn_out the state before it
             before, after = f"blocks.{layer}.hook_attn_out", before
         names = [self.hook_neurons(layer), before, after, *others]
-        ids = torch.arange(8)[None] % self.d_vocab
-        found = self.activations(ids, torch.ones_like(ids, dtype=torch.bool), names)
+        ids, found = torch.arange(8, device=self.device)[None] % self.d_vocab, {}
+        hooks = [(name, _remembering(found, name, names)) for name in names]
+        with undisturbed(self.model), suppress(_Reached):  # nothing later is needed
+            self.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(ids))
         value, *stream = (found[name].reshape(8, -1) for name in names)  # OPT's MLP has prompts laid end to end
         bias = getattr(self.model.blocks[layer].mlp, "b_out", None)
         written = value.float() @ self.W_out(layer).float()
