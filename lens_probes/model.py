@@ -38,6 +38,8 @@ Spans = list[tuple[int, int] | None]
 TOKENS_OF_WHOLE_PREFIXES = 512  # of a pass, where a cache cannot be trusted: as many as a batch of prompts holds
 
 HEAD_TOLERANCE = 0.1  # of the spread of log-probabilities: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by 1
+EXACT = 1e-3  # of what is compared, in float32 and float64
+HALF = 0.03  # in half precision
 
 
 class Norm(NamedTuple):
@@ -261,12 +263,28 @@ class ModelView(View):
         return self.model.W_U.detach().T
 
     def W_out(self, layer: int) -> Float[Tensor, "unit d_model"]:
-        """What each neuron of a layer writes."""
-        return self.model.blocks[layer].mlp.W_out.detach()
+        """What each neuron of a layer writes, with the model's residual multiplier (Granite)."""
+        weight = getattr(self.model.blocks[layer].mlp, "W_out", None)
+        if weight is None:
+            raise ValueError(
+                f"layer {layer} of {self.name} must have one MLP whose neurons write rows of W_out; got "
+                f"{type(self.model.blocks[layer].mlp).__name__}, as in a mixture of experts: use another model"
+            )
+        return self._as_added(layer, weight.detach())
 
     def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """What each head makes of its mixed values."""
-        return self.model.blocks[layer].attn.W_O.detach()
+        """What each head writes for its mixed values, with the model's residual multiplier (Granite)."""
+        return self._as_added(layer, self.model.blocks[layer].attn.W_O.detach())
+
+    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | float:
+        """What attention adds for no head: b_O, with the residual multiplier; 0 where the model has none."""
+        own = getattr(self.model.blocks[layer].attn, "b_O", None)
+        return 0.0 if own is None else self._as_added(layer, own.detach()).float()
+
+    def _as_added(self, layer: int, written: Tensor) -> Tensor:
+        """Granite multiplies what attention and MLP put out before it adds it to the stream."""
+        multiplier = float(getattr(self.model.blocks[layer], "residual_contribution_scale", 1.0))
+        return written if multiplier == 1 else multiplier * written.float()
 
     def W_V(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
         """What each head reads as values; with grouped queries several heads share one."""
@@ -284,9 +302,7 @@ class ModelView(View):
 
     def attention_bias(self, layer: int) -> Float[Tensor, " d_model"]:
         """What attention adds whatever the tokens: b_O, and all heads' value biases through W_O."""
-        from_values = torch.einsum("hk,hkd->d", self.value_bias(layer), self.W_O(layer).float())
-        own = getattr(self.model.blocks[layer].attn, "b_O", None)
-        return from_values if own is None else from_values + own.detach().float()
+        return torch.einsum("hk,hkd->d", self.value_bias(layer), self.W_O(layer).float()) + self.output_bias(layer)
 
     def W_K(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
         """What each key/value head reads as keys."""
@@ -298,6 +314,12 @@ class ModelView(View):
 
     def _per_kv_head(self, per_head: Float[Tensor, "any ..."]) -> Float[Tensor, "kv_head ..."]:
         return per_head[:: len(per_head) // self.n_kv_heads]  # HookedTransformer repeats them for every query head
+
+    def mixed(self, values: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_head"]:
+        """What the heads take weighted sums of: what `hook_value` holds, clipped where the model clips (OLMo)."""
+        config = getattr(self.model.original_model, "config", None) if self.is_bridge else None
+        clip = getattr(config, "clip_qkv", None)
+        return values if clip is None else values.clamp(-clip, clip)
 
     def values(self, layer: int, states: Float[Tensor, "... d_model"]) -> Float[Tensor, "... kv_head d_head"]:
         """The values that a block's heads make of states before the block: what `hook_v` holds."""
@@ -314,8 +336,11 @@ class ModelView(View):
         attention = self.model.blocks[layer].attn
         if not self.is_bridge:
             return 1 / float(attention.attn_scale)
-        own = getattr(attention.original_component, "scaling", None)
-        return self.W_K(layer).shape[-1] ** -0.5 if own is None else float(own)
+        own = attention.original_component
+        if (scaling := getattr(own, "scaling", None)) is not None:
+            return float(scaling)
+        # GPT-Neo does not scale, and says so nowhere; its attention alone is local or global.
+        return 1.0 if hasattr(own, "attention_type") else self.W_K(layer).shape[-1] ** -0.5
 
     def scores(self, products: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """Scaled products of queries and keys as the softmax gets them: with a soft cap, if there is one (Gemma)."""
@@ -511,6 +536,69 @@ class ModelView(View):
         """The activation that holds the attention pattern."""
         return f"blocks.{layer}.attn.hook_pattern"
 
+    def hooks_written(self, layer: int) -> list[str]:
+        """The activations that `check_written` compares: heads, and the stream before and after attention."""
+        before = self.hook("resid_pre", layer)
+        if self._parallel:
+            return [self.hook_z(layer), before, self.hook("resid_post", layer), self.hook("mlp_out", layer)]
+        return [self.hook_z(layer), before, self.hook("resid_mid", layer)]
+
+    def check_written(self, layer: int, activation: Callable[[str], Float[Tensor, "token ..."]]) -> None:
+        """Raise unless what the heads write, and the bias, add up to what attention adds to the stream."""
+        z, *stream = (activation(name) for name in self.hooks_written(layer))
+        written = torch.einsum("thk,hkd->td", z.float(), self.W_O(layer).float()) + self.output_bias(layer)
+        self._check_added(written, stream, layer, "heads", "attention", "ln1_post")
+
+    def check_neurons(self, layer: int) -> None:
+        """Raise unless what the neurons write of a few tokens, and the bias, add up to what the MLP adds."""
+        before, after = f"blocks.{layer}.hook_resid_mid", self.hook("resid_post", layer)
+        others = [self.hook("attn_out", layer)] if self._parallel else []
+        if self._parallel:
+            before = self.hook("resid_pre", layer)
+        elif self.encoder:  # hook_resid_mid is the sum after the MLP, hook_attn_out the state before it
+            before, after = f"blocks.{layer}.hook_attn_out", before
+        names = [self.hook_neurons(layer), before, after, *others]
+        ids, found = torch.arange(8, device=self.device)[None] % self.d_vocab, {}
+        hooks = [(name, _remembering(found, name, names)) for name in names]
+        with undisturbed(self.model), suppress(_Reached):  # nothing later is needed
+            self.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(ids))
+        value, *stream = (found[name].reshape(8, -1) for name in names)  # OPT's MLP has prompts laid end to end
+        bias = getattr(self.model.blocks[layer].mlp, "b_out", None)
+        written = value.float() @ self.W_out(layer).float()
+        written = written if bias is None else written + self._as_added(layer, bias.detach()).float()
+        self._check_added(written, stream, layer, "neurons", "the MLP", "ln2_post")
+
+    @property
+    def _parallel(self) -> bool:
+        """Whether attention and MLP read the same state and are added to it at once."""
+        return "blocks.0.hook_resid_mid" not in self.model.hook_dict
+
+    def _check_added(
+        self,
+        written: Float[Tensor, "token d_model"],
+        stream: Sequence[Float[Tensor, "token d_model"]],
+        layer: int,
+        parts: str,
+        block: str,
+        norm_after: str,
+    ) -> None:
+        """Raise unless this is the stream after less the stream before, and less what else was added at once."""
+        before, after, *others = stream
+        if (norm := getattr(self.model.blocks[layer], norm_after, None)) is not None:
+            with undisturbed(self.model):
+                written = norm(written.to(self.W_E.dtype)[None])[0].float()
+        added = after.float() - before.float() - sum(other.float() for other in others)
+        size, off = added.norm(dim=-1), (written - added).norm(dim=-1)
+        # The difference has the rounding of what it is taken of.
+        rounding = torch.finfo(after.dtype).eps * torch.stack(list(stream)).float().norm(dim=-1).amax(0)
+        wrong = ~(off <= tolerance(after.dtype) * size + 2 * rounding)
+        if wrong.any():
+            raise ValueError(
+                f"what the {parts} of layer {layer} of {self.name} write must add up to what {block} adds to the "
+                f"residual stream; got sums that are off by {float((off / size)[wrong].max()):.2g} of it: use another "
+                f"model"
+            )
+
     @cached_property
     def _hooks_rotated(self) -> bool:
         """Whether rotated queries are to be had: a Bridge lists them for NeoX too, and never computes them."""
@@ -524,9 +612,12 @@ class ModelView(View):
     def rotated(
         self, x: Float[Tensor, "token any d_head"], position: Int[Tensor, " token"]
     ) -> Float[Tensor, "token any d_head"]:
-        """Queries or keys of these activations with their positions, where they do not have them yet (NeoX)."""
+        """Queries or keys of these activations with their positions, where they do not have them yet (NeoX, GPT-J)."""
         if self._hooks_rotated or self.model.cfg.positional_embedding_type != "rotary":
             return x
+        table = next((part.embed_positions for _, part in self.modules() if hasattr(part, "embed_positions")), None)
+        if isinstance(table, Tensor):
+            return _pairs_turned(x, table.to(x.device)[position.to(x.device)])
         rotary = next((part for _, part in self.modules() if hasattr(part, "inv_freq")), None)
         if rotary is None:
             raise ValueError(f"{self.name} turns queries and keys by positions in a way that we do not know")
@@ -588,6 +679,48 @@ class ModelView(View):
                 f"as model.set_use_attn_result(True) does for hook_result, and attn_implementation='eager' for patterns"
             )
         return {name: cache[name] for name in names}
+
+    def seen(
+        self, layer: int, ids: Int[Tensor, " token"], pattern: Float[Tensor, "head query key"]
+    ) -> Bool[Tensor, "query key"]:
+        """Which tokens of a prompt each query may look at: on decoders those before it, or a window of them.
+
+        A weight of 0 says neither: it may be too small for the precision. Where all heads have one, the scores of the
+        prompt say what is masked.
+        """
+        n = len(ids)
+        everything = torch.ones(n, n, dtype=torch.bool, device=pattern.device)
+        may = everything if self.encoder else everything.tril()
+        if not ((pattern == 0).all(0) & may).any():
+            return may
+        if (
+            len(self._masks.get(layer, ())) < n
+        ):  # a mask depends on places, not on tokens: longer prompts have shorter's
+            self._masks[layer] = self._masked(layer, ids)
+        return may & ~self._masks[layer][:n, :n].to(may.device)
+
+    @cached_property
+    def _masks(self) -> dict[int, Bool[Tensor, "query key"]]:
+        return {}
+
+    def _masked(self, layer: int, ids: Int[Tensor, " token"]) -> Bool[Tensor, "query key"]:
+        """Where a layer's scores are masked: -inf or the least number there is (CodeGen divides it by its scale)."""
+        name = f"blocks.{layer}.attn.hook_attn_scores"
+        scores = self.activations(ids[None], torch.ones(1, len(ids), dtype=torch.bool), [name])[name][0]
+        masked = (scores <= torch.finfo(scores.dtype).min / 32).all(0)
+        if self.encoder or masked.triu(1).any():
+            return masked
+        # Where TransformerLens leaves attention to Hugging Face, these "scores" are the pattern (OPT, GPT-J, GPT-Neo).
+        window = self._window(layer)
+        return torch.zeros_like(masked) if window is None else torch.ones_like(masked).tril(-window)
+
+    def _window(self, layer: int) -> int | None:
+        """How many tokens a layer looks back at, itself counted, according to Hugging Face's configuration."""
+        attention, config = self.model.blocks[layer].attn.original_component, self.model.original_model.config
+        if hasattr(attention, "attention_type"):  # GPT-Neo
+            return int(config.window_size) if attention.attention_type == "local" else None
+        kinds = getattr(config, "layer_types", None)
+        return None if kinds and kinds[layer] == "full_attention" else getattr(config, "sliding_window", None)
 
     def logits(
         self,
@@ -970,6 +1103,16 @@ def _past_of_hooked(view: ModelView, ids: Int[Tensor, "1 position"]) -> _Past:
     return _Past({entry.past_keys.shape[1] for entry in past.entries}, options)
 
 
+def _pairs_turned(
+    x: Float[Tensor, "token any d_head"], table: Float[Tensor, "token turned"]
+) -> Float[Tensor, "token any d_head"]:
+    """Turn neighbouring dimensions as GPT-J and CodeGen do: `table` has each pair's sine, then each pair's cosine."""
+    sin, cos = table[:, None].to(x.dtype).chunk(2, dim=-1)
+    turned, rest = x[..., : table.shape[-1]], x[..., table.shape[-1] :]
+    even, odd = turned[..., ::2], turned[..., 1::2]
+    return torch.cat([torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2), rest], -1)
+
+
 def _replacing(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     """A hook as TransformerLens calls it."""
     return lambda activation, hook: edit(activation)
@@ -985,6 +1128,11 @@ def _remembering(seen: dict[str, Tensor], name: str, asked: Collection[str]) -> 
         return activation
 
     return remember
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far two ways of computing the same may differ, as a share of it."""
+    return EXACT if dtype in (torch.float32, torch.float64) else HALF
 
 
 @cache

@@ -1,7 +1,9 @@
 """PositionReach: how far back does a state depend on the input?
 
 With h the state of a query token after a layer, and e the embedding of a source token (on decoders not after the
-query), J = d h[query] / d e[source]:
+query), J = d h[query] / d e[source]. e is what `hook_embed` holds (on encoders `embed.hook_out`), which is not a row
+of W_E everywhere: it may come after a multiplier (Gemma, Granite) or a norm (Bloom), and the derivative is per unit of
+that:
 
     derivative[layer, query, source] = |J|, the Frobenius norm                   at least 0, units of h over those of e
     reach[layer, query, source]      = derivative |e[source]|                    norms before layers scale J by 1 / |e|
@@ -57,9 +59,13 @@ class PositionReachResult(Result):
     layer: tuple[str, ...]
     token: Tokens
     pair: PairTable
-    derivative: Float[Tensor, "layer pair"] = field(metadata=unit("|d h[query] / d e[source]|", low=0))
+    derivative: Float[Tensor, "layer pair"] = field(
+        metadata=unit("|d h[query] / d e[source]|, e as hook_embed holds it", low=0)
+    )
     error: Float[Tensor, "layer pair"] = field(metadata=unit("standard error of the derivative", low=0))
-    embed_norm: Float[Tensor, " pair"] = field(metadata=unit("length of the source's embedding", low=0))
+    embed_norm: Float[Tensor, " pair"] = field(
+        metadata=unit("length of the source's embedding, as hook_embed holds it", low=0)
+    )
 
     @property
     def reach(self) -> Float[Tensor, "layer pair"]:

@@ -1,7 +1,7 @@
 """TiedKeyValue: what does a model lose if keys and values are one vector?
 
 In a trained model, for each place (a key/value head, a layer, or all layers at once), through hooks before rotary
-positions and the key norm, k and v of every token are replaced, with s = rms(k) / rms(v) of the head:
+positions, the key norm and any clipping, k and v of every token are replaced, with s = rms(k) / rms(v) of the head:
 
     keys are values             k := s v            and unscaled, k := v
     values are keys             v := k / s          and unscaled, v := k

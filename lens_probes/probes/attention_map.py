@@ -224,7 +224,7 @@ class AttentionMap(Probe[AttentionMapResult]):
 
     def measure(self, reading: Reading) -> AttentionMapResult:
         """A prompt at a time, and the sums over the batch."""
-        model, hooks = reading.model, self.hooks(reading.model)
+        model, layers, hooks = reading.model, reading.model.layers(self.layers), self.hooks(reading.model)
         own = set(_classes(reading.tokens))
         classes = (*CLASSES, *sorted(own - set(CLASSES)))
         parts, patterns, pairs = [], [], []
@@ -232,7 +232,7 @@ class AttentionMap(Probe[AttentionMapResult]):
             pattern = torch.stack([one.square(hook) for hook in hooks]).double().cpu()
             everything = torch.ones(pattern.shape[2:], dtype=torch.bool)
             may = everything if model.encoder else everything.tril()
-            _check_window(pattern, may, model.name)
+            _check_window(model, layers, one.tokens, pattern)
             parts.append(sums_of(pattern, may, one.tokens, classes))
             if self.keep_patterns:
                 query, key = may.nonzero(as_tuple=True)
@@ -240,7 +240,7 @@ class AttentionMap(Probe[AttentionMapResult]):
                 patterns.append(pattern[:, :, query, key].float())
         sums = Sums(*(torch.stack(each).sum(0) for each in zip(*parts, strict=True)))
         return AttentionMapResult(
-            layer=tuple(str(layer) for layer in model.layers(self.layers)),
+            layer=tuple(map(str, layers)),
             head=tuple(f"H{head}" for head in range(model.n_heads)),
             statistic=STATISTICS,
             word_class=classes,
@@ -324,12 +324,13 @@ def _classes(tokens: Tokens) -> list[str]:
     ]
 
 
-def _check_window(pattern: Float64[Tensor, "layer head query key"], may: Bool[Tensor, "query key"], name: str) -> None:
-    """Raise where all heads of a layer leave out tokens that come before: it has a window, and we count beyond it."""
-    unseen = (pattern.amax(1) == 0) & may
-    if unseen.any():
-        layer = int(unseen.flatten(1).any(1).nonzero()[0])
-        raise ValueError(
-            f"number {layer} of the layers asked for of {name} looks at a window of tokens shorter than this prompt of "
-            f"{len(may)}, and AttentionMap counts all that come before: use shorter prompts"
-        )
+def _check_window(
+    model: ModelView, layers: Sequence[int], tokens: Tokens, pattern: Float64[Tensor, "layer head query key"]
+) -> None:
+    """Raise for a layer that may not look at all tokens that come before: it has a window, and we count beyond it."""
+    for layer, own in zip(layers, pattern, strict=True):
+        if not model.seen(layer, tokens.id, own)[-1].all():
+            raise ValueError(
+                f"layer {layer} of {model.name} looks at a window of tokens shorter than this prompt of {len(tokens)}, "
+                f"and AttentionMap counts all that come before: use shorter prompts, or other layers"
+            )

@@ -9,6 +9,9 @@ values (after rotary positions and their norms):
     weight             = softmax of score over all tokens that the query may look at           0 to 1
     value_norm         = |v|          written_norm = |weight v W_O|, what the key token adds to the query token
 
+Values are as the heads mix them (OLMo clips them first), and W_O has the factor with which the model adds what its
+attention puts out (Granite).
+
 Which of two keys is looked at more, `contrast` asks of minimal pairs: prompts that differ in a cue only.
 
     contrast = (score of the first key - score of the second) where the cue means the first,
@@ -18,7 +21,10 @@ A difference of scores does not depend on what goes to other tokens, so an atten
 with the words of both prompts at the same places, neither can distance.
 
 Raises where softmax(score) is not the model's own pattern (position biases such as ALiBi, attention sinks in the
-softmax), where a prompt lacks a word or has it twice, and where a decoder would have to look ahead.
+softmax), at the query asked for and at the one whose attention is spread most, since a query that looks at one token
+has weight 1 whatever the score. Raises where the weighted values do not sum to what the heads put out, or what they
+write does not add up to what attention adds to the stream. Raises where a prompt lacks a word or has it twice, and
+where a decoder would have to look ahead.
 
 Source: Henry Dashwood, "How to Think About Self-Attention Intuitively", whose toy is `lp.toy`; Vaswani et al. 2017,
 arXiv 1706.03762.
@@ -38,7 +44,7 @@ from torch import Tensor
 
 from lens_probes import figures, inference
 from lens_probes.messages import brief
-from lens_probes.model import ModelView
+from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, Tokens, prompt_table
 from lens_probes.result import Result, unit
@@ -46,7 +52,6 @@ from lens_probes.run import Reading
 
 Place = str | int | Sequence[str]
 NULL = "what a head looks at does not depend on the cue; the two prompts of a pair swapped at random"
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # half precision: 0.03
 
 
 @final
@@ -226,12 +231,14 @@ class AttentionPair(Probe[AttentionPairResult]):
             raise ValueError(f"AttentionPair(keys=...) names each key once; {brief(keys)} came")
 
     def hooks(self, model: ModelView) -> list[str]:
-        """Queries, keys, values and patterns of every layer."""
-        return [
-            hook(layer)
+        """Queries, keys, values and patterns of every layer, and what its heads and its attention put out."""
+        of_heads = (model.hook_query, model.hook_key, model.hook_value, model.hook_pattern)
+        names = [
+            name
             for layer in model.layers(self.layers)
-            for hook in (model.hook_query, model.hook_key, model.hook_value, model.hook_pattern)
+            for name in (*(hook(layer) for hook in of_heads), *model.hooks_written(layer))
         ]
+        return list(dict.fromkeys(names))  # the stream after one layer is that before the next
 
     def measure(self, reading: Reading) -> AttentionPairResult:
         """Find the tokens, then compute a layer at a time."""
@@ -279,32 +286,52 @@ class AttentionPair(Probe[AttentionPairResult]):
         model, position = reading.model, reading.tokens.position
         q = model.rotated(reading[model.hook_query(layer)].float(), position)
         k = model.per_head(model.rotated(reading[model.hook_key(layer)].float(), position))
-        v = model.per_head(reading[model.hook_value(layer)].float())
+        v = model.per_head(model.mixed(reading[model.hook_value(layer)].float()))
+        z, W_O = reading[model.hook_z(layer)].float(), model.W_O(layer).float()
+        model.check_written(layer, reading.__getitem__)
         found = []
         for number, one in enumerate(prompts):
             own = torch.searchsorted(reading.tokens.prompt, one.tokens.prompt[0])  # its first row
             rows = slice(int(own), int(own) + len(one.tokens))
-            terms = q[rows][query[number]] * k[rows] * model.attention_scale(layer)  # key head d_head
-            dot = terms.sum(-1)
-            score = model.scores(dot)
-            pattern = one.square(model.hook_pattern(layer))[:, query[number]].T  # key head
-            unseen = (pattern[keys[number]] == 0).all(1)
-            if unseen.any():
+            pattern = one.square(model.hook_pattern(layer))  # head query key
+            may = model.seen(layer, one.tokens.id, pattern)
+            asked, at = int(query[number]), keys[number]
+            if not may[asked, at].all():
                 raise ValueError(
                     f"layer {layer} of {model.name} looks at a window of tokens that ends before a key in "
                     f"{_shown(one.tokens)}: ask for other layers, or bring query and keys nearer to each other"
                 )
-            weight = score.masked_fill(pattern == 0, -torch.inf).softmax(0)
-            error = float((weight - pattern).abs().max())
-            if not error <= TOLERANCE.get(pattern.dtype, 0.03):
+            close = tolerance(pattern.dtype)
+            pattern = pattern.float()
+            largest = pattern.amax(-1).amin(0)  # in the head of each query that spreads its attention most
+            spread = int(largest.argmin())
+            if not largest[spread] < 1 - close:  # else any larger scale would pass
                 raise ValueError(
-                    f"layer {layer} of {model.name} does something to the products of queries and keys that we do not "
-                    f"know, such as a position bias, a sink or another scale (our weights differ from its pattern by "
-                    f"{error:.2g}): use another model"
+                    f"a prompt needs one query that shares out its attention in layer {layer} of {model.name}, since "
+                    f"scores are checked by it; in {_shown(one.tokens)} got a weight of {float(largest[spread]):.4g} "
+                    f"on one token from every query: use longer prompts, or other layers"
                 )
-            at = keys[number]
+            for place in (spread, asked):
+                terms = q[rows][place] * k[rows] * model.attention_scale(layer)  # key head d_head
+                dot = terms.sum(-1)
+                score = model.scores(dot)
+                weight = score.masked_fill(~may[place, :, None], -torch.inf).softmax(0)
+                error = float((weight - pattern[:, place].T).abs().max())
+                if not error <= close:
+                    raise ValueError(
+                        f"layer {layer} of {model.name} does something to the products of queries and keys that we do "
+                        f"not know, such as a position bias, a sink or another scale (our weights differ from its "
+                        f"pattern by {error:.2g}): use another model"
+                    )
+            size = float(v[rows].abs().max())
+            off = float((torch.einsum("hqk,khd->qhd", pattern, v[rows]) - z[rows]).abs().max())
+            if not off <= close * size:
+                raise ValueError(
+                    f"weights times values must sum to what the heads of layer {layer} of {model.name} put out; got "
+                    f"sums that are off by {off:.2g}, with values up to {size:.2g}: use another model"
+                )
             value = v[rows][at]
-            written = torch.einsum("ihk,hkd->ihd", weight[at, :, None] * value, model.W_O(layer).float())
+            written = torch.einsum("ihk,hkd->ihd", weight[at, :, None] * value, W_O)
             found.append((terms[at], dot[at], score[at], weight[at], value, written.norm(dim=-1)))
         return tuple(torch.stack(each).movedim(2, 0).cpu() for each in zip(*found, strict=True))
 

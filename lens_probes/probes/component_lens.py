@@ -12,8 +12,10 @@ value biases are; every MLP; and the biases of final norm and unembedding. Subtr
 biases, and applying w make raw and processed weights agree. Gemma norms what attention adds: that norm's scale is taken
 at its true value too. Contributions are direct: what a head does through later parts counts as theirs.
 
+What a model multiplies outputs of attention and MLP by before it adds them (Granite) is part of contributions.
+
 BERT and RoBERTa are refused: they norm after every sum, and their head is not linear. So is a model whose parts do not
-sum to its logits (one that scales what a block adds, say).
+sum to its logits.
 
 Source: direct logit attribution as in Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits",
 transformer-circuits.pub/2021/framework.

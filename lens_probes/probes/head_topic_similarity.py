@@ -353,9 +353,9 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
     def hooks(self, model: ModelView) -> list[str]:
         """What the unit gives, in every layer."""
         layers = model.layers(self.layers)
-        if self.of in ("head", "head_out"):
-            return [model.hook_z(layer) for layer in layers]
-        return [model.hook(self.of, layer) for layer in layers]
+        if self.of == "head_out":
+            return list(dict.fromkeys(name for layer in layers for name in model.hooks_written(layer)))
+        return [self._hook(model, layer) for layer in layers]
 
     def measure(self, reading: Reading) -> HeadTopicSimilarityResult:
         """The vectors of the batch's prompts and their sums, a layer at a time."""
@@ -363,10 +363,11 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
         layers = model.layers(self.layers)
         weights = pooling(reading.tokens, self.pool)
         vectors = []
-        for layer, hook in zip(layers, self.hooks(model), strict=True):
-            activation = reading[hook].float()
+        for layer in layers:
+            activation = reading[self._hook(model, layer)].float()
             pooled = torch.einsum("pt,t...->p...", weights.to(activation.device), activation)
             if self.of == "head_out":
+                model.check_written(layer, reading.__getitem__)
                 pooled = torch.einsum("phk,hkd->phd", pooled, model.W_O(layer).float())
             vectors.append((pooled if pooled.ndim == 3 else pooled[:, None]).transpose(0, 1).cpu())
         vector = torch.stack(vectors)
@@ -385,6 +386,9 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
             count=torch.einsum("tp,lhp->lht", members, features.valid.double()),
             vector=vector if self.keep_vectors else None,
         )
+
+    def _hook(self, model: ModelView, layer: int) -> str:
+        return model.hook_z(layer) if self.of in ("head", "head_out") else model.hook(self.of, layer)
 
 
 def whitened(
