@@ -37,9 +37,13 @@ class VectorReading(Result):
 
     unit: tuple[str, ...]
     vocab: tuple[str, ...]
-    top_ids: Int[Tensor, "unit k"] = field(metadata=stating("the most probable entries, best first", low=0))
+    top_ids: Int[Tensor, "unit k"] = field(
+        metadata=stating("the most probable entries, best first", low=0, index="vocab")
+    )
     top_log_prob: Float[Tensor, "unit k"] = field(metadata=stating("their log-probabilities, nats", high=0))
-    bottom_ids: Int[Tensor, "unit other_k"] = field(metadata=stating("the least probable entries, last first", low=0))
+    bottom_ids: Int[Tensor, "unit other_k"] = field(
+        metadata=stating("the least probable entries, last first", low=0, index="vocab")
+    )
     bottom_log_prob: Float[Tensor, "unit other_k"] = field(metadata=stating("their log-probabilities, nats", high=0))
     entropy: Float[Tensor, " unit"] = field(metadata=stating("entropy of the prediction, nats", low=0))
 

@@ -95,6 +95,14 @@ class InputReconstructionResult(Result):
     )
     path_accuracy: Float[Tensor, "step prompt"] = field(metadata=unit("accuracy on the way", low=0, high=1))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.found_text) != len(self.token):
+            raise ValueError(
+                f"InputReconstructionResult has a text for every token; got {len(self.found_text)} texts for "
+                f"{len(self.token)} tokens"
+            )
+
     @property
     def chance(self) -> Float[Tensor, " token"]:
         """How often a token drawn at random from the other prompts is this one; missing with one prompt."""
@@ -229,6 +237,8 @@ class InputReconstructionResult(Result):
     def figure(self) -> go.Figure:
         """Accuracy by position beside its baselines, and the distance of the states over the yardstick."""
         table = self.by_position()
+        if not len(table):
+            raise ValueError("no token of these prompts was searched for, and there is nothing to draw: pass text")
         mean, low, high = (list(table[each]) for each in ("accuracy", "low", "high"))
         own = figures.Line("found", mean, low, high, figures.CHOSEN)
         decode = figures.Line("decoding alone", list(table["decode_only"]), colour=figures.INK, dashed=True)
@@ -249,7 +259,7 @@ class InputReconstructionResult(Result):
 
     def _how(self) -> str:
         way = "by descent" if self.tried.max() < 0 else "by search"
-        return f"from {self.provenance.hooks[-1]}, {way}"
+        return f"from {self.provenance.read}, {way}"
 
     def figure_prompt(self, prompt: int = 0) -> go.Figure:
         """The tokens of a prompt, and those that were found in their places."""

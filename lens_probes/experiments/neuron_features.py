@@ -57,7 +57,7 @@ class NeuronFeaturesResult(Result):
     value: Float[Tensor, "prompt unit vocab"] = field(metadata=in_units("activation; missing where not yet searched"))
     ascended: Float[Tensor, "prompt unit"] = field(metadata=in_units("activation that the ascent came to"))
     nearest: Int[Tensor, "token unit k"] = field(
-        metadata=in_units("entries nearest to the ascent's end, -1: fixed", low=-1)
+        metadata=in_units("entries nearest to the ascent's end, -1: fixed", low=-1, index="vocab")
     )
     pull: Float[Tensor, "token unit"] = field(metadata=in_units("|d a / d e| where the ascent starts", low=0))
     path: Float[Tensor, "unit vocab"] = field(
@@ -138,7 +138,7 @@ class NeuronFeaturesResult(Result):
             self.mean_value.gather(1, ids).tolist(),
             x=[str(i + 1) for i in range(k)],
             y=[figures.named(name) for name in self.unit],
-            title=f"Which tokens excite units of {self.provenance.hooks[-1]}?\n{self.provenance.describe()}",
+            title=f"Which tokens excite units of {self.provenance.read}?\n{self.provenance.describe()}",
             x_title="place among all tokens",
             y_title="unit",
             colour_title="mean activation",
@@ -150,7 +150,7 @@ class NeuronFeaturesResult(Result):
         rows = self.token.rows(prompt)
         pull = self.pull[rows].T
         return figures.squares(
-            [(self.provenance.hooks[-1], (pull / pull.sum(1, keepdim=True).clamp(min=1e-30)).tolist())],
+            [(self.provenance.read, (pull / pull.sum(1, keepdim=True).clamp(min=1e-30)).tolist())],
             x=[figures.visible(self.token.text[row], 14) for row in rows],
             y=[figures.named(name) for name in self.unit],
             title=f"Which tokens of prompt {prompt} pull at each unit?\n{self.provenance.describe()}",

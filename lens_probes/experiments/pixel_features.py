@@ -99,7 +99,7 @@ class PixelFeaturesResult(Result):
                 pictures.append((f"ascent: {self.ascended[i, place]:.3g}", self._shown(self.pixels[i, place])))
             rows.append((f"unit {name}", pictures))
         return figures.images(
-            rows, title=f"Which pictures excite units of {self.provenance.hooks[-1]}?\n{self.provenance.describe()}"
+            rows, title=f"Which pictures excite units of {self.provenance.read}?\n{self.provenance.describe()}"
         )
 
     def _shown(self, image: Float[Tensor, "channel height width"]) -> np.ndarray:

@@ -61,6 +61,10 @@ class PositionReachResult(Result):
     error: Float[Tensor, "layer pair"] = field(metadata=unit("standard error of the derivative", low=0))
     embed_norm: Float[Tensor, " pair"] = field(metadata=unit("length of the source's embedding", low=0))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pair.check_positions(self.token)
+
     @property
     def reach(self) -> Float[Tensor, "layer pair"]:
         """The derivative times the length of the source's embedding."""

@@ -70,6 +70,7 @@ class AttentionMapResult(Result):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.pair.check_positions(self.token)
         if self.pattern is not None and self.pattern.nbytes > LIMIT:
             raise ValueError(
                 f"patterns of {self.pattern.nbytes / 1e9:.1f} GB were to be kept, the limit is {LIMIT / 1e9:.0f} GB: "
@@ -132,12 +133,12 @@ class AttentionMapResult(Result):
     def figure(self, statistic: Statistic = "first") -> go.Figure:
         """One statistic by layer and head, with its value by chance in the title."""
         number = self._number(statistic)
-        queries = int(self.queries[number].sum())
+        queries = float(self.queries[number].sum())
         return figures.heatmap(
             self.mean[number].tolist(),
             x=self.head,
             y=self.layer,
-            title=f"{TITLES[statistic]} (chance {self.chance[number]:.2f}, {queries:,} queries)\n"
+            title=f"{TITLES[statistic]} (chance {self.chance[number]:.2f}, {queries:,.0f} queries)\n"
             f"{self.provenance.describe()}",
             x_title="head",
             y_title="layer",

@@ -55,6 +55,16 @@ class ComponentLensResult(Result):
     )
     total: Float[Tensor, " token"] = field(metadata=unit("the target's logit minus the mean logit, before a soft cap"))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts = (*self.head, "_mlp", "_attn_bias")
+        missing = {f"L{layer}{part}" for layer in self.layer for part in parts} - set(self.component)
+        if missing or not self.layer or not self.head:
+            raise ValueError(
+                f"ComponentLensResult has a component for every head, MLP and attention bias of its layers; "
+                f"{min(missing, default='every one')} is missing"
+            )
+
     def of_component(self, component: str) -> Float[Tensor, " token"]:
         """The contributions of one component: `L3H1`, `L3_mlp`, `L3_attn_bias`, `embed`, ..."""
         if component not in self.component:

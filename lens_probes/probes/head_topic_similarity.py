@@ -75,6 +75,10 @@ class HeadTopicSimilarityResult(Result):
         default=None, metadata=unit("what a head gives a prompt, in the units of the activation")
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.prompt.check_topics(self.topic)
+
     # Similarities
 
     def similarity(

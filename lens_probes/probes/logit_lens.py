@@ -74,7 +74,7 @@ class LogitLensResult(Result):
     kl: Float[Tensor, "layer token"] = field(metadata=unit("KL(final || layer), nats", low=0))
     final_id: Int[Tensor, " token"] = field(metadata=unit("what the model itself predicts: its top-1", low=0))
     top_ids: Int[Tensor, "layer token k"] | None = field(
-        default=None, metadata=unit("the most probable entries, best first", low=0)
+        default=None, metadata=unit("the most probable entries, best first", low=0, index="vocab")
     )
     top_log_prob: Float[Tensor, "layer token k"] | None = field(
         default=None, metadata=unit("their log-probabilities, nats", high=0)
@@ -85,6 +85,15 @@ class LogitLensResult(Result):
     target_rank: Int[Tensor, "layer token target"] | None = field(
         default=None, metadata=unit("rank of each of the fixed ids", low=0)
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        outside = [i for i in self.target if not 0 <= i < self.n_vocab] if isinstance(self.target, tuple) else []
+        if outside or self.n_vocab < 1 or len(self.vocab) not in (0, self.n_vocab):
+            raise ValueError(
+                f"LogitLensResult has texts and targets of a vocabulary of {self.n_vocab}; got {len(self.vocab)} texts "
+                f"and target {self.target!r}"
+            )
 
     def decided_at(self) -> Int[Tensor, " token"]:
         """The number (in `layer`) of the first state from which the model's own top-1 stays on top; -1 if none."""

@@ -67,7 +67,7 @@ class RankShiftResult(Result):
         metadata=summed("sum of the compared states, each divided by its length, special tokens out")
     )
     neighbour_ids: Int[Tensor, "layer token k"] | None = field(
-        default=None, metadata=unit("the closest entries, closest first", low=0)
+        default=None, metadata=unit("the closest entries, closest first; -1 if unknown", low=-1, index="vocab")
     )
     neighbour_score: Float[Tensor, "layer token k"] | None = field(
         default=None, metadata=unit("their closeness, as score")
