@@ -44,6 +44,7 @@ from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Table, Tokens, prompt_table, tokenize
 from lens_probes.result import Result, schema, unit
 from lens_probes.run import finite, provenance
+from lens_probes.vocabulary import check_entries
 
 Method = Literal["gradient", "sequential"]
 Loss = Literal["cosine", "l1", "l2"]
@@ -452,6 +453,7 @@ class _Task:
     def __init__(self, view: ModelView, hook: str) -> None:
         self.view, self.hook = view, hook
         self.vocabulary = view.token_embeddings.float()
+        check_entries(self.vocabulary, f"the embedding of {view.name}")
         self.mean, self.spread = self.vocabulary.mean(0), self.vocabulary.std(0)
 
     @cached_property

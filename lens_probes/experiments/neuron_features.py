@@ -37,10 +37,11 @@ from tqdm.auto import tqdm
 from lens_probes import figures, statistics
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
-from lens_probes.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize
+from lens_probes.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize, whole_number
 from lens_probes.result import Result
 from lens_probes.result import unit as in_units
 from lens_probes.run import TOKENS_PER_BATCH, finite, provenance
+from lens_probes.vocabulary import check_entries
 
 RATE = 0.3  # of an ascent's steps, in standard deviations of the vocabulary's entries
 
@@ -72,6 +73,9 @@ class NeuronFeaturesResult(Result):
 
     def top(self, unit: int, k: int = 10) -> pd.DataFrame:
         """The entries that excite a unit most, in the mean over prompts with its interval; `unit` is its number."""
+        whole_number("k", k)
+        if k < 1:
+            raise ValueError(f"top(k=...) is the number of entries shown, 1 or more; got {k}")
         values = self.value[statistics.prompt_order(self.token), self.place_on("unit", unit)].double()
         ids = _highest(values.mean(0), k)
         low, high = statistics.mean_interval(values[:, ids].T.numpy())
@@ -121,6 +125,7 @@ class NeuronFeaturesResult(Result):
         """
         if self.path.isnan().all():
             raise ValueError("only the residual stream holds the embedding: ask of resid_pre, resid_mid or resid_post")
+        whole_number("k", k)
         if not 1 <= k <= len(self.vocab):
             raise ValueError(f"embedding_path(k=...) is 1 to {len(self.vocab)}, the size of the vocabulary; {k} came")
         rows = []
@@ -214,6 +219,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
         """The ascents of all prompts, then the search, a batch of vocabulary entries at a time."""
         view = ModelView(model)
         hook = view.hook_units(self.at, self.layer)
+        check_entries(view.token_embeddings, f"the embedding of {view.name}")
         tokens = tokenize(prompts, view)
         read = self._reader(view, hook)
         every = [_Place(view, own, self.position) for _, own in tokens.by_prompt()]

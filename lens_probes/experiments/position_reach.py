@@ -316,7 +316,8 @@ def squared_gradients(
     embedded, states = view.differentiable(ids.expand(len(queries), -1), hooks)
     rows = torch.arange(len(queries))
     found = torch.zeros(*directions.shape[:3], len(ids))
-    for i, state in enumerate(states):
+    for i, (hook, state) in enumerate(zip(hooks, states, strict=True)):
+        finite(hook, state.detach())
         own = state[rows, queries.to(state.device)].float()
         for j, along in enumerate(directions[:, i]):
             product = (own * along.to(own.device)).sum()

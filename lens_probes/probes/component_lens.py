@@ -102,7 +102,7 @@ class ComponentLensResult(Result):
         mean = f"mean over {int(chosen.sum())} tokens, {float(self.total[chosen].mean()):.2f} logits in all"
         return self._draw(means, f"Which parts write the target? {mean[0].upper()}{mean[1:]}")
 
-    def figure_token(self, token: int, prompt: int = 0) -> go.Figure:
+    def figure_token(self, token: int | str, prompt: int = 0) -> go.Figure:
         """The same for one token."""
         row = self.token.row(prompt, token)
         if self.total[row].isnan():
