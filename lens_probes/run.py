@@ -164,8 +164,8 @@ def prompt_loss(
             losses.append(loss[own].sum() / counted[own].sum())
             if not losses[-1].isfinite():
                 raise ValueError(
-                    f"the loss of prompt {number} must be finite; got {float(losses[-1])}: check the model's weights, or "
-                    f"run it in float32"
+                    f"the loss of prompt {number} must be finite; got {float(losses[-1])}: check the model's weights, "
+                    f"or run it in float32"
                 )
     return torch.stack(losses)
 

@@ -105,7 +105,8 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
             own.append(cosines.diagonal(dim1=0, dim2=1).T)
             overlap = cosines.square().mean(-1)
             n = len(keys)
-            others.append((overlap.sum(1) - overlap.diagonal()) / (n - 1) if n > 1 else torch.full((1,), torch.nan))
+            apart = overlap.fill_diagonal_(0).sum(1)
+            others.append(apart / (n - 1) if n > 1 else torch.full((1,), torch.nan))
         d_head = model.W_K(layers[0]).shape[-1]
         low, high = random_overlap(model.d_model, d_head)
         return KeyValueOverlapResult(
