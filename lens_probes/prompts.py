@@ -146,14 +146,27 @@ class Tokens(Table):
 
     def rows(self, prompt: int) -> list[int]:
         """Which rows are those of a prompt."""
+        whole_number("prompt", prompt)
         rows = (self.prompt == prompt).nonzero().flatten().tolist()
         if not rows:
             raise ValueError(f"prompt {prompt} was asked for and this result has prompts 0 to {int(self.prompt.max())}")
         return rows
 
-    def row(self, prompt: int, token: int) -> int:
-        """Which row is that of the token at a position of a prompt."""
+    def row(self, prompt: int, token: int | str) -> int:
+        """Which row is that of the token at a position of a prompt, or of the last token of a word it has once."""
         rows = self.rows(prompt)
+        if isinstance(token, str):
+            words: dict[int, str] = {}
+            for row in rows:
+                words[int(self.word[row])] = words.get(int(self.word[row]), "") + self.text[row]
+            found = [number for number, text in words.items() if number >= 0 and text.strip() == token.strip()]
+            if len(found) != 1:
+                raise ValueError(
+                    f"token is a position, or a word that the prompt has once; got {token!r}, which prompt {prompt} "
+                    f"has {len(found)} times: pass a position, 0 to {len(rows) - 1}"
+                )
+            return max(row for row in rows if int(self.word[row]) == found[0])
+        whole_number("token", token)
         if not 0 <= token < len(rows):
             raise ValueError(f"token {token} was asked for and prompt {prompt} has tokens 0 to {len(rows) - 1}")
         return rows[token]
@@ -177,6 +190,12 @@ class PromptTable(Table):
     n_tokens: Int[Tensor, " prompt"]
     last_text: tuple[str, ...]
 
+    def check_topics(self, topics: Sequence[str]) -> None:
+        """Raise where a prompt is of a topic that is none of these."""
+        for topic in self.topic:
+            if topic not in topics:
+                raise ValueError(f"a prompt is of topic {topic!r}, and the topics are {', '.join(map(repr, topics))}")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PairTable(Table):
@@ -185,6 +204,18 @@ class PairTable(Table):
     prompt: Int[Tensor, " pair"]
     query: Int[Tensor, " pair"]
     key: Int[Tensor, " pair"]
+
+    def check_positions(self, tokens: Tokens) -> None:
+        """Raise where a query or a key is none of the tokens of its prompt."""
+        first, after = (torch.searchsorted(tokens.prompt, self.prompt, right=right) for right in (False, True))
+        size = after - first
+        outside = (torch.minimum(self.query, self.key) < 0) | (torch.maximum(self.query, self.key) >= size)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ValueError(
+                f"query {int(self.query[row])} and key {int(self.key[row])} are not both tokens of prompt "
+                f"{int(self.prompt[row])}, which has {int(size[row])}"
+            )
 
 
 def prompt_table(tokens: Tokens) -> PromptTable:
@@ -340,6 +371,12 @@ def _is_ids(prompt: object) -> bool:
         and len(prompt) > 0
         and all(_is_id(i) for i in prompt)
     )
+
+
+def whole_number(name: str, asked: object) -> None:
+    """Raise unless what was asked for is a whole number, as numbers of prompts, tokens, layers and heads are."""
+    if not _is_id(asked):
+        raise TypeError(f"{name} is a whole number; got {asked!r:.80}")
 
 
 def _is_id(i: object) -> bool:

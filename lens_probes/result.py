@@ -19,11 +19,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -32,22 +33,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lens_probes.prompts import Table, concatenate
+from lens_probes.prompts import PromptTable, Table, Tokens, concatenate, whole_number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
 
 ROW_AXES = frozenset({"token", "prompt", "pair"})
-FORMAT = "lens_probes result 1"
+FORMAT = 1  # of files; there is no older one yet to convert, and a newer one is refused
+FORMATS = r"lens_probes result (\d{1,9})"
 
 
 # What a field says of itself
 
 
-def unit(says: str, *, low: int | float = -math.inf, high: int | float = math.inf) -> dict[str, Any]:
-    """Metadata of a tensor field: what its numbers are, in which unit, and between which bounds."""
-    return {"says": says, "low": low, "high": high}
+def unit(says: str, *, low: int | float = -math.inf, high: int | float = math.inf, index: str = "") -> dict[str, Any]:
+    """Metadata of a tensor field: what its numbers are, in which unit, and between which bounds.
+
+    `index`: the label field whose entries whole numbers count, such as `vocab` for token ids.
+    """
+    return {"says": says, "low": low, "high": high, "index": index}
 
 
 def summed(says: str) -> dict[str, Any]:
@@ -113,6 +118,11 @@ class Provenance:
     n_prompts: int = 0
     n_tokens: int = 0
 
+    @property
+    def read(self) -> str:
+        """The activation that was read last, in the order of `hooks`."""
+        return self.hooks[-1] if self.hooks else "an activation not named"
+
     def describe(self) -> str:
         """Model, state of its weights, precision and numbers, for the second line of a title."""
         weights = "processed" if self.processed else "raw"
@@ -172,6 +182,7 @@ class Result(abc.ABC):
 
         An axis whose labels have no numbers (one unit a layer) has place 0 only.
         """
+        whole_number(axis, asked)
         labels = self.labels(axis)
         numbers = [int(digits) if (digits := re.sub(r"\D", "", label)) else 0 for label in labels]
         if asked not in numbers:
@@ -190,6 +201,12 @@ class Result(abc.ABC):
 
         Merging is associative: `merge([merge([a, b]), c])` equals `merge([a, b, c])`.
         """
+        if isinstance(parts, Result) or not isinstance(parts, Iterable):
+            raise TypeError(
+                f"merge takes a list of results; got one {type(parts).__name__}: write "
+                f"{cls.__name__}.merge([result, other])"
+            )
+        parts = list(parts)
         if not parts:
             raise ValueError("merge needs at least one result; none came")
         kinds = {type(part) for part in parts}
@@ -211,6 +228,8 @@ class Result(abc.ABC):
         axes = {**schema_.axes, **schema_.derived}
         if name is None:
             name = next(iter(schema_.axes))
+        if not isinstance(name, str):
+            raise TypeError(f"to_frame takes the name of one tensor, such as {next(iter(axes))!r}; got {name!r:.80}")
         if name not in axes:
             raise ValueError(f"{type(self).__name__} has no tensor {name!r}; it has {', '.join(axes)}")
         columns = {other: getattr(self, other) for other, dims in axes.items() if dims == axes[name]}
@@ -225,7 +244,9 @@ class Result(abc.ABC):
         for other, tensor in columns.items():
             cells[other] = tensor.flatten().numpy()
             if other.endswith("ids") and vocab:
-                cells[f"{other.removesuffix('ids')}text"] = [vocab[i] for i in tensor.flatten().tolist()]
+                cells[f"{other.removesuffix('ids')}text"] = [
+                    vocab[i] if i >= 0 else "" for i in tensor.flatten().tolist()
+                ]
         frames.append(pd.DataFrame(cells))
         return pd.concat(frames, axis=1)
 
@@ -274,14 +295,17 @@ class Result(abc.ABC):
             else:
                 plain[name] = value
         plain["provenance"] = dataclasses.asdict(self.provenance)
-        metadata = {"format": FORMAT, "result": type(self).__name__, "plain": json.dumps(plain)}
+        metadata = {"format": f"lens_probes result {FORMAT}", "result": type(self).__name__, "plain": json.dumps(plain)}
         if not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in: make it first")
         # Copies: safetensors refuses tensors that share memory, as columns of two tables may.
         tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
+            temporary.touch()
+            permissions = temporary.stat().st_mode  # those of any new file: safetensors makes one for its owner only
             save_file(tensors, temporary, metadata=metadata)
+            temporary.chmod(permissions)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -291,17 +315,25 @@ class Result(abc.ABC):
         """Read a saved result. Nothing in the file is executed or imported: its class must be known already."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no result file at {path}")
+        metadata, tensors, plain = {}, {}, None
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            plain = json.loads(metadata["plain"]) if metadata.get("format") == FORMAT else None
-        except (SafetensorError, ValueError, KeyError) as error:
+                says = metadata.get("format")
+                number = int(found[1]) if (found := re.fullmatch(FORMATS, says or "")) else 0
+                if number == FORMAT:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    plain = _tuples(json.loads(metadata["plain"]))
+        except (SafetensorError, ValueError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a lens_probes result, or was cut short ({error}): save it again"
             ) from error
-        if plain is None:
-            raise ValueError(f"{path} is not a lens_probes result: its format is {metadata.get('format')!r}")
+        if number > FORMAT:
+            raise ValueError(
+                f"{path} has format {number} and this version reads formats up to {FORMAT}: update lens-probes"
+            )
+        if number < FORMAT:
+            raise ValueError(f"{path} is not a lens_probes result: its format is {says!r}")
         known = {kind.__name__: kind for kind in _subclasses(cls) if not kind.__abstractmethods__}
         if metadata.get("result") not in known:
             raise ValueError(
@@ -352,22 +384,25 @@ def _subclasses(kind: type[R]) -> list[type[R]]:
     return [kind, *(found for below in kind.__subclasses__() for found in _subclasses(below))]
 
 
-def _rebuild(kind: type[R], tensors: dict[str, Tensor], plain: dict[str, Any], path: Any) -> R:
-    """A result from the parts of its file; JSON has lists where labels are tuples."""
-    schema_ = schema(kind)
-    values: dict[str, Any] = {}
+def _rebuild(kind: type[R], tensors: dict[str, Tensor], plain: Any, path: Any) -> R:
+    """A result from the parts of its file, each checked against its annotation."""
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path} does not fit a {kind.__name__} (its labels are no table): save it again")
+    parts = {**plain, **tensors}
     try:
+        values: dict[str, Any] = {}
         for each in fields(kind):
             if each.name == "provenance":
-                values[each.name] = Provenance(**{k: _tuples(v) for k, v in plain["provenance"].items()})
-            elif each.name in schema_.tables:
-                columns = {column.name: f"{each.name}.{column.name}" for column in fields(schema_.tables[each.name])}
-                values[each.name] = schema_.tables[each.name](
-                    **{name: tensors[key] if key in tensors else tuple(plain[key]) for name, key in columns.items()}
-                )
+                values[each.name] = Provenance(**_fitting(Provenance, parts["provenance"]))
+            elif each.name in schema(kind).tables:
+                table = schema(kind).tables[each.name]
+                columns = {column.name: parts[f"{each.name}.{column.name}"] for column in fields(table)}
+                values[each.name] = table(**_fitting(table, columns, f"{each.name}."))
             else:
-                values[each.name] = tensors[each.name] if each.name in tensors else _tuples(plain[each.name])
-        return kind(**values)
+                values[each.name] = parts[each.name]
+        result = kind(**_fitting(kind, values))
+        _check_indices(result)
+        return result
     except KeyError as error:
         raise ValueError(f"{path} lacks {error} of a {kind.__name__}: it was written by another version") from error
     except (TypeError, AttributeError, ValueError) as error:
@@ -377,7 +412,64 @@ def _rebuild(kind: type[R], tensors: dict[str, Tensor], plain: dict[str, Any], p
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+    """JSON has lists where labels are tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(each) for name, each in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _fitting(kind: type, values: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a dataclass's fields, or an error that names one whose value is not what its annotation says."""
+    hints = get_type_hints(kind)
+    for name, value in dict(values).items():
+        if name in hints and not _fits(value, hints[name]):
+            came = f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)[:60]
+            raise ValueError(f"{prefix}{name} cannot be {came}")
+    return values
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from a file is of the kind that an annotation names."""
+    kind, options = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, option) for option in options)
+    if kind is Literal:
+        return value in options
+    if kind is tuple:
+        each = (options[:1] * len(value) if options[1:] == (...,) else options) if isinstance(value, tuple) else ()
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
+    if kind in (int, float):  # True is an int to Python
+        return type(value) is int or type(value) is kind
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _check_indices(result: "Result") -> None:
+    """Raise where whole numbers count entries that the labels do not have, or two tables tell of different prompts."""
+    tables = [table for name in schema(type(result)).tables if len(table := getattr(result, name))]
+    counted = {
+        name: (getattr(result, name), each.metadata["low"], each.metadata["index"])
+        for name, each in result.__dataclass_fields__.items()
+        if each.metadata.get("index")
+    }
+    for table in tables:
+        if isinstance(table, Tokens):
+            if (table.prompt.diff() < 0).any() or table.prompt[0] < 0:
+                raise ValueError("the tokens of its prompts are not end to end")
+            if getattr(result, "vocab", ()):
+                counted["token id"] = table.id, 0, "vocab"
+    for name, (numbers, low, index) in counted.items():
+        labels = getattr(result, index, ())
+        if numbers is None or not numbers.numel():
+            continue
+        lowest, highest = int(numbers.min()), int(numbers.max())
+        if lowest < low or highest >= len(labels):
+            raise ValueError(f"{name} goes from {lowest} to {highest}, and {index} has {len(labels)} entries")
+    own, known = (
+        {n for table in tables if isinstance(table, kind) for n in table.prompt.tolist()}
+        for kind in (Tokens, PromptTable)
+    )
+    if known and not own <= known:
+        raise ValueError(f"a token is of prompt {min(own - known)}, and the prompts have no such number")
 
 
 # Merging, field by field

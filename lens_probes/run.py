@@ -167,6 +167,11 @@ def prompt_loss(
             if not (own & counted).any():
                 raise ValueError(f"prompt {number} has no token to predict: prompts need two tokens or more")
             losses.append(loss[own].sum() / counted[own].sum())
+            if not losses[-1].isfinite():
+                raise ValueError(
+                    f"the loss of prompt {number} must be finite; got {float(losses[-1])}: check the model's weights, "
+                    f"or run it in float32"
+                )
     return torch.stack(losses)
 
 

@@ -44,7 +44,7 @@ def pairwise(vectors: Float[Tensor, "*unit item d"], metric: Similarity) -> Floa
         length = vectors.norm(dim=-1)
         lengths = length[..., :, None] + length[..., None, :]
         exact = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
-        return torch.where(lengths > 0, 1 - exact / lengths, 1.0)
+        return torch.where(lengths == 0, 1.0, 1 - exact / lengths)
     features, valid = features_of(vectors, metric)
     return (features @ features.mT).masked_fill(~(valid[..., :, None] & valid[..., None, :]), torch.nan)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.model import ModelView, undisturbed
+from lens_probes.prompts import whole_number
 from lens_probes.result import Provenance, Result
 from lens_probes.result import unit as stating
 
@@ -37,15 +38,20 @@ class VectorReading(Result):
 
     unit: tuple[str, ...]
     vocab: tuple[str, ...]
-    top_ids: Int[Tensor, "unit k"] = field(metadata=stating("the most probable entries, best first", low=0))
+    top_ids: Int[Tensor, "unit k"] = field(
+        metadata=stating("the most probable entries, best first", low=0, index="vocab")
+    )
     top_log_prob: Float[Tensor, "unit k"] = field(metadata=stating("their log-probabilities, nats", high=0))
-    bottom_ids: Int[Tensor, "unit other_k"] = field(metadata=stating("the least probable entries, last first", low=0))
+    bottom_ids: Int[Tensor, "unit other_k"] = field(
+        metadata=stating("the least probable entries, last first", low=0, index="vocab")
+    )
     bottom_log_prob: Float[Tensor, "unit other_k"] = field(metadata=stating("their log-probabilities, nats", high=0))
     entropy: Float[Tensor, " unit"] = field(metadata=stating("entropy of the prediction, nats", low=0))
 
     def figure(self, first: int = 0) -> go.Figure:
         """A table of thirty vectors, from number `first` on: their most, and then least, probable entries."""
-        rows = range(len(self.unit))[first : first + ROWS]
+        whole_number("first", first)
+        rows = range(len(self.unit))[first : first + ROWS] if first >= 0 else ()
         if not rows:
             raise ValueError(f"vector {first} was asked for and there are {len(self.unit)}, numbered from 0")
         columns = {"vector": [figures.visible(self.unit[i]) for i in rows]}
@@ -162,6 +168,11 @@ def ov_vectors(model: Any, layer: int, head: int, k: int = 5) -> Float[Tensor, "
         raise ValueError(f"head {head} was asked for and layer {layer} of {view.name} has heads 0 to {len(W_O) - 1}")
     if not 1 <= k <= W_O.shape[1]:
         raise ValueError(f"{k} directions were asked for and a head of {view.name} writes at most {W_O.shape[1]}")
+    if not (W_V[head].isfinite().all() and W_O[head].isfinite().all()):
+        raise ValueError(
+            f"the values and outputs of head {head} in layer {layer} of {view.name} must be finite; got NaN or Inf: "
+            f"check the model's weights"
+        )
     # W_V W_O = (Q R) (Q' R')^T: the singular value decomposition of a small matrix instead of [d_model d_model].
     _, read = torch.linalg.qr(W_V[head])
     basis, write = torch.linalg.qr(W_O[head].T)

@@ -41,7 +41,8 @@ def ranks(
         rank[row, k] = #{w : closeness(h[row], w) > closeness(h[row], target[row, k])},   0 to vocab - 1
 
     The target itself is left out by its id, and so are entries equal to it number by number, which rounding would
-    otherwise put on either side. A target of -1 gives rank -1 and score NaN. `origin` is subtracted from every entry.
+    otherwise put on either side. A target of -1 gives rank -1 and score NaN, and so does a state or a target entry that
+    is not finite; other entries that hold NaN are closer to no state. `origin` is subtracted from every entry.
 
     >>> ranks(torch.tensor([[1.0, 0.1]]), torch.eye(2), torch.tensor([[0, 1]]))[0]
     tensor([[0, 1]])
@@ -62,7 +63,7 @@ def ranks(
         key, shift = _directions(block, metric), _shift(block, metric)
         for first in range(0, len(asked), STATES):
             _count_closer(closer, own, equal, _product(asked[first : first + STATES], key, shift), first, start)
-    unknown = targets < 0
+    unknown = (targets < 0) | ~own.isfinite()
     return closer.masked_fill(unknown, -1), score.masked_fill(unknown, torch.nan)
 
 
@@ -95,6 +96,9 @@ def nearest(
 ) -> tuple[Int[Tensor, "row k"], Float[Tensor, "row k"]]:
     """The k vocabulary entries closest to each state, closest first, and their scores.
 
+    Entries that are not finite are close to no state. Where fewer than k are left, or the state itself is not finite,
+    the id is -1 and the score NaN.
+
     >>> nearest(torch.tensor([[1.0, 0.1]]), torch.eye(2), 1)[0]
     tensor([[0]])
     """
@@ -104,18 +108,22 @@ def nearest(
     best = asked.new_full((len(asked), 0), 0.0)
     ids = torch.zeros(len(asked), 0, dtype=torch.int64, device=asked.device)
     for start, block in _blocks(vocabulary, origin):
-        key, shift = _directions(block, metric), _shift(block, metric)
-        here = [_product(part, key, shift).topk(min(k, len(block))) for part in asked.split(STATES)]
+        key, shift, unknown = _directions(block, metric), _shift(block, metric), ~block.sum(-1).isfinite()
+        products = (_product(part, key, shift) for part in asked.split(STATES))
+        if unknown.any():  # topk takes NaN for the largest
+            products = (product.masked_fill_(unknown, -torch.inf) for product in products)
+        here = [product.topk(min(k, len(block))) for product in products]
         best = torch.cat([best, torch.cat([part.values for part in here])], dim=1)
         ids = torch.cat([ids, torch.cat([part.indices for part in here]) + start], dim=1)
         best, order = best.topk(min(k, best.shape[1]))
         ids = ids.gather(1, order)
+    unknown = ~best.isfinite()
     if metric == "euclidean":
         rows = [
             _distance(states[i : i + 1], _entries(vocabulary[ids[i]], origin)[None]) for i in range(len(ids))
         ]  # one state at a time: [row, k, d_model] at once would be large
         best = torch.cat(rows) if rows else best
-    return ids, best
+    return ids.masked_fill(unknown, -1), best.masked_fill(unknown, torch.nan)
 
 
 class Predictions(NamedTuple):
@@ -146,7 +154,7 @@ def predictions(
         log_prob = log p[target],  rank = #{v : logit[v] > logit[target]}  as in `ranks`; NaN and -1 for a target of -1
 
     Sums are kept relative to the largest logit so far, as a stable softmax does. `cap` acts on each logit alone and
-    keeps their order.
+    keeps their order. Where a state or an entry holds NaN there is no distribution: all is NaN, ranks and ids are -1.
 
     >>> states = torch.tensor([[[0.0, 0.0], [9.0, 0.0]]])
     >>> read = predictions(states, torch.eye(2), torch.zeros(2), torch.tensor([[1]]), 1)
@@ -190,19 +198,34 @@ def predictions(
     kl = normaliser - cross / total[:, -1:] - entropy[:, -1:]
     unknown = (targets < 0)[:, None]
     log_prob = own.unflatten(0, (n_tokens, n_layers)) - normaliser[..., None]
+    top_log_prob = (best - normaliser[..., None]).float()
     return Predictions(
         log_prob.clamp(max=0).float().masked_fill(unknown, torch.nan),
-        closer.unflatten(0, (n_tokens, n_layers)).masked_fill(unknown, -1),
+        closer.unflatten(0, (n_tokens, n_layers)).masked_fill(unknown | log_prob.isnan(), -1),
         entropy.clamp(min=0).float(),
         kl.clamp(min=0).float(),
-        ids,
-        (best - normaliser[..., None]).float(),
+        ids.masked_fill(top_log_prob.isnan(), -1),
+        top_log_prob,
     )
 
 
 def kept(ids: Int[Tensor, "row k"], before: Int[Tensor, "row k"]) -> Float[Tensor, " row"]:
-    """The share of each row's ids that are also in the same row of `before`, 0 to 1; k / vocab by chance."""
-    return torch.stack([torch.isin(one, other).float().mean() for one, other in zip(ids, before, strict=True)])
+    """The share of each row's ids that are also in the same row of `before`, 0 to 1; k / vocab by chance.
+
+    NaN where one of the ids is not known (-1).
+    """
+    shares = torch.stack([torch.isin(one, other).float().mean() for one, other in zip(ids, before, strict=True)])
+    return shares.masked_fill((torch.minimum(ids, before) < 0).any(1), torch.nan)
+
+
+def check_entries(vocabulary: Float[Tensor, "vocab d_model"], what: str) -> None:
+    """Raise where an entry holds NaN or Inf, for what needs the mean or the spread of all of them."""
+    unknown = (~vocabulary.isfinite().all(-1)).nonzero().flatten()
+    if len(unknown):
+        raise ValueError(
+            f"{what} must be finite for every token id, since their mean or spread is needed here; got NaN or Inf for "
+            f"{len(unknown):,} of {len(vocabulary):,}, first for id {int(unknown[0])}: check the model's weights"
+        )
 
 
 def _blocks(

@@ -44,6 +44,7 @@ from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Table, Tokens, prompt_table, tokenize
 from lens_probes.result import Result, schema, unit
 from lens_probes.run import finite, provenance
+from lens_probes.vocabulary import check_entries
 
 Method = Literal["gradient", "sequential"]
 Loss = Literal["cosine", "l1", "l2"]
@@ -94,6 +95,14 @@ class InputReconstructionResult(Result):
         metadata=unit("loss on the way; missing where a search gave up", low=0)
     )
     path_accuracy: Float[Tensor, "step prompt"] = field(metadata=unit("accuracy on the way", low=0, high=1))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.found_text) != len(self.token):
+            raise ValueError(
+                f"InputReconstructionResult has a text for every token; got {len(self.found_text)} texts for "
+                f"{len(self.token)} tokens"
+            )
 
     @property
     def chance(self) -> Float[Tensor, " token"]:
@@ -232,6 +241,8 @@ class InputReconstructionResult(Result):
     def figure(self) -> go.Figure:
         """Accuracy by position beside its baselines, and the distance of the states over the yardstick."""
         table = self.by_position()
+        if not len(table):
+            raise ValueError("no token of these prompts was searched for, and there is nothing to draw: pass text")
         mean, low, high = (list(table[each]) for each in ("accuracy", "low", "high"))
         own = figures.Line("found", mean, low, high, figures.CHOSEN)
         decode = figures.Line("decoding alone", list(table["decode_only"]), colour=figures.INK, dashed=True)
@@ -252,7 +263,7 @@ class InputReconstructionResult(Result):
 
     def _how(self) -> str:
         way = "by descent" if self.tried.max() < 0 else "by search"
-        return f"from {self.provenance.hooks[-1]}, {way}"
+        return f"from {self.provenance.read}, {way}"
 
     def figure_prompt(self, prompt: int = 0) -> go.Figure:
         """The tokens of a prompt, and those that were found in their places."""
@@ -445,6 +456,7 @@ class _Task:
     def __init__(self, view: ModelView, hook: str) -> None:
         self.view, self.hook = view, hook
         self.vocabulary = view.token_embeddings.float()
+        check_entries(self.vocabulary, f"the embedding of {view.name}")
         self.mean, self.spread = self.vocabulary.mean(0), self.vocabulary.std(0)
 
     @cached_property

@@ -37,10 +37,11 @@ from tqdm.auto import tqdm
 from lens_probes import figures, inference
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
-from lens_probes.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize
+from lens_probes.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize, whole_number
 from lens_probes.result import Result
 from lens_probes.result import unit as in_units
 from lens_probes.run import TOKENS_PER_BATCH, finite, provenance
+from lens_probes.vocabulary import check_entries
 
 RATE = 0.3  # of an ascent's steps, in standard deviations of the vocabulary's entries
 
@@ -57,7 +58,7 @@ class NeuronFeaturesResult(Result):
     value: Float[Tensor, "prompt unit vocab"] = field(metadata=in_units("activation; missing where not yet searched"))
     ascended: Float[Tensor, "prompt unit"] = field(metadata=in_units("activation that the ascent came to"))
     nearest: Int[Tensor, "token unit k"] = field(
-        metadata=in_units("entries nearest to the ascent's end, -1: fixed", low=-1)
+        metadata=in_units("entries nearest to the ascent's end, -1: fixed", low=-1, index="vocab")
     )
     pull: Float[Tensor, "token unit"] = field(metadata=in_units("|d a / d e| where the ascent starts", low=0))
     path: Float[Tensor, "unit vocab"] = field(
@@ -72,6 +73,9 @@ class NeuronFeaturesResult(Result):
 
     def top(self, unit: int, k: int = 10) -> pd.DataFrame:
         """The entries that excite a unit most, in the mean over prompts with its interval; `unit` is its number."""
+        whole_number("k", k)
+        if k < 1:
+            raise ValueError(f"top(k=...) is the number of entries shown, 1 or more; got {k}")
         values = self.value[inference.prompt_order(self.token), self.place_on("unit", unit)].double()
         ids = _highest(values.mean(0), k)
         low, high = inference.mean_interval(values[:, ids].T.numpy())
@@ -121,6 +125,7 @@ class NeuronFeaturesResult(Result):
         """
         if self.path.isnan().all():
             raise ValueError("only the residual stream holds the embedding: ask of resid_pre, resid_mid or resid_post")
+        whole_number("k", k)
         if not 1 <= k <= len(self.vocab):
             raise ValueError(f"embedding_path(k=...) is 1 to {len(self.vocab)}, the size of the vocabulary; {k} came")
         rows = []
@@ -138,7 +143,7 @@ class NeuronFeaturesResult(Result):
             self.mean_value.gather(1, ids).tolist(),
             x=[str(i + 1) for i in range(k)],
             y=[figures.named(name) for name in self.unit],
-            title=f"Which tokens excite units of {self.provenance.hooks[-1]}?\n{self.provenance.describe()}",
+            title=f"Which tokens excite units of {self.provenance.read}?\n{self.provenance.describe()}",
             x_title="place among all tokens",
             y_title="unit",
             colour_title="mean activation",
@@ -150,7 +155,7 @@ class NeuronFeaturesResult(Result):
         rows = self.token.rows(prompt)
         pull = self.pull[rows].T
         return figures.squares(
-            [(self.provenance.hooks[-1], (pull / pull.sum(1, keepdim=True).clamp(min=1e-30)).tolist())],
+            [(self.provenance.read, (pull / pull.sum(1, keepdim=True).clamp(min=1e-30)).tolist())],
             x=[figures.visible(self.token.text[row], 14) for row in rows],
             y=[figures.named(name) for name in self.unit],
             title=f"Which tokens of prompt {prompt} pull at each unit?\n{self.provenance.describe()}",
@@ -214,6 +219,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
         """The ascents of all prompts, then the search, a batch of vocabulary entries at a time."""
         view = ModelView(model)
         hook = view.hook_units(self.at, self.layer)
+        check_entries(view.token_embeddings, f"the embedding of {view.name}")
         tokens = tokenize(prompts, view)
         read = self._reader(view, hook)
         every = [_Place(view, own, self.position) for _, own in tokens.by_prompt()]

@@ -99,7 +99,7 @@ class PixelFeaturesResult(Result):
                 pictures.append((f"ascent: {self.ascended[i, place]:.3g}", self._shown(self.pixels[i, place])))
             rows.append((f"unit {name}", pictures))
         return figures.images(
-            rows, title=f"Which pictures excite units of {self.provenance.hooks[-1]}?\n{self.provenance.describe()}"
+            rows, title=f"Which pictures excite units of {self.provenance.read}?\n{self.provenance.describe()}"
         )
 
     def _shown(self, image: Float[Tensor, "channel height width"]) -> np.ndarray:
@@ -155,7 +155,7 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
             raise ValueError(
                 f"position {self.position} was asked for and images have {given.shape[1]} tokens in {view.name}"
             )
-        value = self._read(given).cpu()
+        value = self._read(given, hook).cpu()
         low, high = images.amin((0, 2, 3)), images.amax((0, 2, 3))
         ends: list[tuple[Tensor, Tensor]] = []
         try:
@@ -200,8 +200,8 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
             raise ValueError("every channel of these images is constant: there is no range to ascend in")
         return images
 
-    def _read(self, states: Float[Tensor, "image position width"]) -> Float[Tensor, "image unit"]:
-        read = finite("units", states[..., list(self.units)].float())
+    def _read(self, states: Float[Tensor, "image position width"], hook: str) -> Float[Tensor, "image unit"]:
+        read = finite(hook, states[..., list(self.units)].float())
         return read.mean(1) if self.position is None else read[:, self.position]
 
     def _ascend(
@@ -217,13 +217,13 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
         optimiser = torch.optim.Adam([pixels], lr=self.rate * float(spread.mean()), maximize=True)
         for step in range(self.steps):
             down, right = torch.randint(-self.jitter, self.jitter + 1, (2,), generator=random).tolist()
-            read = self._read(view.activation(pixels.roll((down, right), (2, 3)), hook))
+            read = self._read(view.activation(pixels.roll((down, right), (2, 3)), hook), hook)
             (pixels.grad,) = torch.autograd.grad(read[:, u].sum(), pixels)
             optimiser.step()
             with torch.no_grad():
                 pixels.copy_(blurred(pixels, self.blur * (1 - (step + 1) / self.steps)).clamp(least, most))
         found = pixels.detach()
-        return self._read(view.activation(found, hook))[:, u], found
+        return self._read(view.activation(found, hook), hook)[:, u], found
 
 
 def blurred(

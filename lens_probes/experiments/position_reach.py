@@ -67,6 +67,10 @@ class PositionReachResult(Result):
         metadata=unit("length of the source's embedding, as hook_embed holds it", low=0)
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pair.check_positions(self.token)
+
     @property
     def reach(self) -> Float[Tensor, "layer pair"]:
         """The derivative times the length of the source's embedding."""
@@ -318,7 +322,8 @@ def squared_gradients(
     embedded, states = view.differentiable(ids.expand(len(queries), -1), hooks)
     rows = torch.arange(len(queries))
     found = torch.zeros(*directions.shape[:3], len(ids))
-    for i, state in enumerate(states):
+    for i, (hook, state) in enumerate(zip(hooks, states, strict=True)):
+        finite(hook, state.detach())
         own = state[rows, queries.to(state.device)].float()
         for j, along in enumerate(directions[:, i]):
             product = (own * along.to(own.device)).sum()

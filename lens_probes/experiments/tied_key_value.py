@@ -34,7 +34,7 @@ from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Tokens, first_part, prompt_table, tokenize
 from lens_probes.result import Result, unit
-from lens_probes.run import batches, pad, prompt_loss, provenance
+from lens_probes.run import batches, finite, pad, prompt_loss, provenance
 
 WAYS = ("keys are values", "keys are values, unscaled", "values are keys", "values are keys, unscaled", "shared")
 
@@ -170,7 +170,7 @@ def _fit(view: ModelView, tokens: Tokens, layer: int) -> _Fit:
     for batch in batches(tokens):
         ids, mask = pad(batch, view)
         found = view.activations(ids, mask, names)
-        parts.append([found[name][mask.to(view.device)].float() for name in names])
+        parts.append([finite(name, found[name][mask.to(view.device)].float()) for name in names])
     keys, values = (torch.cat(each).transpose(0, 1) for each in zip(*parts, strict=True))  # kv_head token d_head
     key_rms, value_rms = (each.square().mean((1, 2)).sqrt().clamp(min=1e-12) for each in (keys, values))
     both = torch.cat([keys / key_rms[:, None, None], values / value_rms[:, None, None]], dim=-1)

@@ -57,9 +57,13 @@ class TopicAblationResult(Result):
     loss: Float[Tensor, " prompt"] = field(metadata=unit("mean -log p(next token) of a held-out prompt, nats", low=0))
     silenced: Float[Tensor, "topic prompt"] = field(metadata=unit("the same with a topic's units silenced", low=0))
     random: Float[Tensor, "topic draw prompt"] = field(metadata=unit("the same with random units silenced", low=0))
-    chosen_layer: Int[Tensor, "topic k"] = field(metadata=unit("the layer of each unit silenced", low=0))
+    chosen_layer: Int[Tensor, "topic k"] = field(metadata=unit("the layer of each unit silenced", low=0, index="layer"))
     chosen_unit: Int[Tensor, "topic k"] = field(metadata=unit("its number in the layer", low=0))
     chosen_contrast: Float[Tensor, "topic k"] = field(metadata=unit("its contrast where it was chosen, in SDs"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.prompt.check_topics(self.topic)
 
     def damage(self) -> pd.DataFrame:
         """Topic by other topic: damage, what random units do, the excess with its interval, p and q.

@@ -32,6 +32,7 @@ from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, Tokens, concatenate, tokenize
 from lens_probes.result import Result, unit
 from lens_probes.run import Reading, pad, provenance
+from lens_probes.vocabulary import check_entries
 
 RECENT = 20  # steps whose mean is drawn as the loss at the end
 
@@ -127,6 +128,7 @@ class TunedLens(Experiment[TunedLensResult]):
         """Fit on these prompts; with `resume` go on until `steps` are done in all."""
         view = ModelView(model)
         view.check_head()
+        check_entries(view.W_E, f"the embedding of {view.name}")  # the model is told by its mean
         last = view.label("resid_post", view.n_layers - 1)
         points = {label: hook for label, hook in view.stream(self.layers).items() if label != last}
         if not points:

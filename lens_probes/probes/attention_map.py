@@ -21,7 +21,7 @@ Source: Vaswani et al. 2017, arXiv 1706.03762 (the appendix shows single heads);
 Learning and Induction Heads", arXiv 2209.11895.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, final, get_args
 
@@ -70,6 +70,7 @@ class AttentionMapResult(Result):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.pair.check_positions(self.token)
         if self.pattern is not None and self.pattern.nbytes > LIMIT:
             raise ValueError(
                 f"patterns of {self.pattern.nbytes / 1e9:.1f} GB were to be kept, the limit is {LIMIT / 1e9:.0f} GB: "
@@ -132,12 +133,12 @@ class AttentionMapResult(Result):
     def figure(self, statistic: Statistic = "first") -> go.Figure:
         """One statistic by layer and head, with its value by chance in the title."""
         number = self._number(statistic)
-        queries = int(self.queries[number].sum())
+        queries = float(self.queries[number].sum())
         return figures.heatmap(
             self.mean[number].tolist(),
             x=self.head,
             y=self.layer,
-            title=f"{TITLES[statistic]} (chance {self.chance[number]:.2f}, {queries:,} queries)\n"
+            title=f"{TITLES[statistic]} (chance {self.chance[number]:.2f}, {queries:,.0f} queries)\n"
             f"{self.provenance.describe()}",
             x_title="head",
             y_title="layer",
@@ -152,14 +153,15 @@ class AttentionMapResult(Result):
 
     def figure_heads(self, heads: Sequence[tuple[int, int]], prompt: int = 0) -> go.Figure:
         """Some heads side by side, all tokens of a prompt."""
-        if not heads or not all(isinstance(each, tuple) for each in heads):
+        pairs = list(heads) if isinstance(heads, Iterable) else []
+        if not pairs or not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):
             raise ValueError(f"figure_heads draws (layer, head) pairs, such as [(0, 1), (2, 3)]; {heads!r} came")
         pattern = self.square(prompt)
         texts = self._texts(prompt)
         return figures.squares(
             [
                 (f"L{layer}H{head}", pattern[self.place_on("layer", layer), self.place_on("head", head)].tolist())
-                for layer, head in heads
+                for layer, head in pairs
             ],
             x=texts,
             y=texts,
@@ -169,24 +171,22 @@ class AttentionMapResult(Result):
             colour_title="attention",
         )
 
-    def figure_token(self, layer: int, token: int, prompt: int = 0) -> go.Figure:
+    def figure_token(self, layer: int, token: int | str, prompt: int = 0) -> go.Figure:
         """One query token, all heads of a layer."""
         texts = self._texts(prompt)
-        self.token.row(prompt, token)
-        pattern = self.square(prompt)[self.place_on("layer", layer), :, token]
+        row = self.token.row(prompt, token)
+        position = self.token.rows(prompt).index(row)
+        pattern = self.square(prompt)[self.place_on("layer", layer), :, position]
         return figures.squares(
             [("", pattern.tolist())],
             x=texts,
             y=self.head,
-            title=f"Where does “{figures.spelled(self._text(prompt, token))}”, token {token} of prompt {prompt}, look "
+            title=f"Where does “{figures.spelled(self.token.text[row])}”, token {position} of prompt {prompt}, look "
             f"in layer {layer}?\n{self.provenance.describe()}",
             x_title="key",
             y_title="head",
             colour_title="attention",
         )
-
-    def _text(self, prompt: int, token: int) -> str:
-        return self.token.text[self.token.row(prompt, token)]
 
     def _texts(self, prompt: int) -> list[str]:
         return [figures.visible(self.token.text[row], 14) for row in self.token.rows(prompt)]

@@ -46,7 +46,7 @@ from lens_probes import figures, inference
 from lens_probes.messages import brief
 from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
-from lens_probes.prompts import PromptTable, Tokens, prompt_table
+from lens_probes.prompts import PromptTable, Tokens, prompt_table, whole_number
 from lens_probes.result import Result, unit
 from lens_probes.run import Reading
 
@@ -178,6 +178,7 @@ class AttentionPairResult(Result):
 
     def figure_terms(self, layer: int, head: int, prompt: int = 0) -> go.Figure:
         """What each dimension of a head adds to the score of each key (in brackets), in one prompt."""
+        whole_number("prompt", prompt)
         if not 0 <= prompt < len(self.prompt):
             raise ValueError(f"prompt {prompt} was asked for and this result has prompts 0 to {len(self.prompt) - 1}")
         at = self.place_on("layer", layer), self.place_on("head", head), prompt

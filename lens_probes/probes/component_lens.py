@@ -57,6 +57,16 @@ class ComponentLensResult(Result):
     )
     total: Float[Tensor, " token"] = field(metadata=unit("the target's logit minus the mean logit, before a soft cap"))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts = (*self.head, "_mlp", "_attn_bias")
+        missing = {f"L{layer}{part}" for layer in self.layer for part in parts} - set(self.component)
+        if missing or not self.layer or not self.head:
+            raise ValueError(
+                f"ComponentLensResult has a component for every head, MLP and attention bias of its layers; "
+                f"{min(missing, default='every one')} is missing"
+            )
+
     def of_component(self, component: str) -> Float[Tensor, " token"]:
         """The contributions of one component: `L3H1`, `L3_mlp`, `L3_attn_bias`, `embed`, ..."""
         if component not in self.component:
@@ -94,7 +104,7 @@ class ComponentLensResult(Result):
         mean = f"mean over {int(chosen.sum())} tokens, {float(self.total[chosen].mean()):.2f} logits in all"
         return self._draw(means, f"Which parts write the target? {mean[0].upper()}{mean[1:]}")
 
-    def figure_token(self, token: int, prompt: int = 0) -> go.Figure:
+    def figure_token(self, token: int | str, prompt: int = 0) -> go.Figure:
         """The same for one token."""
         row = self.token.row(prompt, token)
         if self.total[row].isnan():

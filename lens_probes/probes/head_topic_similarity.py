@@ -75,6 +75,10 @@ class HeadTopicSimilarityResult(Result):
         default=None, metadata=unit("what a head gives a prompt, in the units of the activation")
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.prompt.check_topics(self.topic)
+
     # Similarities
 
     def similarity(
@@ -110,8 +114,9 @@ class HeadTopicSimilarityResult(Result):
 
     @property
     def brightest(self) -> Int[Tensor, "layer head"]:
-        """Which dimension that is."""
-        return self._shares().argmax(-1)
+        """Which dimension that is, -1 for a head that gives nothing or NaN."""
+        shares = self._shares()
+        return shares.argmax(-1).masked_fill(shares.isnan().any(-1), -1)
 
     @property
     def pca_rank(self) -> int:
@@ -396,11 +401,12 @@ def whitened(
 ) -> Float64[Tensor, "layer head prompt k"]:
     """Vectors along the `rank` strongest principal directions of `fitted`, each direction with variance 1 there."""
     mean = fitted.mean(2, keepdim=True)
-    _, strength, directions = torch.linalg.svd(fitted - mean, full_matrices=False)
+    unknown = ~mean.isfinite().all(-1, keepdim=True)
+    _, strength, directions = torch.linalg.svd((fitted - mean).masked_fill(unknown, 0), full_matrices=False)
     rank = min(rank, strength.shape[-1])
     scale = strength[..., None, :rank] / fitted.shape[2] ** 0.5
     along = (vectors - mean) @ directions[..., :rank, :].mT
-    return torch.where(scale > 1e-12, along / scale, 0.0)
+    return torch.where(scale > 1e-12, along / scale, 0.0).masked_fill(unknown, torch.nan)
 
 
 def _checked(metric: Similarity) -> Similarity:

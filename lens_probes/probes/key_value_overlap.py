@@ -105,7 +105,8 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
             own.append(cosines.diagonal(dim1=0, dim2=1).T)
             overlap = cosines.square().mean(-1)
             n = len(keys)
-            others.append((overlap.sum(1) - overlap.diagonal()) / (n - 1) if n > 1 else torch.full((1,), torch.nan))
+            apart = overlap.fill_diagonal_(0).sum(1)
+            others.append(apart / (n - 1) if n > 1 else torch.full((1,), torch.nan))
         d_head = model.W_K(layers[0]).shape[-1]
         low, high = random_overlap(model.d_model, d_head)
         return KeyValueOverlapResult(
@@ -130,18 +131,25 @@ def folded(
 def principal_cosines(
     one: Float[Tensor, "d_model d_head"], others: Float[Tensor, "kv_head d_model d_head"]
 ) -> Float[Tensor, "kv_head k"]:
-    """The cosines of the principal angles between the columns' spans, largest first.
+    """The cosines of the principal angles between the columns' spans, largest first; NaN where a column holds NaN.
 
     >>> principal_cosines(torch.eye(3)[:, :2], torch.eye(3)[None, :, 1:])
     tensor([[1., 0.]])
     """
-    return torch.linalg.svdvals(_basis(one).T @ _basis(others)).clamp(max=1)
+    products = _basis(one).T @ _basis(others)
+    cosines = torch.linalg.svdvals(products.nan_to_num(0)).clamp(max=1)
+    return cosines.masked_fill(products.isnan().flatten(1).any(1, keepdim=True), torch.nan)
 
 
 def _basis(columns: Float[Tensor, "*any d_model d_head"]) -> Float[Tensor, "*any d_model k"]:
-    """Orthonormal directions of the columns' span; zeros for the directions that dependent columns lack."""
-    directions, strength, _ = torch.linalg.svd(columns, full_matrices=False)
-    return directions * (strength > 1e-6 * strength[..., :1].clamp(min=1e-30))[..., None, :]
+    """Orthonormal directions of the columns' span; zeros for the directions that dependent columns lack.
+
+    Columns that are not all finite span nothing that is known: NaN.
+    """
+    unknown = ~columns.isfinite().flatten(-2).all(-1)[..., None, None]
+    directions, strength, _ = torch.linalg.svd(columns.masked_fill(unknown, 0), full_matrices=False)
+    own = directions * (strength > 1e-6 * strength[..., :1].clamp(min=1e-30))[..., None, :]
+    return own.masked_fill(unknown, torch.nan)
 
 
 def random_overlap(d_model: int, d_head: int) -> Float[np.ndarray, " bound"]:

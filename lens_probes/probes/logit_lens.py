@@ -36,7 +36,7 @@ from lens_probes import figures, inference
 from lens_probes.experiments.tuned_lens import TunedLensResult
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import Target, Tokens, asked_about, target_ids
+from lens_probes.prompts import Target, Tokens, asked_about, target_ids, whole_number
 from lens_probes.result import Result, unit
 from lens_probes.run import Reading
 from lens_probes.vocabulary import Predictions, predictions
@@ -74,7 +74,7 @@ class LogitLensResult(Result):
     kl: Float[Tensor, "layer token"] = field(metadata=unit("KL(final || layer), nats", low=0))
     final_id: Int[Tensor, " token"] = field(metadata=unit("what the model itself predicts: its top-1", low=0))
     top_ids: Int[Tensor, "layer token k"] | None = field(
-        default=None, metadata=unit("the most probable entries, best first", low=0)
+        default=None, metadata=unit("the most probable entries, best first", low=0, index="vocab")
     )
     top_log_prob: Float[Tensor, "layer token k"] | None = field(
         default=None, metadata=unit("their log-probabilities, nats", high=0)
@@ -86,13 +86,22 @@ class LogitLensResult(Result):
         default=None, metadata=unit("rank of each of the fixed ids", low=0)
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        outside = [i for i in self.target if not 0 <= i < self.n_vocab] if isinstance(self.target, tuple) else []
+        if outside or self.n_vocab < 1 or len(self.vocab) not in (0, self.n_vocab):
+            raise ValueError(
+                f"LogitLensResult has texts and targets of a vocabulary of {self.n_vocab}; got {len(self.vocab)} texts "
+                f"and target {self.target!r}"
+            )
+
     def decided_at(self) -> Int[Tensor, " token"]:
         """The number (in `layer`) of the first state from which the model's own top-1 stays on top; -1 if none."""
         on_top = self._top()[0][..., 0] == self.final_id
         stays = on_top.int().flip(0).cumprod(0).sum(0)
         return torch.where(stays > 0, len(self.layer) - stays, -1)
 
-    def tokens_of_interest(self, token: int | None = None, prompt: int = 0) -> tuple[int, ...]:
+    def tokens_of_interest(self, token: int | str | None = None, prompt: int = 0) -> tuple[int, ...]:
         """The ids that are on top at any layer, of one token or (None) of all; in the order in which they come up.
 
         `LogitLens(target=result.tokens_of_interest(3))` follows them through every layer.
@@ -167,9 +176,10 @@ class LogitLensResult(Result):
         `of` is what the colour shows: log_prob, rank, entropy or kl; log-probabilities below -16 look alike, and so do
         divergences above 16. Sixty tokens are drawn, from number `first` on.
         """
+        whole_number("first", first)
         if first < 0:
             raise ValueError(f"figure(first=...) is the number of a token, from 0 on; {first} came")
-        if of not in SHOWN:
+        if of not in tuple(SHOWN):
             raise ValueError(f"figure(of=...) is one of {', '.join(SHOWN)}; {of!r} came")
         rows = self.token.rows(prompt)[first : first + figures.ROWS]
         if not rows:
@@ -198,7 +208,7 @@ class LogitLensResult(Result):
             hover=[[self._hover(layer, i) for layer in range(len(self.layer))] for i in rows],
         )
 
-    def figure_trajectories(self, token: int, prompt: int = 0) -> go.Figure:
+    def figure_trajectories(self, token: int | str, prompt: int = 0) -> go.Figure:
         """The entries that are on top at any layer at one token, the model's own choice bold, and their probabilities.
 
         A line breaks where its entry is not among the `top_k` that were kept; fixed targets are known at every layer.

@@ -36,7 +36,7 @@ from lens_probes.prompts import Tokens
 from lens_probes.result import Result, summed, unit
 from lens_probes.run import Reading
 from lens_probes.similarity import mean_pairwise_cosine
-from lens_probes.vocabulary import METRICS, Metric, kept, nearest, ranks
+from lens_probes.vocabulary import METRICS, Metric, check_entries, kept, nearest, ranks
 
 Reference = Literal["embed", "embed_pos", "unembed"]
 
@@ -57,7 +57,9 @@ class RankShiftResult(Result):
     layer: tuple[str, ...]
     token: Tokens
     vocab: tuple[str, ...]  # the text of each id, with neighbours only
-    rank: Int[Tensor, "layer token"] = field(metadata=unit("entries closer than the token's own, 0 is closest", low=0))
+    rank: Int[Tensor, "layer token"] = field(
+        metadata=unit("entries closer than the token's own, 0 is closest; -1 if unknown", low=-1)
+    )
     score: Float[Tensor, "layer token"] = field(metadata=unit("closeness to the token's own entry, see metric"))
     norm: Float[Tensor, "layer token"] = field(metadata=unit("length of the state, before any centring", low=0))
     null_rank: Int[Tensor, "layer token"] = field(
@@ -67,7 +69,7 @@ class RankShiftResult(Result):
         metadata=summed("sum of the compared states, each divided by its length, special tokens out")
     )
     neighbour_ids: Int[Tensor, "layer token k"] | None = field(
-        default=None, metadata=unit("the closest entries, closest first", low=0)
+        default=None, metadata=unit("the closest entries, closest first; -1 if unknown", low=-1, index="vocab")
     )
     neighbour_score: Float[Tensor, "layer token k"] | None = field(
         default=None, metadata=unit("their closeness, as score")
@@ -82,9 +84,13 @@ class RankShiftResult(Result):
         n = (~self.token.special).sum().expand(len(self.layer))
         return mean_pairwise_cosine(self.unit_sum, n).float()
 
-    def shift(self) -> Int[Tensor, "layer token"]:
+    def shift(self) -> Float64[Tensor, "layer token"]:
         """How many places the rank has moved since the first layer of this result; positive is away from the token."""
-        return self.rank - self.rank[:1]
+        rank = self._ranks()
+        return rank - rank[:1]
+
+    def _ranks(self) -> Float64[Tensor, "layer token"]:
+        return self.rank.double().masked_fill(self.rank < 0, torch.nan)
 
     def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
         """Rank, score and null rank by word class and layer: n, median, quartiles and interval of the median.
@@ -127,7 +133,7 @@ class RankShiftResult(Result):
         """What is summarised, as float64 with NaN for missing."""
         null = self.null_rank.double().masked_fill(self.null_rank < 0, torch.nan)
         return {
-            "rank": self.rank.double().numpy(),
+            "rank": self._ranks().numpy(),
             "score": self.score.double().numpy(),
             "null_rank": null.numpy(),
         }
@@ -158,20 +164,21 @@ class RankShiftResult(Result):
             upside_down=[self._rank_title()] + ([self._score_title()] if self.metric == "euclidean" else []),
         )
 
-    def figure_paths(self, prompt: int = 0, token: int = 0) -> go.Figure:
-        """The ranks of one prompt's tokens through the layers, the token at position `token` bold."""
+    def figure_paths(self, prompt: int = 0, token: int | str = 0) -> go.Figure:
+        """The ranks of one prompt's tokens through the layers, one token bold: a position, or a word it has once."""
         rows = self.token.rows(prompt)
-        self.token.row(prompt, token)
+        bold = rows.index(self.token.row(prompt, token))
+        ranks = self._ranks()
         texts = [self.token.text[i] for i in rows]
         classes = ["special" if self.token.special[i] else self.token.word_class[i] or "no word" for i in rows]
         return figures.paths(
             [
                 figures.TokenPath(
-                    text, kind, self.rank[:, i].tolist(), figures.class_colour(kind, classes), f" (token {n})"
+                    text, kind, ranks[:, i].tolist(), figures.class_colour(kind, classes), f" (token {n})"
                 )
                 for n, (text, kind, i) in enumerate(zip(texts, classes, rows, strict=True))
             ],
-            bold=token,
+            bold=bold,
             x=self.layer,
             title=self._title(f"How near are the tokens of prompt {prompt} to themselves?"),
             x_title="state",
@@ -179,7 +186,7 @@ class RankShiftResult(Result):
             upside_down=True,
         )
 
-    def figure_neighbours(self, token: int, prompt: int = 0) -> go.Figure:
+    def figure_neighbours(self, token: int | str, prompt: int = 0) -> go.Figure:
         """The entries closest to one token's state, layer by layer; the token's own is shaded."""
         if self.neighbour_ids is None or self.neighbour_score is None:
             raise ValueError(
@@ -190,12 +197,12 @@ class RankShiftResult(Result):
         own, ids, scores = self.token.id[row], self.neighbour_ids[:, row], self.neighbour_score[:, row]
         columns = {
             "state": list(self.layer),
-            "own rank": [f"{rank:,}" for rank in self.rank[:, row].tolist()],
+            "own rank": [f"{rank:,.0f}" for rank in self._ranks()[:, row].tolist()],
         }
         shade = [["white"] * len(self.layer)] * 2
         for k in range(ids.shape[1]):
             columns[f"rank {k}"] = [
-                f"{figures.visible(self.vocab[i], 11)} {score:.2f}"
+                f"{figures.visible(self.vocab[i], 11)} {score:.2f}" if i >= 0 else ""
                 for i, score in zip(ids[:, k].tolist(), scores[:, k].tolist(), strict=True)
             ]
             shade.append(["#FFE9B0" if i == own else "white" for i in ids[:, k]])
@@ -265,6 +272,7 @@ class RankShift(Probe[RankShiftResult]):
         """The read point of every layer."""
         layers = model.layers(self.layers)
         if self.center is not None:
+            check_entries(self._vocabulary(model), f"the reference vectors of {model.name}")
             self.center.of(model, self.at, layers)
         if self.reference == "embed_pos":
             model.embedding_at(0)  # refuses a model without learned positions before the forward pass
@@ -334,7 +342,11 @@ class RankShift(Probe[RankShiftResult]):
             for position in tokens.position.unique().tolist():
                 yield (tokens.position == position).nonzero().flatten(), model.embedding_at(position)
         else:
-            yield torch.arange(len(tokens)), model.W_E if self.reference == "embed" else model.unembedding
+            yield torch.arange(len(tokens)), self._vocabulary(model)
+
+    def _vocabulary(self, model: ModelView) -> Float[Tensor, "vocab d_model"]:
+        """The reference vectors, without positions."""
+        return model.unembedding if self.reference == "unembed" else model.W_E
 
 
 def null_ids(tokens: Tokens, seed: int) -> Int[Tensor, " token"]:

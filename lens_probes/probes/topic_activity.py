@@ -80,6 +80,10 @@ class TopicActivityResult(Result):
     )
     mean_abs: Float[Tensor, "layer prompt unit"] | None = field(default=None, metadata=in_units("E[|x|]", low=0))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.prompt.check_topics(self.topic)
+
     @property
     def rms(self) -> Float[Tensor, "layer prompt unit"]:
         """Root mean square of a prompt's activations."""
