@@ -122,7 +122,7 @@ class View:
     def hook(self, at: ReadPoint, layer: int) -> str:
         """The name of the activation at a read point of a block."""
         if at not in READ_POINTS:
-            raise ValueError(f"read point {at!r} is not one of {', '.join(READ_POINTS)}")
+            raise ValueError(f"read point {brief(at)} is not one of {', '.join(READ_POINTS)}")
         (layer,) = self.layers([layer])
         name = f"blocks.{layer}.hook_{at}"
         if name not in self.model.hook_dict:
@@ -136,7 +136,7 @@ class View:
     def hook_units(self, at: Literal["neuron"] | ReadPoint, layer: int) -> str:
         """The activation that holds a layer's neurons, or the units of a read point."""
         if at != "neuron" and at not in READ_POINTS:
-            raise ValueError(f"at={at!r} is not one of neuron, {', '.join(READ_POINTS)}")
+            raise ValueError(f"at={brief(at)} is not one of neuron, {', '.join(READ_POINTS)}")
         (layer,) = self.layers([layer])
         return self.hook_neurons(layer) if at == "neuron" else self.hook(at, layer)
 

@@ -274,7 +274,7 @@ def pooling(tokens: Tokens, pool: str | int) -> Float[Tensor, "prompt token"]:
 def check_pool(asked: object, pool: str | int) -> None:
     """Raise unless `pool` is one of those that `pooling` knows."""
     if not isinstance(pool, int) and pool not in ("mean", "last"):
-        raise ValueError(f"{type(asked).__name__}(pool=...) is mean, last or a position; {pool!r} came")
+        raise ValueError(f"{type(asked).__name__}(pool=...) is mean, last or a position; {brief(pool)} came")
 
 
 def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "token target"]:

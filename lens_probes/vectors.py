@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_probes import figures
+from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
 from lens_probes.prompts import whole_number
 from lens_probes.result import Provenance, Result
@@ -107,7 +108,9 @@ def read_vector(
         )
     labels = tuple(map(str, range(len(rows)) if names is None else names))
     if isinstance(names, str) or len(labels) != len(rows):
-        raise ValueError(f"{len(rows)} vectors came with the names {names!r}: give a list with one for each, or none")
+        raise ValueError(
+            f"{len(rows)} vectors came with the names {brief(names)}: give a list with one for each, or none"
+        )
     # Of the size that the norm expects: its epsilon would tell short vectors from long ones.
     rows = rows / length[:, None] * view.d_model**0.5
     parts = []

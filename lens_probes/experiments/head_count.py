@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.probes.attention_map import STATISTICS, AttentionMap, Statistic
@@ -112,7 +113,9 @@ class HeadCount(Experiment[HeadCountResult]):
 
     def __post_init__(self) -> None:
         if self.statistic not in STATISTICS:
-            raise ValueError(f"HeadCount(statistic=...) is one of {', '.join(STATISTICS)}; {self.statistic!r} came")
+            raise ValueError(
+                f"HeadCount(statistic=...) is one of {', '.join(STATISTICS)}; {brief(self.statistic)} came"
+            )
         if self.steps < 1 or self.draws < 1:
             raise ValueError(f"HeadCount(steps=..., draws=...) are 1 or more; {self.steps} and {self.draws} came")
 

@@ -39,6 +39,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Table, Tokens, prompt_table, tokenize
@@ -153,7 +154,7 @@ class InputReconstructionResult(Result):
         """
         known = [name for name, axes in schema(type(self)).axes.items() if axes == ("token",)]
         if of not in known:
-            raise ValueError(f"compare(of={of!r}): what each token has is {', '.join(known)}")
+            raise ValueError(f"compare(of={brief(of)}): what each token has is {', '.join(known)}")
         values = getattr(self, of).double().numpy()[None]
         return inference.compare(np.where(values < 0, np.nan, values), self.token, first, second).drop(columns="unit")
 
@@ -314,7 +315,9 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
     def __post_init__(self) -> None:
         for name, asked, known in (("method", self.method, Method), ("loss", self.loss, Loss)):
             if asked not in get_args(known):
-                raise ValueError(f"InputReconstruction({name}=...) is {' or '.join(get_args(known))}; {asked!r} came")
+                raise ValueError(
+                    f"InputReconstruction({name}=...) is {' or '.join(get_args(known))}; {brief(asked)} came"
+                )
         for name in ("steps", "restarts", "max_candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"InputReconstruction({name}=...) is 1 or more; {getattr(self, name)} came")

@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Tokens, first_part, prompt_table, tokenize
@@ -107,7 +108,7 @@ class TiedKeyValue(Experiment[TiedKeyValueResult]):
 
     def __post_init__(self) -> None:
         if self.at not in ("kv_head", "layer", "all"):
-            raise ValueError(f"TiedKeyValue(at=...) is kv_head, layer or all; {self.at!r} came")
+            raise ValueError(f"TiedKeyValue(at=...) is kv_head, layer or all; {brief(self.at)} came")
 
     def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> TiedKeyValueResult:
         """Fit on one part of the prompts, tie and measure on the other."""

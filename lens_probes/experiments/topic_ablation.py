@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
@@ -211,11 +212,11 @@ class TopicAblation(Experiment[TopicAblationResult]):
     def __post_init__(self) -> None:
         if self.of not in ("head", "neuron") or self.silenced_by not in ("mean", "zero"):
             raise ValueError(
-                f"TopicAblation(of=...) is head or neuron and silenced_by is mean or zero; {self.of!r} and "
-                f"{self.silenced_by!r} came"
+                f"TopicAblation(of=...) is head or neuron and silenced_by is mean or zero; {brief(self.of)} and "
+                f"{brief(self.silenced_by)} came"
             )
         if self.statistic not in STATISTICS:
-            raise ValueError(f"statistic is one of {', '.join(STATISTICS)}; {self.statistic!r} came")
+            raise ValueError(f"statistic is one of {', '.join(STATISTICS)}; {brief(self.statistic)} came")
         if self.k < 1 or self.draws < 1:
             raise ValueError(f"TopicAblation(k=..., draws=...) are 1 or more; {self.k} and {self.draws} came")
 

@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PairTable, Tokens, concatenate
@@ -125,7 +126,7 @@ class AttentionMapResult(Result):
 
     def _number(self, statistic: Statistic) -> int:
         if statistic not in self.statistic:
-            raise ValueError(f"statistic is one of {', '.join(self.statistic)}; {statistic!r} came")
+            raise ValueError(f"statistic is one of {', '.join(self.statistic)}; {brief(statistic)} came")
         return self.statistic.index(statistic)
 
     # Figures
@@ -155,7 +156,7 @@ class AttentionMapResult(Result):
         """Some heads side by side, all tokens of a prompt."""
         pairs = list(heads) if isinstance(heads, Iterable) else []
         if not pairs or not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):
-            raise ValueError(f"figure_heads draws (layer, head) pairs, such as [(0, 1), (2, 3)]; {heads!r} came")
+            raise ValueError(f"figure_heads draws (layer, head) pairs, such as [(0, 1), (2, 3)]; {brief(heads)} came")
         pattern = self.square(prompt)
         texts = self._texts(prompt)
         return figures.squares(

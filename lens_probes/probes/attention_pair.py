@@ -107,7 +107,7 @@ class AttentionPairResult(Result):
         Student's t over pairs; p is two-sided, from swapping the prompts of a pair.
         """
         if of not in ("score", "weight"):
-            raise ValueError(f"contrast(of=...) is score or weight; {of!r} came")
+            raise ValueError(f"contrast(of=...) is score or weight; {brief(of)} came")
         matched = self._pairs()
         values = getattr(self, of).double()
         difference = values[..., 0] - values[..., 1]

@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView, Norm
 from lens_probes.probe import Probe
 from lens_probes.prompts import Target, Tokens, asked_about, target_ids
@@ -71,7 +72,7 @@ class ComponentLensResult(Result):
         """The contributions of one component: `L3H1`, `L3_mlp`, `L3_attn_bias`, `embed`, ..."""
         if component not in self.component:
             raise ValueError(
-                f"component {component!r} was asked for and there are {', '.join(self.component[:6])}, ..."
+                f"component {brief(component)} was asked for and there are {', '.join(self.component[:6])}, ..."
             )
         return self.contribution[self.component.index(component)]
 
@@ -158,7 +159,7 @@ class ComponentLens(Probe[ComponentLensResult]):
     def __post_init__(self) -> None:
         if not isinstance(self.target, int) and self.target not in get_args(Target):
             named = ", ".join(get_args(Target))
-            raise ValueError(f"ComponentLens(target=...) is one of {named}, or a token id; {self.target!r} came")
+            raise ValueError(f"ComponentLens(target=...) is one of {named}, or a token id; {brief(self.target)} came")
 
     def hooks(self, model: ModelView) -> list[str]:
         """What is written: embeddings, each head's mixed values, what attention and MLP add; and the last state."""

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, check_pool, pooling, prompt_table
@@ -296,7 +297,7 @@ class HeadTopicSimilarityResult(Result):
                 "this run kept sums by topic only, which give raw cosines: run HeadTopicSimilarity(keep_vectors=True)"
             )
         if basis not in get_args(Basis):
-            raise ValueError(f"basis is one of {', '.join(get_args(Basis))}; {basis!r} came")
+            raise ValueError(f"basis is one of {', '.join(get_args(Basis))}; {brief(basis)} came")
         vectors = self.vector.double() if order is None else self.vector.double()[:, :, order]
         fitted = vectors if fit is None else vectors[:, :, fit]
         if basis == "pca":
@@ -352,7 +353,7 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
 
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):
-            raise ValueError(f"HeadTopicSimilarity(of=...) is one of {', '.join(get_args(Of))}; {self.of!r} came")
+            raise ValueError(f"HeadTopicSimilarity(of=...) is one of {', '.join(get_args(Of))}; {brief(self.of)} came")
         check_pool(self, self.pool)
 
     def hooks(self, model: ModelView) -> list[str]:
@@ -411,5 +412,5 @@ def whitened(
 
 def _checked(metric: Similarity) -> Similarity:
     if metric not in SIMILARITIES:
-        raise ValueError(f"metric is one of {', '.join(SIMILARITIES)}; {metric!r} came")
+        raise ValueError(f"metric is one of {', '.join(SIMILARITIES)}; {brief(metric)} came")
     return metric

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from lens_probes import figures, inference
 from lens_probes.experiments.tuned_lens import TunedLensResult
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import Target, Tokens, asked_about, target_ids, whole_number
@@ -180,7 +181,7 @@ class LogitLensResult(Result):
         if first < 0:
             raise ValueError(f"figure(first=...) is the number of a token, from 0 on; {first} came")
         if of not in tuple(SHOWN):
-            raise ValueError(f"figure(of=...) is one of {', '.join(SHOWN)}; {of!r} came")
+            raise ValueError(f"figure(of=...) is one of {', '.join(SHOWN)}; {brief(of)} came")
         rows = self.token.rows(prompt)[first : first + figures.ROWS]
         if not rows:
             raise ValueError(f"token {first} was asked for and prompt {prompt} ends before it: start at an earlier one")
@@ -316,7 +317,7 @@ class LogitLens(Probe[LogitLensResult]):
     def __post_init__(self) -> None:
         fixed = self._fixed()
         if not isinstance(self.target, str) and (not fixed or len(set(fixed)) < len(fixed) or min(fixed) < 0):
-            raise ValueError(f"LogitLens(target=...) lists ids, each once and from 0 on; {self.target!r} came")
+            raise ValueError(f"LogitLens(target=...) lists ids, each once and from 0 on; {brief(self.target)} came")
         if not isinstance(self.target, str | int):
             object.__setattr__(self, "target", fixed)  # so that the repr of an array's ids is the call that makes it
         if not isinstance(self.top_k, int) or self.top_k < 0:
@@ -324,7 +325,7 @@ class LogitLens(Probe[LogitLensResult]):
         if self.translator is not None and (not callable(self.translator) or isinstance(self.translator, type)):
             raise TypeError(
                 f"LogitLens(translator=...) is a function (state [token d_model], layer label) -> state, such as what "
-                f"TunedLens().run(model, texts) or TunedLensResult.load(path) gives; {self.translator!r} came"
+                f"TunedLens().run(model, texts) or TunedLensResult.load(path) gives; {brief(self.translator)} came"
             )
 
     def hooks(self, model: ModelView) -> list[str]:
@@ -414,8 +415,8 @@ class LogitLens(Probe[LogitLensResult]):
         if len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool):
             named = ", ".join(get_args(Target))
             raise ValueError(
-                f"LogitLens(target=...) is one of {named}, or token ids; {self.target!r} came: for a text, pass the "
-                f"ids that the model's tokenizer gives it"
+                f"LogitLens(target=...) is one of {named}, or token ids; {brief(self.target)} came: for a text, pass "
+                f"the ids that the model's tokenizer gives it"
             )
         return tuple(ids.tolist())
 

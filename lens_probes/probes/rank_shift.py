@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import READ_POINTS, ModelView, ReadPoint
 from lens_probes.probe import Probe
 from lens_probes.probes.residual_mean import ResidualMeanResult
@@ -256,7 +257,7 @@ class RankShift(Probe[RankShiftResult]):
             ("metric", self.metric, METRICS),
         ):
             if value not in allowed:
-                raise ValueError(f"RankShift({name}=...) is one of {', '.join(allowed)}; {value!r} came")
+                raise ValueError(f"RankShift({name}=...) is one of {', '.join(allowed)}; {brief(value)} came")
         if self.center is not None and not isinstance(self.center, ResidualMeanResult):
             raise TypeError(
                 f"RankShift(center=...) is the result of ResidualMean(at={self.at!r}).run(model, texts); "

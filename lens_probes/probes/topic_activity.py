@@ -34,6 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, check_pool, pooling, prompt_table
@@ -92,7 +93,7 @@ class TopicActivityResult(Result):
     def of_prompts(self, statistic: Statistic) -> Float[Tensor, "layer prompt unit"]:
         """One of the five numbers, a row a prompt."""
         if statistic not in STATISTICS:
-            raise ValueError(f"statistic is one of {', '.join(STATISTICS)}; {statistic!r} came")
+            raise ValueError(f"statistic is one of {', '.join(STATISTICS)}; {brief(statistic)} came")
         if self.mean is None or self.std is None:
             raise ValueError("this run kept sums by topic only, without prompts: run TopicActivity(keep_rows=True)")
         return torch.hypot(self.mean, self.std) if statistic == "rms" else getattr(self, statistic)
@@ -198,7 +199,7 @@ class TopicActivityResult(Result):
     ) -> pd.DataFrame:
         by_topic(self.prompt, self.topic)  # refuses prompts without topics
         if topic not in self.topic:
-            raise ValueError(f"topic {topic!r} was asked for and there are {', '.join(map(repr, self.topic))}")
+            raise ValueError(f"topic {brief(topic)} was asked for and there are {', '.join(map(repr, self.topic))}")
         number = self.topic.index(topic)
         return self._judged(
             lambda values, weights: contrast(values, weights, number), statistic, groups, permutations, seed, progress
@@ -334,7 +335,7 @@ class TopicActivity(Probe[TopicActivityResult]):
 
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):
-            raise ValueError(f"TopicActivity(of=...) is one of {', '.join(get_args(Of))}; {self.of!r} came")
+            raise ValueError(f"TopicActivity(of=...) is one of {', '.join(get_args(Of))}; {brief(self.of)} came")
         if self.of == "embed" and self.layers is not None:
             raise ValueError(f"embeddings have no layers, and layers={self.layers} came: leave it out")
         check_pool(self, self.pool)
