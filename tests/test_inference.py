@@ -71,8 +71,31 @@ def in_another_order(tokens: Tokens, seed: int) -> tuple[Tokens, np.ndarray]:
     return replace(tokens[torch.from_numpy(rows)], prompt=torch.from_numpy(renumbered)), rows
 
 
+def form_of_each(tokens: Tokens) -> list[str]:
+    """The text of the word that each token belongs to."""
+    words = word_of_each(tokens)
+    whole = {word: "".join(t for t, own in zip(tokens.text, words, strict=True) if own == word) for word in words}
+    return [whole[word].strip().lower() for word in words]
+
+
+def recurring(random: np.random.Generator, prompts: int, words: int, types: int = 16) -> Tokens:
+    """Prompts of words that come back in other prompts, some more often; some have several tokens, some two classes."""
+    share = 1 / np.arange(1, types + 1)
+    vocabulary = [(("content", "function"), ("content",), ("function",))[random.integers(3)] for _ in range(types)]
+    vocabulary[:2] = [("content",), ("function",)]
+    return table(
+        *[
+            [
+                (str(random.choice(vocabulary[i])), *range(10 * i, 10 * i + 1 + i % 3))
+                for i in [0, 1, *random.choice(types, words, p=share / share.sum())]
+            ]
+            for _ in range(prompts)
+        ]
+    )
+
+
 def won(values: Any, is_first: Any, stratum: Any = None, weights: Any = None) -> float:
-    """P(x_first > x_second) + P(equal) / 2 over all pairs within a stratum, one pair at a time."""
+    """P(x_first > x_second) + P(x_first = x_second) / 2 over all pairs within a stratum, one pair at a time."""
     stratum = [0] * len(values) if stratum is None else stratum
     weights = [1] * len(values) if weights is None else weights
     points = pairs = 0.0
@@ -82,6 +105,77 @@ def won(values: Any, is_first: Any, stratum: Any = None, weights: Any = None) ->
             pairs += weight
             points += weight * (1.0 if values[i] > values[j] else 0.5 if values[i] == values[j] else 0.0)
     return points / pairs if pairs else NAN
+
+
+def influences(values: Any, is_first: Any, stratum: Any, weights: Any) -> np.ndarray:
+    """What each token adds to the deviation of `won`, one pair at a time."""
+    theta, psi, pairs = won(values, is_first, stratum, weights), np.zeros(len(values)), 0.0
+    for i, j in product(range(len(values)), repeat=2):
+        if is_first[i] and not is_first[j] and stratum[i] == stratum[j]:
+            h = 1.0 if values[i] > values[j] else 0.5 if values[i] == values[j] else 0.0
+            pairs += weights[i] * weights[j]
+            psi[i] += weights[i] * weights[j] * (h - theta)
+            psi[j] += weights[i] * weights[j] * (h - theta)
+    return psi / pairs
+
+
+def two_way(psi: Any, prompt: Any, form: Any) -> float:
+    """max(Vp, Vt, Vp + Vt - Vc) of a sum of influences; no Vp without prompts (None) or with one."""
+
+    def squares(labels: list[Any]) -> float:
+        sums: dict[Any, float] = {}
+        for label, own in zip(labels, psi, strict=True):
+            sums[label] = sums.get(label, 0.0) + own
+        return sum(own**2 for own in sums.values())
+
+    def corrected(labels: list[Any]) -> float:
+        groups = len(set(labels))
+        return groups / (groups - 1) * squares(labels) if groups > 1 else 0.0
+
+    by_type = corrected(list(form))
+    if prompt is None:
+        return by_type
+    by_prompt = corrected(list(prompt))
+    return max(by_prompt, by_type, by_prompt + by_type - squares(list(zip(prompt, form, strict=True))))
+
+
+def share_of_types(form: Any, is_first: Any) -> list[float]:
+    """1 / (occurrences of its type), where a form of two classes is two types."""
+    types = list(zip(form, is_first, strict=True))
+    return [1 / types.count(own) for own in types]
+
+
+def tested(values: Any, labels: list[Any], form: Any, prompt: Any, stratum: Any, weights: Any) -> list[float]:
+    """Effect, low, high and p of the first labels, the others being the permutations: issue 13, section 2, by loops."""
+    t, error = [], []
+    types = set(zip(form, labels[0], strict=True))
+    lost_one = 1 / (sum(bool(own) for _, own in types) * sum(not own for _, own in types))
+    for is_first in labels:
+        theta = won(values, is_first, stratum, weights)
+        variance = two_way(influences(values, is_first, stratum, weights), prompt, form)
+        if variance < 1e-20:  # every pair has one winner: as if one pair of types of all had the other
+            theta, variance = min(max(theta, lost_one), 1 - lost_one), 2 * lost_one**2
+        error.append(np.sqrt(variance) / (theta * (1 - theta)))
+        t.append(np.log(theta / (1 - theta)) / error[-1])
+    away = sorted((abs(own) for own in t[1:]), reverse=True)
+    n = len(labels)
+    p = (1 + sum(own >= abs(t[0]) - 1e-9 for own in away)) / n
+    c = [own for b, own in enumerate(away) if (b + 1) / n < 0.05][-1]
+    bounds = [1 / (1 + np.exp(-(t[0] + side * c) * error[0])) for side in (-1, 1)]
+    return [won(values, labels[0], stratum, weights), *bounds, p]
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Where the labels go that a comparison makes, [token draw], tokens in their own order."""
+    seen: list[np.ndarray] = []
+    common_language = inference.common_language
+
+    def recording(*args):
+        effect = common_language(*args)
+        return lambda labels: (seen.append(labels), effect(labels))[1]
+
+    monkeypatch.setattr(inference, "common_language", recording)
+    return seen
 
 
 def is_content(tokens: Tokens) -> np.ndarray:
@@ -112,12 +206,12 @@ def test_a_weighted_quantile_is_that_of_repeated_values(seed):
     values[random.random((6, n)) < 0.2] = NAN
     quantile = inference.quantiles(values)
     for _ in range(5):
-        weights = random.integers(0, 4, n)
+        weights = random.integers(0, 4, (6, n))
         # Fractions that are exact in binary, or the reference would depend on its own rounding.
-        for q in (1 / 16, 0.25, 0.375, 0.5, 0.75, 15 / 16):
+        for q in (0.0, 1 / 16, 0.25, 0.375, 0.5, 0.75, 15 / 16, 1.0):
             expected = []
-            for row in values:
-                repeated = np.repeat(row, weights)
+            for row, times in zip(values, weights, strict=True):
+                repeated = np.repeat(row, times)
                 known = repeated[~np.isnan(repeated)]
                 expected.append(np.quantile(known, q, method="averaged_inverted_cdf") if len(known) else NAN)
             np.testing.assert_allclose(quantile(q, weights.astype(float)), expected, rtol=1e-15)
@@ -126,7 +220,7 @@ def test_a_weighted_quantile_is_that_of_repeated_values(seed):
 @pytest.mark.parametrize("scale", [1.0, 0.1, 1 / 3, 1e-3, 7e5])
 def test_rounding_of_fractions_and_of_weights_moves_no_quantile(scale):
     quantile = inference.quantiles(np.arange(1.0, 11.0)[None, ::-1].copy())
-    weights = np.full(10, scale)
+    weights = np.full((1, 10), scale)
     for tenths in range(1, 10):  # q falls between the values number `tenths` and `tenths` + 1
         assert quantile(tenths / 10, weights) == tenths + 0.5
         assert quantile(tenths / 10 + 0.05, weights) == tenths + 1
@@ -134,14 +228,20 @@ def test_rounding_of_fractions_and_of_weights_moves_no_quantile(scale):
 
 def test_a_quantile_of_nothing_is_missing():
     quantile = inference.quantiles(np.array([[NAN, NAN], [1.0, NAN]]))
-    np.testing.assert_array_equal(quantile(0.5, np.array([1.0, 1.0])), [NAN, 1.0])
-    np.testing.assert_array_equal(quantile(0.5, np.array([0.0, 1.0])), [NAN, NAN])
+    np.testing.assert_array_equal(quantile(0.5, np.array([[1.0, 1.0]])), [NAN, 1.0])
+    np.testing.assert_array_equal(quantile(0.5, np.array([[0.0, 1.0]])), [NAN, NAN])
 
 
 def test_a_value_without_weight_is_no_neighbour_of_the_median():
     quantile = inference.quantiles(np.array([[1.0, 2.0, 50.0, 4.0, 8.0]]))
-    assert quantile(0.5, np.array([1.0, 1.0, 0.0, 0.0, 2.0])) == 5.0  # midway between 2 and 8, over 4
-    assert quantile(0.5, np.array([0.0, 1.0, 1.0, 0.0, 0.0])) == 26.0
+    assert quantile(0.5, np.array([[1.0, 1.0, 0.0, 0.0, 2.0]])) == 5.0  # midway between 2 and 8, over 4
+    assert quantile(0.5, np.array([[0.0, 1.0, 1.0, 0.0, 0.0]])) == 26.0
+
+
+def test_each_unit_may_have_a_fraction_of_its_own():
+    quantile = inference.quantiles(np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]]))
+    assert quantile(np.array([0.5, 1.0]), np.ones((1, 3))).tolist() == [2.0, 3.0]
+    assert quantile(0.5, np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]])).tolist() == [2.0, 1.0]
 
 
 # Numbers of tokens, words, types and prompts
@@ -153,9 +253,11 @@ def test_tokens_words_types_and_prompts_are_counted_as_by_hand():
         [("content", 5, 6), ("", 8), ("", 8)],
         [("function", 7), ("function", 7)],
     )
+    form = np.array([0, 0, 1, 2, 0, 0, 3, 3, 1, 1])
     # Words: 3 in the first prompt; 1 and two tokens that stand alone in the second; 2 in the third.
-    assert inference.counts(tokens) == {"tokens": 10, "words": 8, "types": 4, "prompts": 3}
-    assert inference.counts(tokens[torch.tensor([0, 1, 3, 4, 5])]) == {
+    assert inference.counts(tokens, form) == {"tokens": 10, "words": 8, "types": 4, "prompts": 3}
+    some = [0, 1, 3, 4, 5]
+    assert inference.counts(tokens[torch.tensor(some)], form[some]) == {
         "tokens": 5,
         "words": 3,
         "types": 2,
@@ -163,34 +265,75 @@ def test_tokens_words_types_and_prompts_are_counted_as_by_hand():
     }
 
 
+def test_the_type_of_a_token_is_its_whole_word_in_lower_case():
+    tokens = Tokens(
+        prompt=torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]),
+        position=torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2]),
+        id=torch.arange(9),
+        text=("<s>", "The", " Straß", "e", ",", "\n", "the", " STRASSE", " e"),
+        word=torch.tensor([-1, 0, 1, 1, -1, -1, 0, 1, 2]),
+        word_class=("", "function", "content", "content", "", "", "function", "content", "content"),
+        special=torch.tensor([True] + [False] * 8),
+        topic=("",) * 9,
+    )
+    # Pieces are put together, in their own word only; what is of no word stands alone, and is not joined.
+    expected = ("<s>", "the", "strasse", "strasse", ",", "", "the", "strasse", "e")
+    assert inference.forms(tokens) == expected
+
+
+def test_the_type_of_a_token_is_that_of_its_whole_word_where_a_piece_has_no_value():
+    # " 5 6" and " 5 7" are two types, whatever of them is known; the type " 5" is a third.
+    tokens = table(*[[("content", 5, 6), ("content", 5, 7), ("content", 5), ("function", 8)] for _ in range(2)])
+    values = np.arange(12.0)[None]
+    values[0, [1, 9]] = NAN  # the piece " 6" of the first prompt, " 7" of the second
+    described = inference.describe(values, tokens, ["content"])
+    assert described["types"].tolist() == [3] and described["tokens"].tolist() == [8]
+    compared = inference.compare(values, tokens, "content", "function", permutations=9)
+    assert compared["content_types"].tolist() == [3]
+    weights = [1 / 3, NAN, 1 / 3, 1 / 3, 1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3, NAN, 1 / 2, 1 / 2]
+    known = ~np.isnan(values[0])
+    expected = won(values[0, known], is_content(tokens)[known], weights=np.array(weights)[known])
+    assert compared["effect"].iloc[0] == pytest.approx(expected)
+
+
 # Groups described
 
 
-def test_a_description_is_as_by_hand():
+@pytest.mark.parametrize("weigh", ["types", "tokens"])
+def test_a_description_is_as_by_hand(weigh):
     tokens = table(
         [("special", 0), ("content", 5, 6), ("function", 7)],
         [("special", 0), ("content", 5), ("", 9), ("content", 8)],
     )
     #                   bos  content   f    bos  c    none c
     values = np.array([[99.0, 1.0, 3.0, 8.0, 99.0, 7.0, 99.0, 5.0], [0.0, 4.0, 4.0, 2.0, 0.0, 6.0, 0.0, 9.0]])
-    frame = inference.describe(values, tokens, ["function", "content"])
-    columns = ["unit", "word_class", "tokens", "words", "types", "prompts", "median", "lower_quartile"]
-    assert list(frame) == [*columns, "upper_quartile", "low", "high"]
+    frame = inference.describe(values, tokens, ["function", "content"], weigh=weigh)
+    columns = ["unit", "word_class", "tokens", "words", "types", "effective_types", "prompts"]
+    assert list(frame) == [*columns, "median", "lower_quartile", "upper_quartile", "low", "high"]
     assert list(frame["word_class"]) == ["function", "function", "content", "content"]
     assert list(frame["unit"]) == [0, 1, 0, 1]
-    # content: 1 3 5 7 and 4 4 6 9
-    assert frame.iloc[2, 2:9].tolist() == [4, 3, 3, 2, 4.0, 2.0, 6.0]
-    assert frame.iloc[3, 2:9].tolist() == [4, 3, 3, 2, 5.0, 4.0, 7.5]
-    assert frame.iloc[0, 2:9].tolist() == [1, 1, 1, 1, 8.0, 8.0, 8.0]
+    counted = numbers(frame, "tokens", "words", "types", "prompts").tolist()
+    assert counted == [[1, 1, 1, 1]] * 2 + [[4, 3, 3, 2]] * 2
+    found = numbers(frame, "effective_types", "median", "lower_quartile", "upper_quartile").tolist()
+    assert found[0] == [1.0, 8.0, 8.0, 8.0]
+    # content: 1 3 5 7 and 4 4 6 9; by types the first two count half.
+    if weigh == "tokens":
+        assert found[2:] == [[16 / 6, 4.0, 2.0, 6.0], [16 / 6, 5.0, 4.0, 7.5]]
+    else:
+        assert found[2:] == [[3.0, 5.0, 3.0, 7.0], [3.0, 6.0, 4.0, 9.0]]
     assert np.isnan(bounds(frame)).all()  # two prompts
 
 
 def test_missing_values_are_left_out_of_a_description_and_of_its_numbers():
     tokens = table([("content", 5), ("content", 6), ("content", 7)], [("content", 5)])
-    values = np.array([[1.0, NAN, 3.0, NAN], [NAN, NAN, 2.0, 10.0]])
+    values = np.array([[1.0, NAN, 3.0, NAN], [NAN, NAN, 2.0, 10.0], [1.0, NAN, 5.0, 9.0]])
     frame = inference.describe(values, tokens, ["content"])
-    assert frame["median"].tolist() == [2.0, 6.0]
-    assert numbers(frame, "tokens", "words", "types", "prompts").tolist() == [[2, 2, 2, 1], [2, 2, 2, 2]]
+    assert frame["median"].tolist() == [2.0, 6.0, 5.0]
+    counted = numbers(frame, "tokens", "words", "types", "effective_types", "prompts").tolist()
+    assert counted == [[2, 2, 2, 2, 1], [2, 2, 2, 2, 2], [3, 3, 2, 2, 2]]
+    # The type 5 has two values in the last unit and counts as much as 7, which has one.
+    by_token = inference.describe(values, tokens, ["content"], weigh="tokens")
+    assert by_token["effective_types"].tolist() == [2, 2, 9 / 5]
 
 
 def test_a_unit_that_has_no_value_of_a_class_is_described_as_missing():
@@ -206,7 +349,7 @@ def test_a_unit_that_has_no_value_of_a_class_is_described_as_missing():
 
 def test_a_description_has_an_interval_from_five_prompts_with_the_class():
     random = np.random.default_rng(0)
-    prompts: list[list[Word]] = [[("content", i), ("function", 50), ("function", 51)] for i in range(5)]
+    prompts: list[list[Word]] = [[("content", i), ("function", 50 + i), ("function", 60)] for i in range(5)]
     tokens = table(*prompts, [("function", 52)])
     values = random.normal(size=(2, len(tokens)))
     frame = inference.describe(values, tokens, ["content", "function"])
@@ -214,9 +357,10 @@ def test_a_description_has_an_interval_from_five_prompts_with_the_class():
     assert not np.isnan(bounds(frame)).any()
     assert (np.diff(numbers(frame, "low", "median", "high")) >= 0).all()
 
-    fewer = table(*prompts[:4], [("function", 52)], [("function", 53)])
-    frame = inference.describe(random.normal(size=(1, len(fewer))), fewer, ["content", "function"])
-    assert frame["prompts"].tolist() == [4, 6]
+    fewer = table(*prompts[:4], [("content", 7, 8), ("content", 9)], [("function", 53)])
+    of_first = replace(fewer, prompt=fewer.prompt.clamp(max=4) - (fewer.prompt == 4).long())  # [0 1 2 3 3 4]
+    frame = inference.describe(random.normal(size=(1, len(fewer))), of_first, ["content", "function"])
+    assert numbers(frame, "types", "prompts").tolist() == [[6, 4], [5, 5]]
     assert frame["low"].isna().tolist() == frame["high"].isna().tolist() == [True, False]
 
     values[1, tokens.prompt.numpy() < 2] = NAN  # this unit knows three prompts of content and four of function words
@@ -225,20 +369,57 @@ def test_a_description_has_an_interval_from_five_prompts_with_the_class():
     assert frame["low"].isna().tolist() == frame["high"].isna().tolist() == [False, True, False, True]
 
 
-def test_the_described_interval_is_that_of_prompts_drawn_and_laid_end_to_end():
+def test_a_description_has_an_interval_from_five_types():
     random = np.random.default_rng(0)
-    tokens = corpus(random, 12, 8)
-    member, prompt = is_content(tokens), tokens.prompt.numpy()
-    values = random.normal(size=12)[prompt] + random.normal(size=len(tokens)) / 2
-    medians = []
-    for _ in range(4000):
-        drawn = np.concatenate([values[member & (prompt == number)] for number in random.integers(12, size=12)])
-        medians.append(np.median(drawn))
-    frame = inference.describe(values[None], tokens, ["content"])
-    # The bounds of 1000 and of 4000 resamples are a tenth of the standard error apart, about.
-    np.testing.assert_allclose(
-        bounds(frame)[0], np.quantile(medians, [0.025, 0.975]), atol=0.4 * float(np.std(medians))
-    )
+    for types in (4, 5):
+        tokens = table(*[[("content", i % types), ("content", i % types)] for i in range(9)])
+        for weigh in ("types", "tokens"):
+            frame = inference.describe(random.normal(size=(1, 18)), tokens, ["content"], weigh=weigh)
+            assert np.isnan(bounds(frame)).all() == (types == 4)
+
+
+def naive_quantile(values: Any, weights: Any, q: float) -> float:
+    """The q-quantile: the mean of the first value that reaches this share of the weight, and the first beyond it."""
+    reached, total, found = 0.0, sum(weights), []
+    for value, weight in sorted(zip(values, weights, strict=True)):
+        reached += weight
+        found += [value] if reached >= q * total - 1e-9 * total and not found else []
+        if reached > q * total + 1e-9 * total:
+            return (found[0] + value) / 2
+    return found[0]
+
+
+@pytest.mark.parametrize("weigh", ["types", "tokens"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_interval_of_a_median_is_that_of_woodruff(seed, weigh):
+    random = np.random.default_rng(seed)
+    tokens = recurring(random, 8, 9)
+    values = random.integers(0, 9, (3, len(tokens))) + random.normal(size=8)[tokens.prompt.numpy()].round()
+    values[random.random(values.shape) < 0.15] = NAN
+    if seed == 0:
+        values[1, tokens.prompt.numpy() > 4] = NAN
+    frame = inference.describe(values, tokens, ["function", "content"], weigh=weigh)
+    form, prompt = np.array(form_of_each(tokens)), tokens.prompt.numpy()
+    for row, (word_class, unit) in enumerate(product(["function", "content"], range(3))):
+        own = (np.asarray(tokens.word_class) == word_class) & ~np.isnan(values[unit])
+        x, types, prompts = values[unit, own], form[own].tolist(), prompt[own].tolist()
+        w = np.array([1 / types.count(each) if weigh == "types" else 1.0 for each in types])
+        m = naive_quantile(x, w, 0.5)
+        e = [f * ((each < m) + (each == m) / 2 - 0.5) for each, f in zip(x, w / w.sum(), strict=True)]
+        reach = stats.t.ppf(0.975, min(len(set(types)), len(set(prompts))) - 1) * np.sqrt(two_way(e, prompts, types))
+        low, high = (naive_quantile(x, w, min(max(0.5 + side * reach, 0.0), 1.0)) for side in (-1, 1))
+        heavy = [sum(w[np.array(types) == each]) for each in set(types)]
+        expected = [sum(heavy) ** 2 / sum(each**2 for each in heavy), m, low, high]
+        expected += [naive_quantile(x, w, q) for q in (0.25, 0.75)]
+        columns = ("effective_types", "median", "low", "high", "lower_quartile", "upper_quartile")
+        np.testing.assert_allclose(numbers(frame, *columns)[row], expected, rtol=1e-12)
+
+
+def test_a_median_of_two_way_data_has_an_interval_that_ends_at_most_at_its_extremes():
+    # Every prompt has one value, and the share below the median has so large a variance that the bounds are clipped.
+    tokens = table(*[[("content", i), ("content", i + 10)] for i in range(5)])
+    values = np.repeat([1.0, 2.0, 3.0, 4.0, 5.0], 2)[None]
+    assert bounds(inference.describe(values, tokens, ["content"])).tolist() == [[1.0, 5.0]]
 
 
 def test_special_tokens_are_left_out_or_a_class_of_their_own():
