@@ -204,8 +204,8 @@ def quantiles(values: Values) -> Callable[[float | PerUnit, Float[np.ndarray, "#
         own = np.take_along_axis(np.broadcast_to(weights, values.shape), order, axis=1) * counted
         reached = np.cumsum(own, axis=1)
         total = reached[:, -1:]
-        goal = np.broadcast_to(q, len(values))[:, None] * total
         slack = 1e-9 * total  # or rounding would tell 3 * 0.25 from 0.75
+        goal = np.maximum(np.broadcast_to(q, len(values))[:, None] * total, 2 * slack)  # at 0, the first that counts
         last = (counted & (own > 0)).cumsum(axis=1).argmax(axis=1)  # the last value that counts
         below = np.minimum((reached < goal - slack).sum(axis=1), last)
         above = np.minimum((reached <= goal + slack).sum(axis=1), last)
@@ -384,17 +384,18 @@ def _tested(
         return math.nan, math.nan, math.nan, math.nan
     t, slope = studentised(effects, variance, pairs_of_types)
     beyond = np.abs(t[1:][np.isfinite(t[1:])])
-    p = (1 + (beyond >= abs(t[0]) - 1e-12).sum()) / (1 + len(beyond))
-    # The largest b for which (b+1)/(m+1) < 0.05: the interval ends where the test does.
-    allowed = math.ceil(ALPHA * (len(beyond) + 1)) - 2
-    if allowed < 0 or (variance[0] <= NOTHING and effects[0] == 0.5):
+    p = (1 + (beyond >= abs(t[0]) - TIE).sum()) / (1 + len(beyond))
+    # How many b have (b+1)/(m+1) < 0.05, told as the test tells it: the interval ends where the test does.
+    allowed = ((1 + np.arange(len(beyond))) / (1 + len(beyond)) < ALPHA).sum()
+    if allowed == 0 or (variance[0] <= NOTHING and effects[0] == 0.5):
         return effects[0], math.nan, math.nan, p
-    reach = np.sort(beyond)[::-1][allowed] * slope[0]
+    reach = (np.sort(beyond)[-allowed] + TIE) * slope[0]
     at = special.logit(_within(effects[:1], variance[:1], pairs_of_types))[0]
     return effects[0], min(effects[0], special.expit(at - reach)), max(effects[0], special.expit(at + reach)), p
 
 
 NOTHING = 1e-24  # a variance of rounding errors
+TIE = 1e-12  # two t that differ by less are equal: the same tokens, added up in another order
 
 
 def studentised(
