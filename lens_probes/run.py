@@ -161,7 +161,13 @@ def prompt_loss(
             own = batch.prompt == number
             if not (own & counted).any():
                 raise ValueError(f"prompt {number} has no token to predict: prompts need two tokens or more")
-            losses.append(loss[own].sum() / counted[own].sum())
+            own_loss = loss[own].sum() / counted[own].sum()
+            if not own_loss.isfinite():
+                raise ValueError(
+                    f"the loss of every prompt must be finite; got {own_loss.item()} for prompt {number}: its logits are "
+                    f"NaN or infinite there. Check the model's weights and its dtype"
+                )
+            losses.append(own_loss)
     return torch.stack(losses)
 
 
