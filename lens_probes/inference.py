@@ -64,14 +64,14 @@ def describe(values: Values, tokens: Tokens, word_classes: Sequence[str], *, wei
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
-    label = np.asarray(tokens.word_class)
+    label, form = np.asarray(tokens.word_class), _numbers(forms(tokens))
     known = ~np.isnan(values).all(axis=0)
     frames = []
     for word_class in word_classes:
         member = (label == word_class) & known
         if member.any():
             group = tokens[torch.from_numpy(member)]
-            frames.append(_description(values[:, member], group, word_class, _numbers(forms(group)), weigh))
+            frames.append(_description(values[:, member], group, word_class, form[member], weigh))
     if not frames:
         raise ValueError(f"no token of class {' or '.join(word_classes)} has a value: there is nothing to describe")
     return pd.concat(frames, ignore_index=True)
@@ -85,13 +85,13 @@ def describe_types(values: Values, tokens: Tokens) -> pd.DataFrame:
     order, tokens = in_own_order(tokens)
     values = values[:, order]
     own = _of_one_class(tokens) & ~np.isnan(values).all(axis=0)
-    label = np.where(own, tokens.word_class, "")
+    label, form = np.where(own, tokens.word_class, ""), _numbers(forms(tokens))
     frames = []
     for word_class in _classes(label):
         member = label == word_class
         group = tokens[torch.from_numpy(member)]
         once, _ = _ids(group)
-        frames.append(_description(values[:, member], group, word_class, _numbers(forms(group)), "types", once=once))
+        frames.append(_description(values[:, member], group, word_class, form[member], "types", once=once))
     if not frames:
         raise ValueError("no token here belongs to a word of one class: there is nothing to describe")
     return pd.concat(frames, ignore_index=True)
@@ -108,7 +108,7 @@ def _description(
 ) -> pd.DataFrame:
     """The rows of one word class; with `once` only these rows count, each as much, whatever their prompts."""
     known = ~np.isnan(values)
-    n = pd.DataFrame([counts(group[torch.from_numpy(each)]) for each in known])
+    n = pd.DataFrame([counts(group[torch.from_numpy(each)], form[each]) for each in known])
     prompt = group.prompt.numpy()
     if once is not None:
         values, known, form, prompt, weigh = values[:, once], known[:, once], form[once], None, "tokens"
@@ -177,12 +177,12 @@ def _classes(label: Iterable[str]) -> list[str]:
     return [*(each for each in CLASSES if each in found), *sorted(found - set(CLASSES))]
 
 
-def counts(tokens: Tokens) -> dict[str, int]:
-    """How many tokens, words, word types and prompts there are."""
+def counts(tokens: Tokens, form: Int[np.ndarray, " token"]) -> dict[str, int]:
+    """How many tokens, words, word types and prompts there are; `form` is a number for each token's type."""
     return {
         "tokens": len(tokens),
         "words": len(np.unique(_words(tokens))),
-        "types": len(set(forms(tokens))),
+        "types": len(np.unique(form)),
         "prompts": len(tokens.prompt.unique()),
     }
 
@@ -204,8 +204,8 @@ def quantiles(values: Values) -> Callable[[float | PerUnit, Float[np.ndarray, "#
         own = np.take_along_axis(np.broadcast_to(weights, values.shape), order, axis=1) * counted
         reached = np.cumsum(own, axis=1)
         total = reached[:, -1:]
-        goal = np.broadcast_to(q, len(values))[:, None] * total
         slack = 1e-9 * total  # or rounding would tell 3 * 0.25 from 0.75
+        goal = np.maximum(np.broadcast_to(q, len(values))[:, None] * total, 2 * slack)  # at 0, the first that counts
         last = (counted & (own > 0)).cumsum(axis=1).argmax(axis=1)  # the last value that counts
         below = np.minimum((reached < goal - slack).sum(axis=1), last)
         above = np.minimum((reached <= goal + slack).sum(axis=1), last)
@@ -260,12 +260,10 @@ def compare(
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
-    some = np.isfinite(values).any(axis=1)
-    known = np.asarray(np.isfinite(values[some]).all(axis=0)) & some.any()
-    stratum, present, n_strata = _strata_of(strata, order, tokens, known, first, second)
-    chosen, stratum = tokens[torch.from_numpy(present)], stratum[present]
+    stratum, present, n_strata = _strata_of(strata, order, tokens, _known(values), first, second)
+    chosen, stratum, form = tokens[torch.from_numpy(present)], stratum[present], _numbers(forms(tokens))[present]
     return _compared(
-        values[:, present], chosen, stratum, chosen.prompt.numpy(), first, second, weigh, permutations, seed
+        values[:, present], chosen, form, stratum, chosen.prompt.numpy(), first, second, weigh, permutations, seed
     ).assign(strata=n_strata[0], strata_dropped=n_strata[1], permutations=permutations)
 
 
@@ -307,15 +305,18 @@ def compare_types(
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
-    known = _of_one_class(tokens) & ~np.isnan(values).any(axis=0) & _is_first_of_id(tokens)
+    known = _of_one_class(tokens) & _known(values) & _is_first_of_id(tokens)
     stratum, present, n_strata = _strata_of(strata, order, tokens, known, first, second)
-    everywhere = tokens[torch.isin(tokens.id, tokens.id[torch.from_numpy(present)])]
-    chosen = tokens[torch.from_numpy(present)]
-    frame = _compared(values[:, present], chosen, stratum[present], None, first, second, "types", permutations, seed)
+    chosen, form = tokens[torch.from_numpy(present)], _numbers(forms(tokens))
+    frame = _compared(
+        values[:, present], chosen, form[present], stratum[present], None, first, second, "tokens", permutations, seed
+    )
+    everywhere = torch.isin(tokens.id, chosen.id)
     n = {
         f"{name}_{what}": number
         for name in (first, second)
-        for what, number in counts(everywhere[everywhere.of_class(name)]).items()
+        for own in [everywhere & tokens.of_class(name)]
+        for what, number in counts(tokens[own], form[own.numpy()]).items()
     }
     return frame.assign(**n, strata=n_strata[0], strata_dropped=n_strata[1], permutations=permutations)
 
@@ -323,6 +324,7 @@ def compare_types(
 def _compared(
     values: Values,
     chosen: Tokens,
+    form: Int[np.ndarray, " token"],
     stratum: Int[np.ndarray, " token"],
     prompt: Int[np.ndarray, " token"] | None,
     first: str,
@@ -335,7 +337,6 @@ def _compared(
     if weigh not in ("types", "tokens"):
         raise ValueError(f"compare(weigh=...) must be 'types' or 'tokens'; got {weigh!r}")
     is_first = np.asarray(chosen.word_class) == first
-    form = _numbers(forms(chosen))
     # What is labelled: a form of one class. The stratum of a type is that of its first token.
     _, start, item = np.unique(form * 2 + is_first, return_index=True, return_inverse=True)
     moved = permuted(is_first[start], _held(chosen, stratum)[start], permutations, seed=seed)
@@ -344,7 +345,7 @@ def _compared(
     clusters = TwoWay.of(prompt, form)
     n_types = [len(np.unique(item[own])) for own in (is_first, ~is_first)]
     effect, low, high, p = np.full((4, len(values)), np.nan)
-    for i in np.flatnonzero(np.isfinite(values).all(axis=1)):
+    for i in np.flatnonzero(~np.isnan(values).any(axis=1)):
         tested = _tested(values[i], stratum, heavy, labels, clusters, n_types[0] * n_types[1])
         effect[i], low[i], high[i], p[i] = tested
     groups = {first: is_first, second: ~is_first}
@@ -353,7 +354,7 @@ def _compared(
         low, high = np.full((2, len(values)), np.nan)
     n = {}
     for name, own in groups.items():
-        n |= {f"{name}_{what}": number for what, number in counts(chosen[torch.from_numpy(own)]).items()}
+        n |= {f"{name}_{what}": number for what, number in counts(chosen[torch.from_numpy(own)], form[own]).items()}
         n[f"{name}_effective_types"] = _effective(heavy[own], form[own])
     unit = np.arange(len(values))
     frame = pd.DataFrame(
@@ -383,17 +384,18 @@ def _tested(
         return math.nan, math.nan, math.nan, math.nan
     t, slope = studentised(effects, variance, pairs_of_types)
     beyond = np.abs(t[1:][np.isfinite(t[1:])])
-    p = (1 + (beyond >= abs(t[0]) - 1e-12).sum()) / (1 + len(beyond))
-    # The largest b for which (b+1)/(m+1) < 0.05: the interval ends where the test does.
-    allowed = math.ceil(ALPHA * (len(beyond) + 1)) - 2
-    if allowed < 0 or (variance[0] <= NOTHING and effects[0] == 0.5):
+    p = (1 + (beyond >= abs(t[0]) - TIE).sum()) / (1 + len(beyond))
+    # How many b have (b+1)/(m+1) < 0.05, told as the test tells it: the interval ends where the test does.
+    allowed = ((1 + np.arange(len(beyond))) / (1 + len(beyond)) < ALPHA).sum()
+    if allowed == 0 or (variance[0] <= NOTHING and effects[0] == 0.5):
         return effects[0], math.nan, math.nan, p
-    reach = np.sort(beyond)[::-1][allowed] * slope[0]
+    reach = (np.sort(beyond)[-allowed] + TIE) * slope[0]
     at = special.logit(_within(effects[:1], variance[:1], pairs_of_types))[0]
     return effects[0], min(effects[0], special.expit(at - reach)), max(effects[0], special.expit(at + reach)), p
 
 
 NOTHING = 1e-24  # a variance of rounding errors
+TIE = 1e-12  # two t that differ by less are equal: the same tokens, added up in another order
 
 
 def studentised(
@@ -486,6 +488,13 @@ def _effective(weights: PerToken, form: Int[np.ndarray, " token"]) -> float:
     """Kish's effective number of types: (sum W)^2 / sum W^2 over the weights of types."""
     of_types = np.bincount(form, weights)
     return float(of_types.sum() ** 2 / max(np.square(of_types).sum(), 1e-300))
+
+
+def _known(values: Values) -> Bool[np.ndarray, " token"]:
+    """Which tokens have a value in every unit that has any."""
+    missing = np.isnan(values)
+    some = ~missing.all(axis=1)
+    return ~missing[some].any(axis=0) & some.any()
 
 
 def _held(tokens: Tokens, stratum: Int[np.ndarray, " token"]) -> Int[np.ndarray, " token"]:

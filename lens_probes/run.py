@@ -166,12 +166,13 @@ def prompt_loss(
             own = batch.prompt == number
             if not (own & counted).any():
                 raise ValueError(f"prompt {number} has no token to predict: prompts need two tokens or more")
-            losses.append(loss[own].sum() / counted[own].sum())
-            if not losses[-1].isfinite():
+            own_loss = loss[own].sum() / counted[own].sum()
+            if not own_loss.isfinite():
                 raise ValueError(
-                    f"the loss of prompt {number} must be finite; got {float(losses[-1])}: check the model's weights, "
-                    f"or run it in float32"
+                    f"the loss of every prompt must be finite; got {own_loss.item()} for prompt {number}: its logits are "
+                    f"NaN or infinite there. Check the model's weights and its dtype"
                 )
+            losses.append(own_loss)
     return torch.stack(losses)
 
 

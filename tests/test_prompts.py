@@ -10,9 +10,18 @@ import torch
 from tokenizers import normalizers
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes import inference, tiny
 from lens_probes.model import ModelView
-from lens_probes.prompts import Prompt, PromptTable, Tokens, concatenate, prompt_table, read_prompts, tokenize
+from lens_probes.prompts import (
+    Prompt,
+    PromptTable,
+    Tokens,
+    concatenate,
+    following,
+    prompt_table,
+    read_prompts,
+    tokenize,
+)
 from lens_probes.words import Word
 
 TEXT = "The unexpected lighthouse, it shines; 12 ships don't."
@@ -494,3 +503,28 @@ def test_the_table_of_prompts_has_their_texts_without_special_tokens(table: Toke
     assert prompts.prompt.tolist() == [0, 2, 3]
     assert prompts.text == ("b", "c", "d")
     assert prompts.topic == ("t", "", "u")
+
+
+# What follows
+
+
+def test_the_token_that_follows_brings_its_text_word_and_class():
+    tokens = Tokens(
+        prompt=torch.tensor([0, 0, 0, 0, 3, 3]),
+        position=torch.tensor([0, 1, 2, 3, 0, 1]),
+        id=torch.tensor([1, 20, 21, 22, 20, 23]),
+        text=("<s>", " The", " light", "house", " The", " sea"),
+        word=torch.tensor([-1, 0, 1, 1, 0, 1]),
+        word_class=("", "function", "content", "content", "function", "content"),
+        special=torch.tensor([True, False, False, False, False, False]),
+        topic=("",) * 6,
+    )
+    after = following(tokens)
+    assert after.text[:3] == (" The", " light", "house") and after.text[4] == " sea"
+    assert after.id.tolist() == [20, 21, 22, 1, 23, 20]
+    assert after.word.tolist() == [0, 1, 1, -1, 1, -1]
+    assert after.word_class == ("", "content", "content", "", "content", "")
+    assert after.position.tolist() == tokens.position.tolist() and after.prompt.tolist() == tokens.prompt.tolist()
+    # Types of what follows are whole words: the pieces of " lighthouse" are one, and " The" before it is none.
+    assert inference.forms(after)[1:3] == ("lighthouse", "lighthouse")
+    assert inference.forms(after)[4] == "sea"
