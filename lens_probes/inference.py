@@ -494,7 +494,7 @@ def _known(values: Values) -> Bool[np.ndarray, " token"]:
     """Which tokens have a value in every unit that has any."""
     missing = np.isnan(values)
     some = ~missing.all(axis=1)
-    return ~missing[some].any(axis=0) & some.any()
+    return ~missing[some].any(axis=0) & np.full(values.shape[1], some.any())
 
 
 def _held(tokens: Tokens, stratum: Int[np.ndarray, " token"]) -> Int[np.ndarray, " token"]:

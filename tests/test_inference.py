@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -648,7 +648,7 @@ def test_permuted_labels_keep_their_number_in_every_cell_and_every_arrangement_i
 
 def test_permutations_are_seeded_and_differ_from_each_other():
     label, cells = np.arange(40) % 2 == 0, np.zeros(40, dtype=np.int64)
-    one, same, other = (np.stack(inference.permuted(label, cells, 20, seed=seed)) for seed in (1, 1, 2))
+    one, same, other = (inference.permuted(label, cells, 20, seed=seed) for seed in (1, 1, 2))
     assert (one == same).all() and (one != other).any()
     assert len(np.unique(one, axis=0)) == 20
 
@@ -855,7 +855,8 @@ def test_a_comparison_says_its_numbers_and_its_null():
     # 1 5 3 against 2 3 4: 5 beats all, 3 beats 2 and ties; then 2 2 2 against 1 2 1. Weights of types: 1/2 1/2 1
     # against 1 1/2 1/2.
     expected = {"tokens": ([4.5 / 9, 7.5 / 9], [9 / 5, 9 / 5]), "types": ([2.25 / 4, 3.5 / 4], [2, 2])}
-    for weigh, (effect, effective) in expected.items():
+    for weigh in get_args(inference.Weigh):
+        effect, effective = expected[weigh]
         frame = inference.compare(values, tokens, "content", "function", weigh=weigh, permutations=19)
         assert frame["effect"].tolist() == pytest.approx(effect)
         assert frame[["content_effective_types", "function_effective_types"]].iloc[0].tolist() == effective
@@ -1234,7 +1235,7 @@ def test_an_interval_is_the_percentile_interval_of_scipy_expanded():
     reference = stats.bootstrap(
         (x,),
         np.mean,
-        confidence_level=1 - 2 * share,
+        confidence_level=float(1 - 2 * share),
         n_resamples=9999,
         method="percentile",
         rng=np.random.default_rng(1),

@@ -80,7 +80,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_the_prompt_named(value):
         states[1, -2] = value
         return states
 
-    with pytest.raises(ValueError, match=r"the loss of every prompt must be finite; got nan for prompt 1: its logits"):
+    with pytest.raises(ValueError, match=r"the loss of prompt 1 must be finite; got nan: check the model's weights"):
         prompt_loss(view, tokens, {name: broken})
 
 
