@@ -126,8 +126,8 @@ def run(
             raise TypeError(f"probes are made before they are run; the class came: write {probe.__name__}()")
         if not hasattr(probe, "measure"):  # a model has hooks too
             raise TypeError(
-                f"{brief(probe)} is no probe: write run([probe], model, prompts); an experiment such as TunedLens runs "
-                f"alone, experiment.run(model, prompts)"
+                f"{brief(probe)} is no probe; an experiment such as TunedLens runs alone: write "
+                f"run([probe], model, prompts), or experiment.run(model, prompts)"
             )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is a number of prompts, at least 1; {batch_size} came")

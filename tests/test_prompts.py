@@ -235,7 +235,8 @@ def test_text_needs_a_tokenizer_and_ids_do_not(own_gpt2: Any) -> None:
 # Refusals that need the model
 
 
-@pytest.mark.parametrize("prepend_bos", [None, True, False])
+@pytest.mark.parametrize("architecture", ["gpt2", "bert"])
+@pytest.mark.parametrize("prepend_bos", [None, False])
 @pytest.mark.parametrize(
     ("prompts", "number", "got"),
     [
@@ -249,11 +250,11 @@ def test_text_needs_a_tokenizer_and_ids_do_not(own_gpt2: Any) -> None:
     ids=repr,
 )
 def test_a_prompt_without_tokens_is_refused_by_number_whatever_would_mark_its_beginning(
-    prompts: Any, number: int, got: str, prepend_bos: bool | None, raw: Any
+    prompts: Any, number: int, got: str, prepend_bos: bool | None, architecture: str
 ) -> None:
     message = f"prompt {number} has no tokens of its own, got {got}: give it a text or ids, or leave it out"
     with pytest.raises(ValueError, match=message):
-        tokenize(prompts, ModelView(raw.build()), prepend_bos=prepend_bos)
+        tokenize(prompts, ModelView(tiny.bridge(architecture)), prepend_bos=prepend_bos)
 
 
 def test_white_space_is_text_where_the_tokenizer_keeps_it(view: ModelView) -> None:

@@ -490,11 +490,11 @@ def test_the_pair_that_run_with_cache_returns_and_what_is_no_cache_are_refused(g
 def test_arguments_in_the_wrong_order_get_one_short_sentence(gpt2: Any) -> None:
     with pytest.raises(TypeError, match=r"got <TransformerBridge>: write run\(\[probe\], model, prompts\)$"):
         lp.run(gpt2, [lp.Movement()], "one")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"^<TransformerBridge> is no probe: write run\(\[probe\], model, prompts\)"):
-        lp.run([gpt2], gpt2, "one")
     with pytest.raises(
-        TypeError, match=r"^TunedLens\(.* is no probe: .* runs alone, experiment\.run\(model, prompts\)"
+        TypeError, match=r"^<TransformerBridge> is no probe; .*: write run\(\[probe\], model, prompts\)"
     ):
+        lp.run([gpt2], gpt2, "one")
+    with pytest.raises(TypeError, match=r"^TunedLens\(.* is no probe; .* or experiment\.run\(model, prompts\)"):
         lp.run([lp.TunedLens()], gpt2, "one")
 
 
