@@ -164,8 +164,8 @@ def prompt_loss(
             own_loss = loss[own].sum() / counted[own].sum()
             if not own_loss.isfinite():
                 raise ValueError(
-                    f"the loss of every prompt must be finite; got {own_loss.item()} for prompt {number}: its logits are "
-                    f"NaN or infinite there. Check the model's weights and its dtype"
+                    f"the loss of every prompt must be finite; got {own_loss.item()} for prompt {number}: its logits "
+                    f"are NaN or infinite there. Check the model's weights and its dtype"
                 )
             losses.append(own_loss)
     return torch.stack(losses)
