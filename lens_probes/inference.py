@@ -564,7 +564,7 @@ def common_language(
         pairs = np.where(first, of_second[end] - of_second[start], of_first[end] - of_first[start])
         total = (heavy * first * pairs).sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = (heavy * first * won).sum(0) / total
+            found = ((heavy * first * won).sum(0) / total).clip(0, 1)  # rounding may leave the range
             influence = np.empty_like(won)
             influence[order] = heavy * (won - found * pairs) / total
         return found, influence

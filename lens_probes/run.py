@@ -169,8 +169,8 @@ def prompt_loss(
             own_loss = loss[own].sum() / counted[own].sum()
             if not own_loss.isfinite():
                 raise ValueError(
-                    f"the loss of prompt {number} must be finite; got {own_loss.item()}: check the model's weights, or run "
-                    f"it in float32"
+                    f"the loss of prompt {number} must be finite; got {own_loss.item()}: check the model's weights, or "
+                    f"run it in float32"
                 )
             losses.append(own_loss)
     return torch.stack(losses)

@@ -1,7 +1,9 @@
 """HeadCount: all heads silenced, a head that matters, the order of the statistic, and its refusals."""
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import lens_probes as lp
 from lens_probes import tiny
@@ -41,6 +43,7 @@ def test_with_all_heads_silenced_every_order_is_the_same():
     torch.testing.assert_close(result.random[:, -1], result.ordered[-1].expand(3, -1), rtol=0, atol=1e-5)
     table = result.table()
     assert table["p"].iloc[-1] == 1.0
+    np.testing.assert_array_equal(table["q"], stats.false_discovery_control(table["p"]))
     assert table["loss"].tolist() == pytest.approx(result.ordered.mean(1).tolist(), abs=1e-5)
     assert not torch.allclose(result.random[0, 0], result.random[1, 0])
 

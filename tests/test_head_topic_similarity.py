@@ -14,6 +14,7 @@ from lens_probes.prompts import pooling
 from lens_probes.testing import TOPICS, assert_same, check_probe
 
 METRICS = ("cosine", "scaled", "distance")
+SIX = {topic: [*texts, *(f"Then {text}" for text in texts[:2])] for topic, texts in TOPICS.items()}
 
 
 def by_all_pairs(result, metric, vectors=None):
@@ -269,13 +270,54 @@ def test_topics_that_are_templates_in_disguise_are_no_topics_within_templates():
 
 
 def test_an_interval_covers_the_separation_and_does_not_depend_on_the_order_of_prompts():
-    result = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), TOPICS)
+    assert lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), TOPICS).test(permutations=9)["low"].isna().all()  # four
+    result = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), SIX)
     table = result.test(permutations=99)
     assert (table["low"] <= table["separation"] + 0.2).all() and (table["low"] < table["high"]).all()
-    turned = {topic: texts[::-1] for topic, texts in reversed(TOPICS.items())}
+    turned = {topic: texts[::-1] for topic, texts in reversed(SIX.items())}
     again = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), turned).test(permutations=99)
     for column in ("separation", "low", "high", "p", "q", "p_max"):
         assert table[column].tolist() == pytest.approx(again[column].tolist(), abs=1e-4), column
+
+
+def test_an_interval_within_templates_covers_the_separation_however_alike_templates_make_prompts(monkeypatch):
+    monkeypatch.setattr(lp.inference, "RESAMPLES", 200)
+    topics = [f"topic {i}" for i in range(5) for _ in range(15)]
+    templates = [f"template {i}" for _ in range(5) for i in range(3) for _ in range(5)]
+    of_topic, of_template = (torch.tensor([int(name[-1]) for name in names]) for names in (topics, templates))
+    random = torch.Generator().manual_seed(0)
+    subjects, frames = torch.randn(5, 12, generator=random), 2 * torch.randn(3, 12, generator=random)
+    expected = subjects[of_topic] + frames[of_template]
+    tables = [
+        of_vectors((expected + torch.randn(75, 12, generator=random))[None, None], topics)
+        .test(groups=templates, permutations=1)
+        .iloc[0]
+        for _ in range(60)
+    ]
+    truth = np.mean([table["separation"] for table in tables])  # the estimate has no bias
+    covered = sum(table["low"] <= truth <= table["high"] for table in tables)
+    assert covered >= 51  # of 60: an interval of 95 % holds it in 57, and in fewer than 51 in one of 300 such tests
+
+
+@pytest.mark.parametrize("basis", ["own", "pca"])
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_head_that_gives_nothing_is_no_finding_and_no_maximum(value, basis):
+    result = planted(0, 0.5)
+    vectors = torch.cat([result.vector, result.vector[:, :1]], dim=1)
+    vectors[:, 1] = value
+    pruned = of_vectors(vectors, result.prompt.topic)
+    rest = of_vectors(vectors[:, [0, 2, 3, 4]], result.prompt.topic)
+    if value != value and basis == "pca":
+        pytest.skip("principal directions of NaN are refused by torch itself")
+    table, expected = (each.test(permutations=99, basis=basis) for each in (pruned, rest))
+    assert table.loc[1, ["separation", "p", "q", "p_max"]].isna().all()
+    for column in ("separation", "low", "high", "p", "q", "p_max"):
+        assert table[column].drop(1).tolist() == pytest.approx(expected[column].tolist()), column
+    assert expected["q"][1] < 0.05
+    held = pruned.held_out(k=5, basis=basis)
+    assert held["head"].tolist()[-1] == "H1" and held["rank_held_out"].isna().tolist() == [False] * 4 + [True]
+    assert held["rank_held_out"][0] == 0
+    assert all(trace.text is None or trace.text[0][1] == "" for trace in pruned.figure().data)
 
 
 def test_what_was_chosen_on_one_half_is_told_on_the_other():

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from transformers import DynamicCache
 
 import lens_probes as lp
@@ -267,6 +269,7 @@ def test_two_models_are_compared_at_equal_loss():
     equal = table.loc["at equal loss"]
     assert (equal["accuracy"], equal["other"]) == pytest.approx(((0.5 + 0.5 + 1.0) / 3, 1 / 3))
     assert equal["prompts"] == 3 and table["low"].isna().all()  # three prompts have no interval
+    np.testing.assert_array_equal(table["q"], stats.false_discovery_control(table["p"]))
     with pytest.raises(ValueError, match="compared on the same prompts, and these have other ones"):
         one.compare_with(lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), TEXT, progress=False))
     cosine = replace(one, provenance=replace(one.provenance, probe="InputReconstruction(loss='cosine')"))

@@ -1,5 +1,6 @@
 """RankShift against brute force, against the model it reads, and against the work it comes from."""
 
+import math
 import sys
 
 import jaxtyping
@@ -405,8 +406,13 @@ def test_shift_counts_from_the_first_layer():
 def test_by_word_class_gives_the_medians_of_ordinary_tokens():
     result = lp.RankShift().run(tiny.bridge("gpt2"), TEXTS)
     table = result.by_word_class().set_index(["quantity", "word_class", "layer"])
+    by_token = result.by_word_class(weigh="tokens").set_index(["quantity", "word_class", "layer"])
     content = np.asarray(result.token.word_class) == "content"
-    assert table.loc[("rank", "content", "1_mid"), "median"] == np.median(result.rank[1].numpy()[content])
+    values, form = result.rank[1].numpy()[content], np.asarray(lp.inference.forms(result.token))[content].tolist()
+    assert by_token.loc[("rank", "content", "1_mid"), "median"] == np.median(values)
+    times = [math.lcm(*map(form.count, form)) // form.count(each) for each in form]  # so that types weigh equally
+    assert len(set(times)) > 1
+    assert table.loc[("rank", "content", "1_mid"), "median"] == np.median(np.repeat(values, times))
     assert table.loc[("score", "content", "1_mid"), "tokens"] == content.sum()
     assert "special" not in table.index.get_level_values("word_class")
     assert "special" in set(result.by_word_class(special=True)["word_class"])
@@ -417,15 +423,19 @@ def test_compare_agrees_with_counting_pairs_and_takes_strata_of_merge_order():
     result = lp.RankShift().run(model, lp.demo.sentences()[:8])
     label = np.asarray(result.token.word_class)
     one, other = (result.rank[0].numpy()[label == each] for each in ("content", "function"))
-    wins = (one[:, None] > other).mean() + (one[:, None] == other).mean() / 2
+    wins = (one[:, None] > other) + (one[:, None] == other) / 2
     frame = result.compare(permutations=99)
-    assert frame["effect"][0] == pytest.approx(wins)
+    assert result.compare(permutations=99, weigh="tokens")["effect"][0] == pytest.approx(wins.mean())
+    form = list(zip(lp.inference.forms(result.token), result.token.word_class, strict=True))
+    weight = np.array([1 / form.count(each) for each in form])
+    weights = np.outer(weight[label == "content"], weight[label == "function"])
+    assert frame["effect"][0] == pytest.approx(np.average(wins, weights=weights))
     assert frame["layer"].tolist() == list(result.layer)
 
     order = lp.words.merge_order(model.tokenizer)[result.token.id]
     matched = result.compare(strata=order, permutations=99)
     assert (matched["strata"] + matched["strata_dropped"] <= 10).all()
-    with pytest.raises(ValueError, match="compare takes one of rank, score, null_rank; 'norm' came"):
+    with pytest.raises(ValueError, match="must be one of rank, score, null_rank; got 'norm'"):
         result.compare(of="norm")
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import lens_probes as lp
 from lens_probes import tiny
@@ -126,6 +127,13 @@ def test_tables_by_hand():
     assert table.loc[("a", "a"), ["damage", "random", "excess"]].tolist() == [2.0, 0.5, 1.5]
     assert table.loc[("a", "b"), ["damage", "random", "excess"]].tolist() == [1.0, 0.5, 0.5]
     assert table["p"].tolist() == pytest.approx([1 / 3, 1.0, 2 / 3, 1.0])  # b + 1 over 3
+    assert table["q"].tolist() == pytest.approx([1.0] * 4)  # 1/3 of four: 4/3; the second of four, 2/3: 4/3
+    broken = replace(result, silenced=torch.tensor([[3.0, float("nan"), 3.0, 3.0], [1.0, 1.0, 2.0, 2.0]]))
+    missing = broken.damage().set_index(["topic", "other_topic"])
+    assert missing.loc[("a", "a"), ["damage", "p", "q"]].isna().all()
+    assert missing["p"].tolist()[1:] == table["p"].tolist()[1:]
+    assert missing["q"].tolist()[1:] == pytest.approx(stats.false_discovery_control(missing["p"][1:]))
+    assert broken.specificity()["p"].isna().tolist() == broken.specificity()["q"].isna().tolist() == [True, False]
     assert table["low"].isna().all()  # two prompts a topic have no interval
     specific = result.specificity().set_index("topic")
     assert specific["specificity"].tolist() == [1.0, 0.0] and specific["p"].tolist() == pytest.approx([1 / 3, 1.0])

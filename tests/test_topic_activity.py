@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import lens_probes as lp
 from lens_probes import tiny
@@ -204,13 +205,33 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 def test_intervals_hold_the_effect_and_the_order_of_prompts_changes_nothing():
     model = tiny.bridge("llama")
-    table = lp.TopicActivity().run(model, TOPICS).selectivity(permutations=49)
+    six = {topic: [*texts, *(f"Then {text}" for text in texts[:2])] for topic, texts in TOPICS.items()}
+    assert lp.TopicActivity().run(model, TOPICS).selectivity(permutations=9)["low"].isna().all()  # four prompts a topic
+    table = lp.TopicActivity().run(model, six).selectivity(permutations=49)
     assert (table["low"] < table["high"]).all()
-    turned = {topic: texts[::-1] for topic, texts in reversed(TOPICS.items())}
+    turned = {topic: texts[::-1] for topic, texts in reversed(six.items())}
     again = lp.TopicActivity().run(model, turned).selectivity(permutations=49)
     for column in ("effect", "low", "high", "p", "p_max"):
         assert table[column].tolist() == pytest.approx(again[column].tolist(), abs=1e-3), column
     assert "permuted" in table.attrs["null"]
+
+
+def test_q_is_the_false_discovery_rate_over_units_and_a_unit_without_a_value_has_none():
+    result = planted(0, 1.5)
+    broken = replace(result, mean=result.mean.clone())
+    broken.mean[0, 3, 4] = float("nan")  # one prompt is enough
+    rest = [unit for unit in range(12) if unit != 4]
+    for ask in (
+        lambda each: each.selectivity(statistic="mean", permutations=99),
+        lambda each: each.lit("b", 12, statistic="mean", permutations=99).sort_values(["layer", "unit"]),
+    ):
+        whole, table = (ask(each).reset_index(drop=True) for each in (result, broken))
+        assert whole["q"].tolist() == stats.false_discovery_control(whole["p"]).tolist()
+        assert table.loc[4, ["effect", "low", "high", "p", "q", "p_max"]].isna().all()
+        assert table["q"][rest].tolist() == stats.false_discovery_control(table["p"][rest]).tolist()
+        for column in ("effect", "p"):
+            assert table[column][rest].tolist() == whole[column][rest].tolist()
+        assert (table["p_max"][rest] <= whole["p_max"][rest]).all() and table["p_max"][8] < 0.05
 
 
 def test_what_the_last_token_explains_is_no_topic_within_last_tokens():

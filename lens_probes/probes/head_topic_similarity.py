@@ -154,7 +154,12 @@ class HeadTopicSimilarityResult(Result):
         observed = separation(means(prompts.members)).numpy()
         null = np.concatenate(of(prompts.permutations(permutations, seed=seed)))
         drawn = of(prompts.resamples(seed=seed))
-        low, high = prompts.bounds(np.concatenate(drawn)) if drawn else np.full((2, len(observed)), np.nan)
+        low, high = np.full((2, len(observed)), np.nan)
+        if drawn:
+            # A prompt drawn twice makes no pair with itself, so that resamples have fewer pairs within a template and
+            # lie too low; their spread is right.
+            values = np.concatenate(drawn)
+            low, high = prompts.bounds(values - values.mean(axis=0) + observed)
         frame = self.cells("layer", "head").assign(
             separation=observed,
             low=low,
