@@ -80,7 +80,7 @@ def test_one_result_is_not_merged_and_one_is_told_how_to_merge_two(ranks):
     with pytest.raises(TypeError, match=r"merge takes results of one kind \(Result\); str came"):
         Result.merge("ab")  # pyright: ignore[reportArgumentType]
     several: Any = (each for each in [ranks, ranks])
-    assert len(Result.merge(several).token) == 2 * len(ranks.token)
+    assert len(lp.RankShiftResult.merge(several).token) == 2 * len(ranks.token)
 
 
 # A word in place of a position
