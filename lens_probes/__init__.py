@@ -11,7 +11,7 @@ finds among our own stands here under its name; `load_model()` gives a small rea
 import importlib.metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
-from lens_probes import demo, figures, statistics, tiny, toy, words
+from lens_probes import demo, figures, inference, tiny, toy, words
 from lens_probes.demo import load_model
 from lens_probes.model import ModelView, untrained
 from lens_probes.probe import Experiment, Probe, siblings
@@ -48,7 +48,7 @@ __all__ = [
     "probes",
     "read_vector",
     "run",
-    "statistics",
+    "inference",
     "tiny",
     "toy",
     "untrained",

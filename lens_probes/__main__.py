@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         out = Path(options.out)
-        if not out.absolute().parent.is_dir():
-            raise ValueError(f"--out {out} lies in a folder that does not exist: make the folder first")
-        if out.is_dir():
-            raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / 'demo.html'}")
+        _check_out(out)
         texts = lp.demo.sentences()[:N_SENTENCES] if options.text_file is None else _lines(Path(options.text_file))
         model = lp.load_model(options.model)
         view = lp.ModelView(model)
@@ -61,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         heading = "LogitLens: word classes"
         at = next(i for i, (name, _, _) in enumerate(sections) if name == "LogitLens")
         sections.insert(at + 1, (heading, "The same over all texts.", lens.figure_classes()))
-    lp.figures.write_page(out, f"lens_probes on {view.name}", sections)
+    try:
+        lp.figures.write_page(out, f"lens_probes on {view.name}", sections)
+    except OSError as error:  # a disk that is full by now, say
+        print(f"lens_probes: --out {out} was not written ({error.strerror}): name another file", file=sys.stderr)
+        return 2
     print(f"The figures are in {out}.")
     return 0
 
@@ -85,6 +87,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_out(out: Path) -> None:
+    """Raise unless a page can be written there: found out by making a file beside it, before the work."""
+    try:
+        if not out.absolute().parent.is_dir():
+            raise ValueError(f"--out {out} lies in a folder that does not exist: make the folder first")
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / 'demo.html'}")
+        if out.exists() and not out.is_file():
+            raise ValueError(f"--out {out} is a device or a pipe, which a page would replace: name a file")
+        with tempfile.NamedTemporaryFile(prefix=f".{out.name}.", dir=out.absolute().parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out {out} cannot be written ({error.strerror}): name a file in a folder that you may write to"
+        ) from error
+
+
 def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -104,8 +123,17 @@ def _probes(view: lp.ModelView) -> list[lp.Probe[Any]]:
     chosen = {"RankShift": lp.RankShift(at=at), "ResidualMean": lp.ResidualMean(at=at)}
     if view.encoder:
         chosen["LogitLens"] = lp.LogitLens(target="own")
-    others = [kind() for name, kind in lp.probes().items() if name not in chosen and name != "AttentionPair"]
+    kinds = {name: kind for name, kind in lp.probes().items() if name not in chosen and name != "AttentionPair"}
+    others = [kind() for name, kind in kinds.items() if _needs_nothing(name, kind)]
     return [probe for probe in (*chosen.values(), *others) if _reads(probe, view)]
+
+
+def _needs_nothing(name: str, kind: type[lp.Probe[Any]]) -> bool:
+    """Whether a probe can be made without settings; an installed one need not."""
+    needed = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+    if needed:
+        print(f"without {name}: it needs settings ({', '.join(needed)})", file=sys.stderr)
+    return not needed
 
 
 def _reads(probe: lp.Probe[Any], view: lp.ModelView) -> bool:

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,20 +58,43 @@ def load_model(name: str | Path = "smollm2-135m", **boot: Any) -> Any:
             f" save_pretrained wrote, or {_NO_HUB}, which load without a hub."
         )
 
-    from transformer_lens.model_bridge import TransformerBridge
-
     if not needs_hub:
-        return TransformerBridge.boot_transformers(name, **boot)
-    # Without a network the hub's client retries for 20 to 30 s before it gives up: say what is going on.
+        return _boot(name, **boot)
     _say(f"{name!r} is no folder here: asking the model hub for it")
     try:
-        return TransformerBridge.boot_transformers(name, **boot)
+        with _without_waiting_for_the_hub():
+            return _boot(name, **boot)
     except OSError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         raise OSError(
             f"asked the model hub for {name!r} and got no model ({reason}); without a hub pass the path of a"
             f" folder that save_pretrained wrote, or {_NO_HUB}, which load without one."
         ) from error
+
+
+def _boot(name: str, **boot: Any) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(name, **boot)
+
+
+@contextmanager
+def _without_waiting_for_the_hub() -> Iterator[None]:
+    """Where the hub cannot be reached, read its cache only: its client would retry for 23 s, file by file."""
+    from huggingface_hub import constants, utils
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        utils.get_session().head(constants.ENDPOINT, timeout=5)  # any answer will do
+    except Exception as error:  # those of the client's own library, which differs by release
+        if not any(Path(constants.HF_HUB_CACHE).glob("models--*")):
+            raise OSError("it cannot be reached, and its cache on this machine is empty") from error
+        _say("the model hub cannot be reached: looking in its cache on this machine only")
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def model_folder(name: str) -> Path:

@@ -680,20 +680,20 @@ def grid_with_bars(
 def bars(
     groups: Mapping[str, tuple[float, float, float]], *, title: str, y_title: str, notes: Mapping[str, str]
 ) -> go.Figure:
-    """One bar a group, with its interval (value, low, high) and a note under its name."""
+    """One bar per group, with its interval (value, low, high; NaN draws none) and a note under its name."""
     names = list(groups)
-    values = [groups[name][0] for name in names]
+    values, low, high = np.array([groups[name] for name in names], dtype=float).T
     figure = go.Figure(
         go.Bar(
             x=[f"{html.escape(name)}<br>{html.escape(notes.get(name, ''))}" for name in names],
-            y=values,
+            y=values.tolist(),
             marker={"color": [class_colour(name, names) for name in names]},
             width=0.6,
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": [_gap(groups[name][2], groups[name][0]) for name in names],
-                "arrayminus": [_gap(groups[name][0], groups[name][1]) for name in names],
+                "array": high - values,  # arrays, in which NaN draws nothing; in lists it would draw an interval of 0
+                "arrayminus": values - low,
             },
             hovertemplate="%{x}: %{y:.4g}<extra></extra>",
         )
@@ -701,10 +701,6 @@ def bars(
     figure.update_yaxes(title_text=y_title)
     figure.update_layout(template=TEMPLATE, title=_title(title), width=160 * max(len(names), 2) + 160, height=460)
     return figure
-
-
-def _gap(high: float, low: float) -> float:
-    return high - low if math.isfinite(high - low) else 0.0
 
 
 def table(

@@ -7,10 +7,12 @@ that one of the releases does not have; TransformerLens itself is not imported h
 import copy
 import difflib
 import importlib.metadata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from lens_probes.demo import HEADLESS
+from lens_probes.messages import brief
 
 if TYPE_CHECKING:
     from lens_probes.result import Provenance
@@ -32,7 +35,11 @@ READ_POINTS: tuple[ReadPoint, ...] = ("resid_pre", "resid_mid", "resid_post", "a
 
 Spans = list[tuple[int, int] | None]
 
+TOKENS_OF_WHOLE_PREFIXES = 512  # of a pass, where a cache cannot be trusted: as many as a batch of prompts holds
+
 HEAD_TOLERANCE = 0.1  # of the spread of log-probabilities: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by 1
+EXACT = 1e-3  # of what is compared, in float32 and float64
+HALF = 0.03  # in half precision
 
 
 class Norm(NamedTuple):
@@ -81,32 +88,41 @@ class View:
     def units(self, asked: Sequence[int], hook: str, width: int) -> list[int]:
         """The numbers of the units asked for, each once, of an activation of so many."""
         if not isinstance(asked, Sequence) or any(type(number) is not int for number in asked):
-            raise TypeError(f"units={asked!r}: list their numbers, as units=[3] or units=range(8)")
+            raise TypeError(f"units={brief(asked)}: list their numbers, as units=[3] or units=range(8)")
         for number in asked:
             if not 0 <= number < width:
                 raise ValueError(f"unit {number} was asked for and {hook} of {self.name} has units 0 to {width - 1}")
         if not len(asked) or len(set(asked)) < len(asked):
-            raise ValueError(f"units={asked!r} names no unit, or one twice: list each unit once")
+            raise ValueError(f"units={brief(asked)} names no unit, or one twice: list each unit once")
         return list(asked)
 
-    def layers(self, layers: Iterable[int] | None) -> tuple[int, ...]:
-        """The layers asked for, in order; `None` is all, negative ones count from the end."""
-        if isinstance(layers, int):
+    def layers(self, layers: Iterable[int] | slice | None) -> tuple[int, ...]:
+        """The layers asked for, in order; `None` is all, negative ones count from the end.
+
+        A slice is one of all layers; the layers of a set, which has no order, come in ascending order.
+        """
+        if isinstance(layers, Integral) and not isinstance(layers, bool):
             raise TypeError(f"layers={layers} is one number: write layers=[{layers}], or None for all layers")
-        asked = tuple(range(self.n_layers)) if layers is None else tuple(layers)
+        every = range(self.n_layers)
+        asked: Any = every if layers is None else every[layers] if isinstance(layers, slice) else layers
+        asked = asked.tolist() if hasattr(asked, "tolist") else asked  # of arrays and tensors
+        if not isinstance(asked, Sequence | Set) or isinstance(asked, str):  # an iterator is empty when asked again
+            raise TypeError(f"layers must be a list of layer numbers, as layers=[0, 3]; got layers={brief(layers)}")
         for layer in asked:
-            if not isinstance(layer, Integral):
-                raise TypeError(f"layers are whole numbers, counted from 0; {layer!r} came")
-            if not -self.n_layers <= layer < self.n_layers:
+            if not isinstance(layer, Integral) or isinstance(layer, bool):
+                raise TypeError(f"layers are whole numbers, counted from 0; {brief(layer)} came")
+            if not -self.n_layers <= int(layer) < self.n_layers:
                 raise ValueError(f"layer {layer} was asked for and {self.name} has layers 0 to {self.n_layers - 1}")
-        if not asked or len({layer % self.n_layers for layer in asked}) < len(asked):
-            raise ValueError(f"layers={layers!r} names no layer, or one twice: list each layer once")
-        return tuple(layer % self.n_layers for layer in asked)
+        numbers = [int(layer) % self.n_layers for layer in asked]
+        numbers = sorted(numbers) if isinstance(asked, Set) else numbers
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(f"layers={brief(layers)} names no layer, or one twice: list each layer once")
+        return tuple(numbers)
 
     def hook(self, at: ReadPoint, layer: int) -> str:
         """The name of the activation at a read point of a block."""
         if at not in READ_POINTS:
-            raise ValueError(f"read point {at!r} is not one of {', '.join(READ_POINTS)}")
+            raise ValueError(f"read point {brief(at)} is not one of {', '.join(READ_POINTS)}")
         (layer,) = self.layers([layer])
         name = f"blocks.{layer}.hook_{at}"
         if name not in self.model.hook_dict:
@@ -120,7 +136,7 @@ class View:
     def hook_units(self, at: Literal["neuron"] | ReadPoint, layer: int) -> str:
         """The activation that holds a layer's neurons, or the units of a read point."""
         if at != "neuron" and at not in READ_POINTS:
-            raise ValueError(f"at={at!r} is not one of neuron, {', '.join(READ_POINTS)}")
+            raise ValueError(f"at={brief(at)} is not one of neuron, {', '.join(READ_POINTS)}")
         (layer,) = self.layers([layer])
         return self.hook_neurons(layer) if at == "neuron" else self.hook(at, layer)
 
@@ -161,12 +177,14 @@ class ModelView(View):
     def __init__(self, model: Any) -> None:
         if isinstance(model, ModelView):
             model = model.model
+        _check_wrapped(model)
         if not hasattr(model, "run_with_cache") or not hasattr(model, "cfg"):
             raise TypeError(
                 f"a model is a HookedTransformer or a TransformerBridge of TransformerLens; {type(model).__name__} "
                 f"came: load one with lens_probes.load_model(name)"
             )
         super().__init__(model)
+        self.continues_prefixes = True  # until a key/value cache breaks its promise
         names = model.hook_dict
         if not hasattr(model, "blocks") or "blocks.0.hook_resid_pre" not in names or not hasattr(model, "W_E"):
             raise TypeError(
@@ -228,12 +246,16 @@ class ModelView(View):
     @cached_property
     def token_embeddings(self) -> Float[Tensor, "vocab d_model"]:
         """What `hook_token_embed` holds for each token id: W_E, on a Bridge of Gemma times sqrt(d_model)."""
-        ids, seen = torch.arange(self.d_vocab, device=self.device)[:, None], {}
+        rows = self.embedded(torch.arange(self.d_vocab))
+        return self.W_E if torch.equal(rows, self.W_E) else rows
+
+    def embedded(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+        """What `hook_token_embed` holds for these token ids, by a pass that ends there."""
+        column, seen = ids.to(self.device)[:, None], {}
         hooks = [(self.hook_token_embed, _remembering(seen, self.hook_token_embed, [self.hook_token_embed]))]
         with undisturbed(self.model), suppress(_Reached):
-            self.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(ids))
-        rows = seen[self.hook_token_embed][:, 0]
-        return self.W_E if torch.equal(rows, self.W_E) else rows
+            self.model.run_with_hooks(column, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(column))
+        return seen[self.hook_token_embed][:, 0]
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
@@ -241,12 +263,28 @@ class ModelView(View):
         return self.model.W_U.detach().T
 
     def W_out(self, layer: int) -> Float[Tensor, "unit d_model"]:
-        """What each neuron of a layer writes."""
-        return self.model.blocks[layer].mlp.W_out.detach()
+        """What each neuron of a layer writes, with the model's residual multiplier (Granite)."""
+        weight = getattr(self.model.blocks[layer].mlp, "W_out", None)
+        if weight is None:
+            raise ValueError(
+                f"layer {layer} of {self.name} must have one MLP whose neurons write rows of W_out; got "
+                f"{type(self.model.blocks[layer].mlp).__name__}, as in a mixture of experts: use another model"
+            )
+        return self._as_added(layer, weight.detach())
 
     def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """What each head makes of its mixed values."""
-        return self.model.blocks[layer].attn.W_O.detach()
+        """What each head writes for its mixed values, with the model's residual multiplier (Granite)."""
+        return self._as_added(layer, self.model.blocks[layer].attn.W_O.detach())
+
+    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | float:
+        """What attention adds for no head: b_O, with the residual multiplier; 0 where the model has none."""
+        own = getattr(self.model.blocks[layer].attn, "b_O", None)
+        return 0.0 if own is None else self._as_added(layer, own.detach()).float()
+
+    def _as_added(self, layer: int, written: Tensor) -> Tensor:
+        """Granite multiplies what attention and MLP put out before it adds it to the stream."""
+        multiplier = float(getattr(self.model.blocks[layer], "residual_contribution_scale", 1.0))
+        return written if multiplier == 1 else multiplier * written.float()
 
     def W_V(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
         """What each head reads as values; with grouped queries several heads share one."""
@@ -264,9 +302,7 @@ class ModelView(View):
 
     def attention_bias(self, layer: int) -> Float[Tensor, " d_model"]:
         """What attention adds whatever the tokens: b_O, and all heads' value biases through W_O."""
-        from_values = torch.einsum("hk,hkd->d", self.value_bias(layer), self.W_O(layer).float())
-        own = getattr(self.model.blocks[layer].attn, "b_O", None)
-        return from_values if own is None else from_values + own.detach().float()
+        return torch.einsum("hk,hkd->d", self.value_bias(layer), self.W_O(layer).float()) + self.output_bias(layer)
 
     def W_K(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
         """What each key/value head reads as keys."""
@@ -278,6 +314,12 @@ class ModelView(View):
 
     def _per_kv_head(self, per_head: Float[Tensor, "any ..."]) -> Float[Tensor, "kv_head ..."]:
         return per_head[:: len(per_head) // self.n_kv_heads]  # HookedTransformer repeats them for every query head
+
+    def mixed(self, values: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_head"]:
+        """What the heads take weighted sums of: what `hook_value` holds, clipped where the model clips (OLMo)."""
+        config = getattr(self.model.original_model, "config", None) if self.is_bridge else None
+        clip = getattr(config, "clip_qkv", None)
+        return values if clip is None else values.clamp(-clip, clip)
 
     def values(self, layer: int, states: Float[Tensor, "... d_model"]) -> Float[Tensor, "... kv_head d_head"]:
         """The values that a block's heads make of states before the block: what `hook_v` holds."""
@@ -294,8 +336,11 @@ class ModelView(View):
         attention = self.model.blocks[layer].attn
         if not self.is_bridge:
             return 1 / float(attention.attn_scale)
-        own = getattr(attention.original_component, "scaling", None)
-        return self.W_K(layer).shape[-1] ** -0.5 if own is None else float(own)
+        own = attention.original_component
+        if (scaling := getattr(own, "scaling", None)) is not None:
+            return float(scaling)
+        # GPT-Neo does not scale, and says so nowhere; its attention alone is local or global.
+        return 1.0 if hasattr(own, "attention_type") else self.W_K(layer).shape[-1] ** -0.5
 
     def scores(self, products: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """Scaled products of queries and keys as the softmax gets them: with a soft cap, if there is one (Gemma)."""
@@ -491,6 +536,69 @@ class ModelView(View):
         """The activation that holds the attention pattern."""
         return f"blocks.{layer}.attn.hook_pattern"
 
+    def hooks_written(self, layer: int) -> list[str]:
+        """The activations that `check_written` compares: heads, and the stream before and after attention."""
+        before = self.hook("resid_pre", layer)
+        if self._parallel:
+            return [self.hook_z(layer), before, self.hook("resid_post", layer), self.hook("mlp_out", layer)]
+        return [self.hook_z(layer), before, self.hook("resid_mid", layer)]
+
+    def check_written(self, layer: int, activation: Callable[[str], Float[Tensor, "token ..."]]) -> None:
+        """Raise unless what the heads write, and the bias, add up to what attention adds to the stream."""
+        z, *stream = (activation(name) for name in self.hooks_written(layer))
+        written = torch.einsum("thk,hkd->td", z.float(), self.W_O(layer).float()) + self.output_bias(layer)
+        self._check_added(written, stream, layer, "heads", "attention", "ln1_post")
+
+    def check_neurons(self, layer: int) -> None:
+        """Raise unless what the neurons write of a few tokens, and the bias, add up to what the MLP adds."""
+        before, after = f"blocks.{layer}.hook_resid_mid", self.hook("resid_post", layer)
+        others = [self.hook("attn_out", layer)] if self._parallel else []
+        if self._parallel:
+            before = self.hook("resid_pre", layer)
+        elif self.encoder:  # hook_resid_mid is the sum after the MLP, hook_attn_out the state before it
+            before, after = f"blocks.{layer}.hook_attn_out", before
+        names = [self.hook_neurons(layer), before, after, *others]
+        ids, found = torch.arange(8, device=self.device)[None] % self.d_vocab, {}
+        hooks = [(name, _remembering(found, name, names)) for name in names]
+        with undisturbed(self.model), suppress(_Reached):  # nothing later is needed
+            self.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, attention_mask=torch.ones_like(ids))
+        value, *stream = (found[name].reshape(8, -1) for name in names)  # OPT's MLP has prompts laid end to end
+        bias = getattr(self.model.blocks[layer].mlp, "b_out", None)
+        written = value.float() @ self.W_out(layer).float()
+        written = written if bias is None else written + self._as_added(layer, bias.detach()).float()
+        self._check_added(written, stream, layer, "neurons", "the MLP", "ln2_post")
+
+    @property
+    def _parallel(self) -> bool:
+        """Whether attention and MLP read the same state and are added to it at once."""
+        return "blocks.0.hook_resid_mid" not in self.model.hook_dict
+
+    def _check_added(
+        self,
+        written: Float[Tensor, "token d_model"],
+        stream: Sequence[Float[Tensor, "token d_model"]],
+        layer: int,
+        parts: str,
+        block: str,
+        norm_after: str,
+    ) -> None:
+        """Raise unless this is the stream after less the stream before, and less what else was added at once."""
+        before, after, *others = stream
+        if (norm := getattr(self.model.blocks[layer], norm_after, None)) is not None:
+            with undisturbed(self.model):
+                written = norm(written.to(self.W_E.dtype)[None])[0].float()
+        added = after.float() - before.float() - sum(other.float() for other in others)
+        size, off = added.norm(dim=-1), (written - added).norm(dim=-1)
+        # The difference has the rounding of what it is taken of.
+        rounding = torch.finfo(after.dtype).eps * torch.stack(list(stream)).float().norm(dim=-1).amax(0)
+        wrong = ~(off <= tolerance(after.dtype) * size + 2 * rounding)
+        if wrong.any():
+            raise ValueError(
+                f"what the {parts} of layer {layer} of {self.name} write must add up to what {block} adds to the "
+                f"residual stream; got sums that are off by {float((off / size)[wrong].max()):.2g} of it: use another "
+                f"model"
+            )
+
     @cached_property
     def _hooks_rotated(self) -> bool:
         """Whether rotated queries are to be had: a Bridge lists them for NeoX too, and never computes them."""
@@ -504,9 +612,12 @@ class ModelView(View):
     def rotated(
         self, x: Float[Tensor, "token any d_head"], position: Int[Tensor, " token"]
     ) -> Float[Tensor, "token any d_head"]:
-        """Queries or keys of these activations with their positions, where they do not have them yet (NeoX)."""
+        """Queries or keys of these activations with their positions, where they do not have them yet (NeoX, GPT-J)."""
         if self._hooks_rotated or self.model.cfg.positional_embedding_type != "rotary":
             return x
+        table = next((part.embed_positions for _, part in self.modules() if hasattr(part, "embed_positions")), None)
+        if isinstance(table, Tensor):
+            return _pairs_turned(x, table.to(x.device)[position.to(x.device)])
         rotary = next((part for _, part in self.modules() if hasattr(part, "inv_freq")), None)
         if rotary is None:
             raise ValueError(f"{self.name} turns queries and keys by positions in a way that we do not know")
@@ -568,6 +679,48 @@ class ModelView(View):
                 f"as model.set_use_attn_result(True) does for hook_result, and attn_implementation='eager' for patterns"
             )
         return {name: cache[name] for name in names}
+
+    def seen(
+        self, layer: int, ids: Int[Tensor, " token"], pattern: Float[Tensor, "head query key"]
+    ) -> Bool[Tensor, "query key"]:
+        """Which tokens of a prompt each query may look at: on decoders those before it, or a window of them.
+
+        A weight of 0 says neither: it may be too small for the precision. Where all heads have one, the scores of the
+        prompt say what is masked.
+        """
+        n = len(ids)
+        everything = torch.ones(n, n, dtype=torch.bool, device=pattern.device)
+        may = everything if self.encoder else everything.tril()
+        if not ((pattern == 0).all(0) & may).any():
+            return may
+        if (
+            len(self._masks.get(layer, ())) < n
+        ):  # a mask depends on places, not on tokens: longer prompts have shorter's
+            self._masks[layer] = self._masked(layer, ids)
+        return may & ~self._masks[layer][:n, :n].to(may.device)
+
+    @cached_property
+    def _masks(self) -> dict[int, Bool[Tensor, "query key"]]:
+        return {}
+
+    def _masked(self, layer: int, ids: Int[Tensor, " token"]) -> Bool[Tensor, "query key"]:
+        """Where a layer's scores are masked: -inf or the least number there is (CodeGen divides it by its scale)."""
+        name = f"blocks.{layer}.attn.hook_attn_scores"
+        scores = self.activations(ids[None], torch.ones(1, len(ids), dtype=torch.bool), [name])[name][0]
+        masked = (scores <= torch.finfo(scores.dtype).min / 32).all(0)
+        if self.encoder or masked.triu(1).any():
+            return masked
+        # Where TransformerLens leaves attention to Hugging Face, these "scores" are the pattern (OPT, GPT-J, GPT-Neo).
+        window = self._window(layer)
+        return torch.zeros_like(masked) if window is None else torch.ones_like(masked).tril(-window)
+
+    def _window(self, layer: int) -> int | None:
+        """How many tokens a layer looks back at, itself counted, according to Hugging Face's configuration."""
+        attention, config = self.model.blocks[layer].attn.original_component, self.model.original_model.config
+        if hasattr(attention, "attention_type"):  # GPT-Neo
+            return int(config.window_size) if attention.attention_type == "local" else None
+        kinds = getattr(config, "layer_types", None)
+        return None if kinds and kinds[layer] == "full_attention" else getattr(config, "sliding_window", None)
 
     def logits(
         self,
@@ -709,6 +862,7 @@ class ImageView(View):
     """
 
     def __init__(self, model: Any) -> None:
+        _check_wrapped(model)
         wrapped = getattr(model, "original_model", None)
         if getattr(wrapped, "main_input_name", None) != "pixel_values" or not hasattr(model, "blocks"):
             raise TypeError(
@@ -748,6 +902,15 @@ class ImageView(View):
         return seen[name]
 
 
+def _check_wrapped(model: Any) -> None:
+    """Raise for a model of Hugging Face's own."""
+    if hasattr(model, "base_model_prefix") and not hasattr(model, "run_with_cache"):
+        raise TypeError(
+            f"a Hugging Face model must be wrapped before it is read; got a {type(model).__name__}: pass "
+            f"TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)"
+        )
+
+
 def _device_type(model: Any) -> str:
     return next(model.parameters()).device.type
 
@@ -774,6 +937,10 @@ class Continuation:
     unembedding. Both classes allow it: a Bridge hands Hugging Face's cache on (3.9 and 4.x), HookedTransformer has its
     own. Encoders do not: there every state depends on what follows.
 
+    What a cache promises is checked once per prefix: it holds every token, and one token after it has the state of the
+    whole prompt. Where it does not (TransformerLens 4.3 alone does not fill the cache of transformers 5.24), every
+    candidate is computed with its whole prefix, and a warning says so once per view.
+
     >>> from lens_probes import tiny
     >>> view = ModelView(tiny.bridge("llama"))
     >>> third = Continuation(view, torch.tensor([5, 6]), view.hook("resid_post", 1))
@@ -785,18 +952,24 @@ class Continuation:
         if view.encoder:
             raise ValueError(f"a state of {view.name} depends on what follows it: only decoders continue a prefix")
         view.check_hooks([name])
-        self._view, self._name = view, name
-        past_of = _past_of_bridge if view.is_bridge else _past_of_hooked
-        self._options = past_of(view, prefix.to(view.device)[None]) if len(prefix) else _without_past(view)
+        self._view, self._name, self._prefix = view, name, prefix.to(view.device)
+        self._past: _Past | None = None  # None: whole prefixes
+        if len(prefix) and view.continues_prefixes:
+            self._keep_checked_past()
 
     def states(self, ids: Int[Tensor, " candidate"]) -> Float[Tensor, "candidate d"]:
         """The activation of each of these tokens, were it the next."""
+        at_once = max(1, len(ids) if self._past else TOKENS_OF_WHOLE_PREFIXES // (len(self._prefix) + 1))
         with undisturbed(self._view.model):
-            return self._run(ids, [])
+            return torch.cat([self._run(some, []) for some in ids.split(at_once)])
 
     def soft(self, embeddings: Float[Tensor, "candidate d_model"]) -> Float[Tensor, "candidate d"]:
         """The activation of tokens that have these embeddings; gradients flow to them."""
-        hook = (self._view.hook_token_embed, _replacing(lambda given: embeddings[:, None].to(given)))
+
+        def at_the_end(given: Tensor) -> Tensor:
+            return torch.cat([given[:, :-1], embeddings[:, None].to(given)], dim=1)
+
+        hook = (self._view.hook_token_embed, _replacing(at_the_end))
         with undisturbed(self._view.model), torch.enable_grad():
             return self._run(torch.zeros(len(embeddings), dtype=torch.int64), [hook])
 
@@ -804,22 +977,71 @@ class Continuation:
         seen: dict[str, Tensor] = {}
         hooks = [*hooks, (self._name, _remembering(seen, self._name, [self._name]))]
         ids = ids.to(self._view.device)[:, None]
+        if self._past:
+            options = self._past.options(len(ids))
+        else:
+            ids = torch.cat([self._prefix.expand(len(ids), -1), ids], dim=1)
+            options = {"attention_mask": torch.ones_like(ids)}  # or a candidate that is the padding token is padding
         with suppress(_Reached):
-            self._view.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, **self._options(len(ids)))
+            self._view.model.run_with_hooks(ids, return_type=None, fwd_hooks=hooks, **options)
         return seen[self._name][:, -1]
 
+    def _keep_checked_past(self) -> None:
+        """Keep the first of the model's caches that does what it promises; say it if none does."""
+        view, n = self._view, len(self._prefix)
+        other = (self._prefix[-1:] + 1) % view.d_vocab  # the same token again would be mixed from equal values
+        whole, failed = self.states(other).float(), ""
+        if not whole.isfinite().all():
+            return  # there is nothing to compare, and who asks refuses it
+        for past_of in _pasts_of_bridge(view) if view.is_bridge else [_past_of_hooked]:
+            try:
+                past = past_of(view, self._prefix[None])
+            except TypeError:  # the model does not take the cache under this name
+                continue
+            if past.lengths != {n}:
+                failed = failed or f"it holds {min(past.lengths, default=0)}"
+                continue
+            self._past = past
+            off = float((self.states(other).float() - whole).norm() / whole.norm().clamp(min=1e-30))
+            if off <= torch.finfo(view.W_E.dtype).eps ** 0.5:
+                return
+            failed = failed or f"a state after it is off by {off:.2g} of its length"
+        self._past, view.continues_prefixes = None, False
+        releases = ", ".join(f"{package} {release}" for package, release in view.versions[1:])
+        warnings.warn(
+            f"the key/value cache of {view.name} must hold all {n} tokens of a prefix and give the states of the whole "
+            f"prompt; with {releases} {failed or 'none is accepted'}: whole prompts are computed instead, which gives "
+            f"the right numbers more slowly (other releases of transformers or TransformerLens may keep the cache)",
+            stacklevel=3,
+        )
 
-def _without_past(view: ModelView) -> Callable[[int], dict[str, Any]]:
-    # Without a mask a candidate that is the padding token would count as padding.
-    return lambda batch: {"attention_mask": torch.ones(batch, 1, dtype=torch.int64, device=view.device)}
+
+class _Past(NamedTuple):
+    """A computed prefix: how many tokens its layers hold, and the arguments of a pass of candidates after it."""
+
+    lengths: set[int]
+    options: Callable[[int], dict[str, Any]]
 
 
 class _Reached(Exception):
     """Ends a forward pass where no more of it is needed."""
 
 
-def _past_of_bridge(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable[[int], dict[str, Any]]:
-    """Compute a prefix; then: the arguments of a pass of so many tokens after it."""
+def _pasts_of_bridge(view: ModelView) -> Iterator[Callable[[ModelView, Int[Tensor, "1 position"]], _Past]]:
+    """The ways to hand a cache to the wrapped model, the likeliest first.
+
+    transformers 5.24 calls it `cache`, and so hands it to every layer's attention, where TransformerLens 4.3 reads
+    `past_key_values` or `layer_past`: it gets there as the latter where layers pass on what they do not know.
+    """
+    if "cache" in inspect.signature(view.model.original_model.forward).parameters:
+        yield partial(_past_of_bridge, ("cache", "layer_past"))
+        yield partial(_past_of_bridge, ("cache",))
+    else:
+        yield partial(_past_of_bridge, ("past_key_values",))
+
+
+def _past_of_bridge(names: tuple[str, ...], view: ModelView, ids: Int[Tensor, "1 position"]) -> _Past:
+    """Compute a prefix, its cache handed on under these names."""
     from transformers import DynamicCache
 
     class Past(DynamicCache):
@@ -843,15 +1065,16 @@ def _past_of_bridge(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable
 
     def options(batch: int, new: int = 1) -> dict[str, Any]:
         mask = torch.ones(batch, new + past.get_seq_length(), dtype=torch.int64, device=view.device)
-        return {"past_key_values": past, "use_cache": True, "attention_mask": mask}
+        return {**dict.fromkeys(names, past), "use_cache": True, "attention_mask": mask}
 
     with undisturbed(view.model):
         view.model.run_with_hooks(ids, return_type=None, **options(1, ids.shape[1]))
     past.full = True
-    return options
+    # Layers of linear attention have no length: a state of theirs cannot be joined with candidates either.
+    return _Past({getattr(layer, "get_seq_length", int)() for layer in past.layers}, options)
 
 
-def _past_of_hooked(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable[[int], dict[str, Any]]:
+def _past_of_hooked(view: ModelView, ids: Int[Tensor, "1 position"]) -> _Past:
     """As `_past_of_bridge`, with TransformerLens's own cache."""
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
@@ -877,7 +1100,17 @@ def _past_of_hooked(view: ModelView, ids: Int[Tensor, "1 position"]) -> Callable
         mask = torch.ones(batch, 1, dtype=torch.int64, device=view.device)
         return {"past_kv_cache": wide, "attention_mask": mask}
 
-    return options
+    return _Past({entry.past_keys.shape[1] for entry in past.entries}, options)
+
+
+def _pairs_turned(
+    x: Float[Tensor, "token any d_head"], table: Float[Tensor, "token turned"]
+) -> Float[Tensor, "token any d_head"]:
+    """Turn neighbouring dimensions as GPT-J and CodeGen do: `table` has each pair's sine, then each pair's cosine."""
+    sin, cos = table[:, None].to(x.dtype).chunk(2, dim=-1)
+    turned, rest = x[..., : table.shape[-1]], x[..., table.shape[-1] :]
+    even, odd = turned[..., ::2], turned[..., 1::2]
+    return torch.cat([torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2), rest], -1)
 
 
 def _replacing(edit: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -895,6 +1128,11 @@ def _remembering(seen: dict[str, Tensor], name: str, asked: Collection[str]) -> 
         return activation
 
     return remember
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far two ways of computing the same may differ, as a share of it."""
+    return EXACT if dtype in (torch.float32, torch.float64) else HALF
 
 
 @cache

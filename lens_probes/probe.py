@@ -96,8 +96,14 @@ class Probe(abc.ABC, Generic[R]):
     ) -> R:
         """Ask it of activations the user already has, from `model.run_with_cache` on the same prompts.
 
-        A matrix of ids counts as unpadded unless `attention_mask` says which entries are tokens; texts count as padded
-        on the tokenizer's side.
+        `cache`: the second of the pair that `run_with_cache` returns, or a dict of tensors by name. A matrix of ids
+        counts as unpadded unless `attention_mask` says which entries are tokens; texts count as padded on the
+        tokenizer's side.
+
+        Where the cache holds the token embeddings (`hook_embed`; `embed.hook_out` of an encoder), they must be those
+        that this model gives these prompts, or an error is raised; leave embeddings that you edited out of the cache.
+        Without them nothing can be checked: the cache of other prompts of the same shape, or of another model of the
+        same size, gives a wrong result without an error. Models that share their embeddings cannot be told apart.
         """
         return _from_cache(
             self,

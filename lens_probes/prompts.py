@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_probes.messages import brief
 from lens_probes.words import Word, WordClasses, closed_class
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):
-            raise ValueError(f"a Prompt holds a text or ids, one of the two; this one holds {self!r}")
+            raise ValueError(
+                f"a Prompt holds a text or ids, one of the two; this one holds Prompt(text={brief(self.text)}, "
+                f"ids={brief(self.ids)})"
+            )
 
 
 Prompts = (
@@ -50,9 +54,14 @@ Prompts = (
     | Sequence[int]
     | Sequence[Sequence[int]]
     | Sequence[Tensor]
-    | Mapping[str, str | Sequence[str]]
+    | Iterator[str | Prompt | Sequence[int] | Tensor]
+    | pd.Series
+    | Mapping[str, str | Sequence[str] | Iterator[str]]
 )
-"""What `run` accepts: a text, texts, topic -> text(s), `Prompt`s, a matrix of ids, or one sequence of ids a prompt."""
+"""What `run` accepts: a text, texts, topic -> text(s), `Prompt`s, a matrix of ids, or one sequence of ids per prompt.
+
+Texts, `Prompt`s and sequences of ids may also come from an iterator, which is read once, or a column of a table.
+"""
 
 Target = Literal["next", "own", "final"]
 """What a prediction is asked for: the token that follows, the token itself, or what the model itself predicts."""
@@ -265,7 +274,7 @@ def pooling(tokens: Tokens, pool: str | int) -> Float[Tensor, "prompt token"]:
 def check_pool(asked: object, pool: str | int) -> None:
     """Raise unless `pool` is one of those that `pooling` knows."""
     if not isinstance(pool, int) and pool not in ("mean", "last"):
-        raise ValueError(f"{type(asked).__name__}(pool=...) is mean, last or a position; {pool!r} came")
+        raise ValueError(f"{type(asked).__name__}(pool=...) is mean, last or a position; {brief(pool)} came")
 
 
 def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "token target"]:
@@ -284,7 +293,7 @@ def asked_about(tokens: Tokens, target: str | Sequence[int]) -> Tokens:
 
 
 def following(tokens: Tokens) -> Tokens:
-    """The same tokens with the id, word and class of what follows each in its prompt; the last has no class.
+    """The same tokens with the id, text, word and class of what follows each in its prompt; the last has no class.
 
     The last has the id of the first, so that prompts that differ anywhere still differ. What is special, or is followed
     by something special, has no class either: no prediction about text is made there.
@@ -297,6 +306,7 @@ def following(tokens: Tokens) -> Tokens:
     return replace(
         tokens,
         id=tokens.id[after],
+        text=tuple(tokens.text[i] for i in after.tolist()),
         word=torch.where(has_next, tokens.word[after], -1),
         word_class=tuple(tokens.word_class[i] if counted[n] else "" for n, i in enumerate(after.tolist())),
         special=special,
@@ -317,6 +327,8 @@ def read_prompts(prompts: Prompts) -> list[Prompt]:
     >>> read_prompts([[1, 2], [3]])[1].ids
     (3,)
     """
+    if isinstance(prompts, Iterator | pd.Series):
+        prompts = list(prompts)
     if isinstance(prompts, Mapping):
         read = [
             Prompt(prompt.text, prompt.ids, topic=str(topic))
@@ -327,10 +339,16 @@ def read_prompts(prompts: Prompts) -> list[Prompt]:
         read = [_read_one(row) for row in prompts]
     elif isinstance(prompts, str | Prompt | Tensor) or _is_ids(prompts):
         read = [_read_one(prompts)]
-    elif isinstance(prompts, Sequence):
+    elif isinstance(prompts, Sequence) and not isinstance(prompts, bytes):
         read = [_read_one(prompt) for prompt in prompts]
     else:
-        hint = ": pass its .tolist()" if hasattr(prompts, "tolist") else ""
+        hints = {
+            "columns": ": pass the column that holds the texts, as table['text']",
+            "tolist": ": pass its .tolist()",
+            "decode": ": decode it",
+            "__iter__": ": pass them as a list",
+        }
+        hint = next((hint for attribute, hint in hints.items() if hasattr(prompts, attribute)), "")
         raise TypeError(
             f"prompts are a text, texts, topic -> texts, lp.Prompt objects or token ids; {type(prompts).__name__} "
             f"came{hint}"
@@ -374,11 +392,11 @@ def _read_one(prompt: Any) -> Prompt:
         if prompt.is_floating_point() or prompt.dtype == torch.bool:
             raise TypeError(f"token ids are whole numbers; a tensor of {prompt.dtype} came: pass ids as integers")
         return Prompt(ids=tuple(prompt.tolist()))
-    if _is_ids(prompt):
+    if _is_ids(prompt) or (isinstance(prompt, Sequence) and not len(prompt)):
         return Prompt(ids=tuple(int(i) for i in prompt))
     raise TypeError(
         f"a prompt is a text, an lp.Prompt, or a 1-d sequence of token ids; "
-        f"{f'a {prompt.ndim}-d tensor' if isinstance(prompt, Tensor) else repr(prompt)[:80]} came"
+        f"{f'a {prompt.ndim}-d tensor' if isinstance(prompt, Tensor) else brief(prompt)} came"
     )
 
 
@@ -411,8 +429,11 @@ def _tokenize_one(
         ids = list(prompt.ids)
         _check_ids(ids, number, model.d_vocab)
         text, spans = model.locate(ids)
-    if not ids:
-        raise ValueError(f"prompt {number} has no tokens ({prompt.text!r} came): give it a text or ids")
+    if not ids or (prompt.ids is None and not text.strip() and not any(spans)):  # marks around nothing, at most
+        given = [] if prompt.text is None else prompt.text
+        raise ValueError(
+            f"prompt {number} has no tokens of its own, got {given!r}: give it a text or ids, or leave it out"
+        )
     if model.n_ctx is not None and len(ids) > model.n_ctx:
         raise ValueError(
             f"prompt {number} has {len(ids)} tokens and {model.name} reads at most {model.n_ctx}: shorten or split it"
@@ -433,7 +454,7 @@ def _tokenize_one(
 def _check_ids(ids: Sequence[int], number: int, d_vocab: int) -> None:
     for i in ids:
         if not _is_id(i):
-            raise TypeError(f"prompt {number} holds {i!r}, and token ids are whole numbers: pass ids as integers")
+            raise TypeError(f"prompt {number} holds {brief(i)}, and token ids are whole numbers: pass ids as integers")
     outside = [i for i in ids if not 0 <= i < d_vocab]
     if outside:
         raise ValueError(
@@ -451,7 +472,7 @@ def _own_words(
     if not isinstance(words, list) or not all(isinstance(word, Word) for word in words):
         raise TypeError(
             f"word_class takes a text and returns a list of lens_probes.words.Word(start, end, word_class); for "
-            f"{text[:40]!r} it returned {words!r:.80}"
+            f"{text[:40]!r} it returned {brief(words)}"
         )
     for number, (start, end, _) in enumerate(words):
         owner[start:end] = [number] * (end - start)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
 from lens_probes.prompts import Prompts, Tokens, target_ids, tokenize
 from lens_probes.result import Provenance, Result
@@ -104,7 +105,8 @@ def run(
 ) -> list[Any]:
     """Ask several probes of one model in one forward pass; their results, in the order of the probes.
 
-    `prompts`: a text, texts, topic -> texts, `Prompt`s, or token ids. `prepend_bos` is about text (None: the model's
+    `prompts`: a text, texts (a list, a generator, a column of a table), topic -> texts, `Prompt`s, or token ids.
+    `prepend_bos` is about text (None: the model's
     default). `word_class` names the words of a text. `batch_size` is in prompts (None: about 512 tokens a batch); no
     number depends on it. `progress` shows a bar where there is more than one batch.
 
@@ -113,16 +115,19 @@ def run(
     >>> shift.rank.shape == movement.length.shape
     True
     """
-    if not isinstance(probes, Sequence):
-        raise TypeError(f"probes are a list; {probes!r} came: write [{probes!r}]")
+    if hasattr(probes, "measure"):
+        raise TypeError(f"probes must be a list; got one probe, {brief(probes)}: write run([probe], model, prompts)")
+    if not isinstance(probes, Sequence) or isinstance(probes, str):
+        raise TypeError(f"probes come first, as a list; got {brief(probes)}: write run([probe], model, prompts)")
     if not probes:
         raise ValueError("there are no probes: pass at least one, such as lens_probes.RankShift()")
     for probe in probes:
         if isinstance(probe, type):
             raise TypeError(f"probes are made before they are run; the class came: write {probe.__name__}()")
-        if not hasattr(probe, "hooks"):
+        if not hasattr(probe, "measure"):  # a model has hooks too
             raise TypeError(
-                f"{probe!r} is no probe; an experiment such as TunedLens runs alone: experiment.run(model, ...)"
+                f"{brief(probe)} is no probe: write run([probe], model, prompts); an experiment such as TunedLens runs "
+                f"alone, experiment.run(model, prompts)"
             )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is a number of prompts, at least 1; {batch_size} came")
@@ -161,12 +166,13 @@ def prompt_loss(
             own = batch.prompt == number
             if not (own & counted).any():
                 raise ValueError(f"prompt {number} has no token to predict: prompts need two tokens or more")
-            losses.append(loss[own].sum() / counted[own].sum())
-            if not losses[-1].isfinite():
+            own_loss = loss[own].sum() / counted[own].sum()
+            if not own_loss.isfinite():
                 raise ValueError(
-                    f"the loss of prompt {number} must be finite; got {float(losses[-1])}: check the model's weights, "
-                    f"or run it in float32"
+                    f"the loss of every prompt must be finite; got {own_loss.item()} for prompt {number}: its logits are "
+                    f"NaN or infinite there. Check the model's weights and its dtype"
                 )
+            losses.append(own_loss)
     return torch.stack(losses)
 
 
@@ -182,15 +188,26 @@ def from_cache(
 ) -> Any:
     """One probe on activations the user already has; see `Probe.from_cache`."""
     view = ModelView(model)
+    if isinstance(cache, tuple):
+        raise TypeError(
+            "from_cache takes the cache alone; got a tuple, such as the pair (logits, cache) that run_with_cache "
+            "returns: pass its second part"
+        )
+    if not isinstance(cache, Cache):
+        raise TypeError(
+            f"a cache holds activations by name, as model.run_with_cache returns it; got {brief(cache)}: write "
+            f"from_cache(model, prompts, cache)"
+        )
     names = _names([probe], view)
     available = set(cache.keys())
     missing = [name for name in names if name not in available]
     if missing:
         raise ValueError(
-            f"{probe!r} reads {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} and the cache lacks "
+            f"{brief(probe)} reads {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} and the cache lacks "
             f"{missing[0]}: run the model with names_filter=probe.hooks(ModelView(model)), or without a filter"
         )
-    activations = {name: _batched(cache, name) for name in names}
+    embed = [name for name in (view.hook_token_embed,) if name in available]  # what ids alone give: tells other ids
+    activations = {name: _batched(cache, name) for name in (*names, *embed)}
     if attention_mask is not None and isinstance(prompts, Tensor) and prompts.ndim == 2:
         if attention_mask.shape != prompts.shape:
             raise ValueError(
@@ -214,7 +231,27 @@ def from_cache(
                 f"activation {name!r} in the cache has shape {tuple(activation.shape)} and the prompts make a batch of "
                 f"{tuple(mask.shape)}: pass the token ids that the model was run with"
             )
-    return _measure([probe], Reading(view, tokens, activations, mask))[0]
+    for name in embed:
+        _check_embedded(view, tokens, Reading(view, tokens, activations, mask)[name])
+    return _measure([probe], Reading(view, tokens, {name: activations[name] for name in names}, mask))[0]
+
+
+def _check_embedded(view: ModelView, tokens: Tokens, held: Float[Tensor, "token d"]) -> None:
+    """Raise unless the embeddings in a cache are those that the model gives these tokens, to the coarser precision."""
+    own = view.embedded(tokens.id).to(held.device)
+    precision = max(1e-4, *(2 * torch.finfo(dtype).eps for dtype in (held.dtype, own.dtype)))
+    own, held = own.float(), held.float()
+    if held.shape == own.shape:
+        other = ~((held - own).norm(dim=-1) <= precision * own.norm(dim=-1))
+    else:
+        other = torch.ones(len(own), dtype=torch.bool)
+    if other.any():
+        row = int(other.nonzero()[0])
+        raise ValueError(
+            f"the cache must come from the same tokens and model; got another embedding at token "
+            f"{int(tokens.position[row])} of prompt {int(tokens.prompt[row])} than {view.name} gives "
+            f"{tokens.text[row]!r}: pass the ids and the model that the cache was made with"
+        )
 
 
 def _names(probes: Sequence["Probe[Any]"], view: ModelView) -> list[str]:

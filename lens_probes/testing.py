@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lens_probes import tiny
+from lens_probes.messages import brief
 from lens_probes.model import ImageView, ModelView, undisturbed, view_of
 from lens_probes.probe import Experiment, Probe
 from lens_probes.prompts import Prompts, Table, tokenize
@@ -54,8 +55,12 @@ def check_probe(probe: Probe[Any], models: Sequence[Any] | None = None) -> None:
     """
     check_declaration(probe)
     chosen = list(_default_models()) if models is None else list(models)
-    accepted = [model for model in chosen if models is not None or _accepts(probe, model)]
-    assert accepted, f"{probe!r} refuses every model of the kit: pass models=[...] that it reads"
+    refusals = [_refusal(probe, model) if models is None else "" for model in chosen]
+    accepted = [model for model, refusal in zip(chosen, refusals, strict=True) if not refusal]
+    assert accepted, (
+        f"{brief(probe)} refuses every model of the kit: pass models=[...] that it reads, or mend what it refuses them "
+        f"for ({'; '.join(dict.fromkeys(refusals))})"
+    )
     for model in accepted:
         for check in PROMISES:
             with _told(f"{check.__name__} of {probe!r} on {ModelView(model).name}"):
@@ -174,7 +179,7 @@ def check_model_classes_agree(probe: Probe[Any]) -> None:
             except ImportError:
                 return  # TransformerLens 4 has one class
             bridge = tiny.bridge(architecture, processed=processed)
-            if _accepts(probe, hooked) and _accepts(probe, bridge):
+            if not _refusal(probe, hooked) and not _refusal(probe, bridge):
                 other = f"a TransformerBridge of {architecture}, {'processed' if processed else 'raw'}"
                 assert_same(_run(probe, hooked, PROMPTS), _run(probe, bridge, PROMPTS), other)
 
@@ -243,12 +248,13 @@ def _default_models() -> Iterator[Any]:
     yield tiny.bridge("bert")
 
 
-def _accepts(probe: Probe[Any], model: Any) -> bool:
+def _refusal(probe: Probe[Any], model: Any) -> str:
+    """Why a probe refuses a model; "" if it does not."""
     try:
         probe.hooks(ModelView(model))
-    except (ValueError, TypeError):
-        return False
-    return True
+    except (ValueError, TypeError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _run(probe: Probe[Any], model: Any, prompts: Sequence[str], batch_size: int = len(PROMPTS)) -> Any:

@@ -47,9 +47,31 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     # RoBERTa counts its positions from pad_token_id + 1.
     "roberta": ("RobertaForMaskedLM", {"intermediate_size": 64, "max_position_embeddings": CONTEXT + 2}),
 }
+# For what they alone do; too few to be worth their time in every test.
+_RARE: dict[str, tuple[str, dict[str, Any]]] = {
+    # Multiplies embeddings, scores, what attention and MLP put out, and divides logits.
+    "granite": (
+        "GraniteForCausalLM",
+        _GROUPED
+        | {"embedding_multiplier": 6.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22}
+        | {"logits_scaling": 4.0},
+    ),
+    # Does not scale scores; layer 1 looks at a window.
+    "gpt_neo": (
+        "GPTNeoForCausalLM",
+        {"num_layers": 3, "num_heads": 4, "window_size": 8} | {"attention_types": [[["global", "local", "global"], 1]]},
+    ),
+    # Turn neighbouring dimensions; CodeGen has queries, values and keys in one matrix.
+    "gptj": ("GPTJForCausalLM", {"rotary_dim": 4, "tie_word_embeddings": False}),
+    "codegen": ("CodeGenForCausalLM", {"rotary_dim": 4, "tie_word_embeddings": False}),
+    # Clips queries, keys and values, here more of them than the real one.
+    "olmo": ("OlmoForCausalLM", _GROUPED | {"clip_qkv": 0.5}),
+    "cohere": ("CohereForCausalLM", _GROUPED),
+}
 ENCODERS: tuple[str, ...] = ("bert", "roberta")
 DECODERS: tuple[str, ...] = tuple(name for name in _MODELS if name not in ENCODERS)
 ARCHITECTURES: tuple[str, ...] = DECODERS + ENCODERS
+RARE: tuple[str, ...] = tuple(_RARE)
 
 # Entries of tokenizer_config.json; special tokens get their ids in this order.
 _MARKS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
@@ -85,7 +107,7 @@ def bridge(
     ('tiny-llama', 3, (32, 400))
 
     Args:
-        architecture: One of `ARCHITECTURES`.
+        architecture: One of `ARCHITECTURES`, or of `RARE`: what `check_probe` does not use unless told to.
         processed: Process the weights as `enable_compatibility_mode()` does, where that applies.
         seed: Of the weights.
         dtype: Of the weights, which are drawn in float32 and then rounded.
@@ -191,7 +213,7 @@ def huggingface(architecture: str = "gpt2", *, seed: int = 0, dtype: torch.dtype
     import transformers
 
     special = tokenizer(architecture)
-    class_name, config = _MODELS[architecture]
+    class_name, config = (_MODELS | _RARE)[architecture]
     model_class = getattr(transformers, class_name)
     model = model_class(
         model_class.config_class(
@@ -228,9 +250,9 @@ def tokenizer(architecture: str = "gpt2", padding_side: Literal["left", "right"]
     """Load a byte-level BPE tokenizer with the architecture's special tokens; it gives offset mappings."""
     from transformers import AutoTokenizer
 
-    if architecture not in _MODELS:
+    if architecture not in _MODELS | _RARE:
         raise ValueError(
-            f"asked for a tiny {architecture!r}, which does not exist; there are {', '.join(ARCHITECTURES)}."
+            f"asked for a tiny {architecture!r}, which does not exist; there are {', '.join(ARCHITECTURES + RARE)}."
         )
     return AutoTokenizer.from_pretrained(_tokenizer_folder(architecture), padding_side=padding_side)
 

@@ -2,6 +2,12 @@
 
 Prompts are first put in an order of their own (topic, text), so what is drawn at random does not depend on how they
 came. A draw is a matrix of weights, `[topic prompt]`: how often each prompt counts in each topic.
+
+What a test of topics says. Prompts of a topic share words as well as a subject: "this unit tells these topics apart"
+holds for other prompts made like these, and does not say whether subject or words do it. With groups (templates),
+topics are permuted among whole cells of topic x group, within a group: a unit that answers to one topic in one template
+only is no finding, and p speaks for other templates too. Intervals resample prompts within cells: they hold for these
+topics and these templates. Without groups, everything holds for the mixture of templates that the prompts have.
 """
 
 from collections import Counter
@@ -10,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from lens_probes import statistics
+from lens_probes import inference
 from lens_probes.prompts import PromptTable
 
 DRAWS_AT_ONCE = 16  # permutations or resamples in one product
@@ -33,23 +39,39 @@ class TopicOrder(NamedTuple):
         return one_hot(self.topic, self.n_topics)
 
     @property
-    def cell(self) -> Int[np.ndarray, " prompt"]:
+    def group_or_one(self) -> Int[np.ndarray, " prompt"]:
         """The group of each prompt; one for all without groups."""
         return np.zeros(len(self.topic), dtype=np.int64) if self.group is None else self.group
 
+    @property
+    def cell(self) -> Int[np.ndarray, " prompt"]:
+        """A number for every topic in every group: what is permuted whole, and resampled within."""
+        return self.group_or_one * self.n_topics + self.topic
+
     def permutations(self, number: int, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
-        """Topics moved at random among the prompts of a group, some draws at a time."""
-        if not any(len(set(self.topic[self.cell == each])) > 1 for each in set(self.cell)):
+        """Topics moved at random among the cells of a group, or among prompts if there are no groups."""
+        if not any(len(set(self.topic[self.group_or_one == each])) > 1 for each in set(self.group_or_one)):
             raise ValueError("every group has prompts of one topic only: nothing can be permuted within groups")
-        moved = statistics.permuted(self.topic, self.cell, number, seed=seed)
-        for start in range(0, number, DRAWS_AT_ONCE):
-            yield torch.stack([one_hot(each, self.n_topics) for each in moved[start : start + DRAWS_AT_ONCE]])
+        item = np.arange(len(self.topic)) if self.group is None else self.cell
+        _, start, item_of = np.unique(item, return_index=True, return_inverse=True)
+        moved = inference.permuted(self.topic[start], self.group_or_one[start], number, seed=seed)[:, item_of]
+        for first in range(0, number, DRAWS_AT_ONCE):
+            yield torch.stack([one_hot(each, self.n_topics) for each in moved[first : first + DRAWS_AT_ONCE]])
 
     def resamples(self, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
-        """Prompts drawn with replacement, some draws at a time; none with too few prompts for an interval."""
-        if len(self.topic) >= statistics.PROMPTS_FOR_INTERVAL:
-            times = torch.from_numpy(statistics.resamples(len(self.topic), seed=seed))[:, None]
+        """Prompts drawn with replacement within cells; none with a topic of fewer than five, or a cell of one."""
+        if np.bincount(self.topic).min() >= inference.CLUSTERS_FOR_INTERVAL and self.sizes.min() > 1:
+            times = torch.from_numpy(inference.resamples_within(self.cell, seed=seed))[:, None]
             yield from (self.members * some for some in times.split(DRAWS_AT_ONCE))
+
+    def bounds(self, of_drawn: Float[np.ndarray, "draw unit"]) -> Float[np.ndarray, "bound unit"]:
+        """The 95 % interval of a statistic, from its values over resamples."""
+        return inference.bounds(of_drawn, int(self.sizes.min()), degrees=int((self.sizes - 1).sum()))
+
+    @property
+    def sizes(self) -> Int[np.ndarray, " cell"]:
+        """How many prompts each cell has."""
+        return np.unique(self.cell, return_counts=True)[1]
 
     def first_part(self, fraction: float, *, seed: int) -> Bool[np.ndarray, " prompt"]:
         """Which prompts are where something is chosen: whole groups, or the same share of every topic."""

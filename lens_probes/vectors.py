@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_probes import figures
+from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
 from lens_probes.prompts import whole_number
 from lens_probes.result import Provenance, Result
@@ -107,7 +108,9 @@ def read_vector(
         )
     labels = tuple(map(str, range(len(rows)) if names is None else names))
     if isinstance(names, str) or len(labels) != len(rows):
-        raise ValueError(f"{len(rows)} vectors came with the names {names!r}: give a list with one for each, or none")
+        raise ValueError(
+            f"{len(rows)} vectors came with the names {brief(names)}: give a list with one for each, or none"
+        )
     # Of the size that the norm expects: its epsilon would tell short vectors from long ones.
     rows = rows / length[:, None] * view.d_model**0.5
     parts = []
@@ -138,16 +141,24 @@ def read_vector(
 
 
 def neuron_vectors(model: Any, layer: int) -> Float[Tensor, "unit d_model"]:
-    """What each neuron of a layer's MLP adds to the residual stream when it is active: the rows of W_out."""
+    """What each neuron of a layer's MLP adds to the residual stream when it is active: the rows of W_out.
+
+    Times the factor with which the model adds it, where it has one (Granite). On models with a norm between MLP and
+    residual stream (Gemma 2) it is what comes before that norm. Raises for a model whose neurons do not add up to what
+    its MLP adds, such as one with a mixture of experts.
+    """
     view = ModelView(model)
     (layer,) = view.layers([layer])
-    return view.W_out(layer).float().cpu()
+    vectors = view.W_out(layer)
+    view.check_neurons(layer)
+    return vectors.float().cpu()
 
 
 def ov_vectors(model: Any, layer: int, head: int, k: int = 5) -> Float[Tensor, "k d_model"]:
     """The k directions that a head writes most strongly: right singular vectors of W_V W_O, of unit length.
 
-    Strongest first; which of a direction's two ends is meant is arbitrary (its largest entry is made positive here).
+    Strongest first; which of a direction's two ends is meant is arbitrary (its largest entry is made positive here). On
+    models with a norm between attention and residual stream (Gemma 2) they are what comes before that norm.
 
     >>> import lens_probes as lp
     >>> tuple(ov_vectors(lp.tiny.bridge("llama"), layer=1, head=3, k=2).shape)

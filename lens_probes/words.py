@@ -108,12 +108,26 @@ def spacy_pos(text: str) -> list[Word]:
     return words
 
 
+class _ById(Tensor):
+    """One whole number per token id; ids outside the table give -1, never an error or another id's number."""
+
+    def __getitem__(self, ids: Any) -> Tensor:
+        """The numbers of these ids; slices and masks select as in any tensor."""
+        table = self.as_subclass(Tensor)
+        asked = ids if isinstance(ids, slice) else torch.as_tensor(ids, device=table.device)
+        if isinstance(asked, slice) or asked.dtype == torch.bool:
+            return table[asked]
+        known = (asked >= 0) & (asked < len(table))
+        return table[asked.where(known, 0)].where(known, -1)
+
+
 def merge_order(tokenizer: Any) -> Int[Tensor, " vocab"]:
     """When a byte-pair tokenizer learned each of its tokens: an offline proxy for how frequent a token is.
 
     Definition: 0 for a token of the alphabet (one character or byte), 1 for what the first merge makes, 2 for
     the second and so on, -1 for tokens that no merge makes (special and added tokens). One integer for every
-    id up to the largest that the tokenizer knows.
+    id up to the largest that the tokenizer knows; `merge_order(tokenizer)[ids]` is -1 for ids beyond (a model may
+    have more rows than its tokenizer has tokens) and for -1 (no token).
     Reading: the smaller, the more frequent in the text that the tokenizer was trained on. Ranks, not counts.
 
     Args:
@@ -141,7 +155,7 @@ def merge_order(tokenizer: Any) -> Int[Tensor, " vocab"]:
             order[index] = 0
     for index in added:
         order[index] = -1
-    return torch.tensor(order)
+    return torch.tensor(order).as_subclass(_ById)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Fixtures: tiny models of every architecture, raw and processed, in every class that this TransformerLens has."""
 
+import platform
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -14,6 +15,19 @@ from lens_probes import tiny
 from lens_probes.model import ModelView
 
 HAS_HOOKED = version("transformer-lens").startswith("3.")
+PACKAGES = ("transformer-lens", "transformers", "torch", "numpy", "pandas", "plotly", "scipy", "jaxtyping", "beartype")
+RELEASES = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+
+
+def pytest_report_header() -> str:
+    """The releases, so that what a new one breaks is seen at a glance."""
+    return f"with {RELEASES}"
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
+    """The same below what failed."""
+    if exitstatus:
+        terminalreporter.write_line(f"failed with {RELEASES}, Python {platform.python_version()}")
 
 
 class Cell(NamedTuple):
@@ -70,6 +84,17 @@ def encoder(request: pytest.FixtureRequest) -> Cell:
 def raw(request: pytest.FixtureRequest) -> Cell:
     """Those of them with raw weights, where processing has no bearing."""
     return request.param
+
+
+@pytest.fixture(params=_cells(tiny.RARE))
+def rare(request: pytest.FixtureRequest) -> Cell:
+    """The cells of architectures that are not in the matrix, where TransformerLens has them right."""
+    cell: Cell = request.param
+    if cell.maker == "hooked" and cell.architecture not in ("gpt_neo", "gptj"):
+        pytest.skip(f"TransformerLens 3 has no HookedTransformer of {cell.architecture}")
+    if HAS_HOOKED and cell.architecture == "cohere":
+        pytest.skip("TransformerLens 3 turns Cohere's queries and keys otherwise than Hugging Face")
+    return cell
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """AttentionMap: statistics by hand and against the plain pattern, a planted induction head, chance, and pictures."""
 
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lens_probes.probes.attention_map import STATISTICS, statistics_of
 from lens_probes.testing import PROMPTS, check_probe
 
 TEXT = "The cat saw the cat and the dog."
+MAKERS = ["bridge", "hooked"] if version("transformer-lens").startswith("3.") else ["bridge"]
 
 
 @pytest.mark.parametrize("probe", [lp.AttentionMap(), lp.AttentionMap(keep_patterns=True, layers=[0, 2])], ids=repr)
@@ -122,15 +124,40 @@ def test_kept_patterns_are_the_models_own_and_encoders_look_both_ways():
     assert float(result.square(1)[0, 0].triu(1).sum()) > 0.1
 
 
-def test_a_window_shorter_than_the_prompt_is_refused():
-    model = tiny.bridge("llama")
-    view, probe = ModelView(model), lp.AttentionMap(layers=[1])
-    ids = torch.arange(5, 15)[None]
-    cache = view.activations(ids, torch.ones(1, 10, dtype=torch.bool), probe.hooks(view))
-    near = torch.ones(10, 10).tril().triu(-3)
-    windowed = {name: (near / near.sum(1, keepdim=True)).expand_as(each) for name, each in cache.items()}
-    with pytest.raises(ValueError, match="looks at a window of tokens shorter than this prompt of 10"):
-        probe.from_cache(model, ids, windowed)
+@pytest.mark.parametrize("architecture", ["gpt_neo", "gemma2"])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_window_shorter_than_the_prompt_is_refused(monkeypatch, maker, architecture):
+    name, settings = tiny._MODELS["gemma2"]
+    full = {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+    monkeypatch.setitem(tiny._MODELS, "gemma2", (name, settings | full | {"sliding_window": 8}))
+    model, ids = getattr(tiny, maker)(architecture), torch.arange(5, 14)
+    with pytest.raises(ValueError, match=f"layer 1 of tiny-{architecture} looks at a window.*this prompt of 9"):
+        lp.AttentionMap().run(model, [ids[:5], ids])
+    assert lp.AttentionMap().run(model, [ids[:8]]).mean.isfinite().any()
+    assert lp.AttentionMap(layers=[0, 2]).run(model, [ids]).layer == ("0", "2")
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("architecture", ["gpt2", "gptj", "cohere"])
+def test_weights_too_small_for_the_precision_are_no_window_and_the_mask_is_asked_for_once(
+    monkeypatch, maker, architecture
+):
+    if maker == "hooked" and architecture == "cohere":
+        pytest.skip("TransformerLens 3 has no HookedTransformer of Cohere")
+    model = getattr(tiny, maker)(architecture)
+    with torch.no_grad():
+        for attention in (block.attn for block in model.blocks):
+            hooked = maker == "hooked"
+            for weights in (attention.W_Q, attention.W_K) if hooked else (attention.q.weight, attention.k.weight):
+                weights *= 12
+    asked = []
+    masked = ModelView._masked
+    monkeypatch.setattr(ModelView, "_masked", lambda view, layer, ids: asked.append(layer) or masked(view, layer, ids))
+    ids = torch.arange(5, 25)
+    result = lp.AttentionMap(keep_patterns=True).run(model, [ids, ids.flip(0)[:18]])
+    assert (result.square(0) == 0).all(1)[:, *torch.ones(20, 20).tril().nonzero(as_tuple=True)].any()
+    assert result.mean[:6].isfinite().all()
+    assert len(asked) == len(set(asked)) <= 3  # a shorter prompt has the longer one's mask
 
 
 @pytest.mark.usefixtures("as_users_run_it")

@@ -1,10 +1,12 @@
 """AttentionPair: the model's own pattern and outputs on every model, a head by hand, minimal pairs, and refusals."""
 
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
+from reference import attention
 
 import lens_probes as lp
 from lens_probes import tiny
@@ -13,6 +15,7 @@ from lens_probes.testing import PROMPTS, check_probe
 
 TEXTS = ["The cat left the mat. Still tired, it slept.", "It rained. A mat kept the cat dry, so it stayed."]
 KEYS = ("cat", "mat")
+MAKERS = ["bridge", "hooked"] if version("transformer-lens").startswith("3.") else ["bridge"]
 
 
 def whole_prompt(model, text):
@@ -59,6 +62,34 @@ def test_what_all_keys_write_is_what_attention_adds(cell):
     torch.testing.assert_close(norms, result.written_norm[1, 2, 0], rtol=0, atol=1e-5)
 
 
+def test_scores_values_and_what_is_written_are_those_of_hugging_faces_modules(rare):
+    ids = torch.tensor([5, 40, 300, 41, 7, 120, 5, 333])  # a window of GPT-Neo's local layer
+    own = attention(rare.architecture, ids)
+    model = rare.build()
+    result = lp.AttentionPair(-1, tuple(range(len(ids)))).run(model, [ids])
+    for layer, reference in enumerate(own):
+        torch.testing.assert_close(result.dot[layer, :, 0], reference.dot[:, -1], rtol=0, atol=1e-4)
+        torch.testing.assert_close(result.weight[layer, :, 0], reference.pattern[:, -1], rtol=0, atol=1e-5)
+        written = torch.stack([result.written(model, layer, head)[0] for head in range(4)])
+        torch.testing.assert_close(written.norm(dim=-1), result.written_norm[layer, :, 0], rtol=0, atol=1e-5)
+        if rare.processed:  # parts that depend on no token have moved from values to b_O
+            continue
+        torch.testing.assert_close(result.value[layer, :, 0], reference.value.transpose(0, 1), rtol=0, atol=1e-5)
+        added = written.sum((0, 1)) + reference.bias
+        torch.testing.assert_close(added, reference.added[-1], rtol=0, atol=1e-5)
+
+
+def test_a_window_is_that_of_the_model_and_what_is_within_it_is_read():
+    ids = torch.arange(5, 17)
+    reference = attention("gpt_neo", ids)[1]
+    for maker in MAKERS:
+        model = getattr(tiny, maker)("gpt_neo")
+        result = lp.AttentionPair(-1, (4, 11), layers=[1]).run(model, [ids])
+        torch.testing.assert_close(result.weight[0, :, 0], reference.pattern[:, -1, [4, 11]], rtol=0, atol=1e-5)
+        with pytest.raises(ValueError, match="layer 1 of tiny-gpt_neo looks at a window of tokens that ends before"):
+            lp.AttentionPair(-1, (3, 11)).run(model, [ids])
+
+
 def test_two_heads_by_hand():
     model = tiny.bridge("gpt2")
     view = ModelView(model)
@@ -103,6 +134,43 @@ def test_a_model_that_adds_something_to_its_scores_is_refused():
         lp.AttentionPair("it", KEYS).run(model, TEXTS[0])
 
 
+def test_a_wrong_scale_is_found_at_a_query_that_sees_one_token():
+    model = tiny.bridge("gpt2")
+    model.blocks[1].attn.original_component.scaling = 1.0
+    with pytest.raises(ValueError, match="layer 1 of tiny-gpt2 does something to the products"):
+        lp.AttentionPair(0, (0,)).run(model, TEXTS[0])
+
+
+def test_scores_that_nothing_can_check_are_refused():
+    for probe in (lp.AttentionPair(0, (0,)), lp.AttentionPair(-1, (0,), layers=[1])):
+        with pytest.raises(ValueError, match=r"one query that shares out.*layer [01].*in '#' got a weight of 1 on"):
+            probe.run(tiny.bridge("gpt2"), [torch.tensor([5])])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gptj"])
+def test_values_that_heads_do_not_mix_and_writing_that_does_not_arrive_are_refused(architecture):
+    model, probe = tiny.bridge(architecture), lp.AttentionPair(9, (1, 8), layers=[1])
+    view, ids = ModelView(model), torch.arange(5, 15)[None]
+    cache = view.activations(ids, torch.ones(1, 10, dtype=torch.bool), probe.hooks(view))
+    probe.from_cache(model, ids, cache)
+    clipped = {name: x.clamp(-0.3, 0.3) if name == view.hook_value(1) else x for name, x in cache.items()}
+    with pytest.raises(
+        ValueError, match=rf"values must sum to what the heads of layer 1 of tiny-{architecture} put out"
+    ):
+        probe.from_cache(model, ids, clipped)
+    after = view.hooks_written(1)[2]
+    half = {name: x / 2 + cache[view.hook("resid_pre", 1)] / 2 if name == after else x for name, x in cache.items()}
+    with pytest.raises(
+        ValueError, match=rf"heads of layer 1 of tiny-{architecture} write must add up to what attention"
+    ):
+        probe.from_cache(model, ids, half)
+
+
+def test_in_half_precision_nothing_right_is_refused(raw):
+    model = getattr(tiny, raw.maker)(raw.architecture, dtype=torch.bfloat16)
+    whole_prompt(model, TEXTS[0]).run(model, TEXTS[0])
+
+
 # Minimal pairs
 
 
@@ -141,7 +209,7 @@ def test_the_contrast_by_hand():
 
 
 def test_a_cue_that_moves_a_head_is_found_and_no_cue_is_found_as_often_as_chance_allows(monkeypatch):
-    monkeypatch.setattr(lp.statistics, "RESAMPLES", 5)
+    monkeypatch.setattr(lp.inference, "RESAMPLES", 5)
     found = sum(bool(planted(seed, 2.0).contrast(permutations=999, seed=seed)["q"][2] < 0.05) for seed in range(60))
     assert found >= 57
     null = (planted(seed, 0.0).contrast(permutations=99, seed=seed)["p"][2] for seed in range(500, 700))
@@ -217,14 +285,52 @@ def test_what_cannot_be_asked_is_said():
         result.written(tiny.bridge("llama"), 0, 0)
 
 
-def test_a_key_beyond_the_window_of_a_layer_is_refused():
-    model = tiny.bridge("llama")
-    view, probe = ModelView(model), lp.AttentionPair(9, (1, 8), layers=[1])
-    ids = torch.arange(5, 15)[None]
-    cache = view.activations(ids, torch.ones(1, 10, dtype=torch.bool), probe.hooks(view))
-    cache[view.hook_pattern(1)] = cache[view.hook_pattern(1)].tril().triu(-3)
-    with pytest.raises(ValueError, match="layer 1 of tiny-llama looks at a window of tokens that ends before a key"):
-        probe.from_cache(model, ids, cache)
+@pytest.mark.usefixtures("as_users_run_it")
+def test_places_are_words_or_single_positions():
+    for query, keys, setting, got in (
+        ([5, 6], [1], "query", r"\[5, 6\]"),
+        (5, [[1, 2]], "keys", r"\[1, 2\]"),
+        (5, {"first": [1, 2]}, "keys", r"\[1, 2\]"),
+        ([], [1], "query", r"\[\]"),
+        (5, [[]], "keys", r"\[\]"),
+        (None, [1], "query", "None"),
+        (5, [1.5], "keys", "1.5"),
+        (5, [True], "keys", "True"),
+    ):
+        message = rf"AttentionPair\({setting}=...\) names a token by a word, .*; got {got}: ask about one position at a"
+        with pytest.raises(ValueError, match=message):
+            lp.AttentionPair(query, keys)
+    for keys, got in ((np.array([1, 2]), r"<ndarray of shape \(2,\)>"), (iter([1]), "<list_iterator"), (None, "None")):
+        with pytest.raises(ValueError, match=rf"\(keys=...\) is a list of words or positions; {got}"):
+            lp.AttentionPair(5, keys)
+    model = tiny.bridge("gpt2")
+    plain = lp.AttentionPair(5, [1, 2]).run(model, TEXTS[0])
+    of_numpy = lp.AttentionPair(np.int64(5), list(np.array([1, 2]))).run(model, TEXTS[0])
+    assert torch.equal(plain.weight, of_numpy.weight) and of_numpy.key == ("1", "2")
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_key_beyond_the_window_of_a_layer_is_refused(monkeypatch, maker):
+    name, settings = tiny._MODELS["gemma2"]
+    monkeypatch.setitem(tiny._MODELS, "gemma2", (name, settings | {"sliding_window": 4}))  # layers 0 and 2
+    model, ids = getattr(tiny, maker)("gemma2"), [torch.arange(5, 15)]
+    with pytest.raises(ValueError, match="layer 2 of tiny-gemma2 looks at a window of tokens that ends before a key"):
+        lp.AttentionPair(9, (5, 8), layers=[1, 2]).run(model, ids)
+    inside = lp.AttentionPair(9, (6, 7, 8, 9)).run(model, ids)
+    torch.testing.assert_close(inside.weight[[0, 2]].sum(-1), torch.ones(2, 4, 1))
+
+
+@pytest.mark.parametrize("architecture", ["cohere", "gptj", "opt"])
+def test_a_weight_too_small_for_the_precision_is_no_window(architecture):
+    model = tiny.bridge(architecture)
+    with torch.no_grad():
+        for block in model.blocks:
+            for part in (block.attn.q, block.attn.k):
+                part.original_component.weight *= 12
+    result = whole_prompt(model, TEXTS[0]).run(model, TEXTS[0])
+    assert (result.weight == 0).all(1).any()  # in all heads of a layer
+    assert result.score.isfinite().all()
+    torch.testing.assert_close(result.score.softmax(-1), result.weight, rtol=0, atol=1e-3)
 
 
 def test_words_may_be_alternatives_and_of_several_tokens():

@@ -1,9 +1,11 @@
 """ComponentLens: the parts sum to the model's own logits on every decoder, raw and processed weights agree."""
 
 import math
+from importlib.metadata import version
 
 import pytest
 import torch
+from reference import attention
 
 import lens_probes as lp
 from lens_probes import tiny
@@ -133,6 +135,24 @@ def test_a_model_whose_parts_do_not_sum_is_refused():
     )
     with pytest.raises(ValueError, match=r"of tiny-gpt2 do not sum to its states \(they are off by"):
         lp.ComponentLens().run(model, TEXTS)
+
+
+@pytest.mark.skipif(version("transformer-lens").startswith("3."), reason="TransformerLens 3 has hook_embed unscaled")
+@pytest.mark.parametrize("processed", [False, True])
+def test_granites_parts_are_those_of_hugging_faces_modules_and_sum_to_its_logits(processed):
+    ids = torch.arange(5, 15)
+    source, last = tiny.huggingface("granite"), []
+    source.model.norm.register_forward_pre_hook(lambda module, given: last.append(given[0][0]))
+    with torch.no_grad():
+        logits = source(ids[None]).logits[0]
+        weight = source.lm_head.weight
+        towards = (weight[17] - weight.mean(0)) * source.model.norm.weight / source.config.logits_scaling
+        direction = towards / (last[0].square().mean(-1, keepdim=True) + source.config.rms_norm_eps).sqrt()
+        heads = (attention("granite", ids)[2].added * direction).sum(-1)
+    result = lp.ComponentLens(target=17).run(tiny.bridge("granite", processed=processed), [ids])
+    torch.testing.assert_close(result.contribution.sum(0), logits[:, 17] - logits.mean(-1), rtol=0, atol=1e-5)
+    found = torch.stack([result.of_component(f"L2H{head}") for head in range(4)]).sum(0)
+    torch.testing.assert_close(found, heads, rtol=0, atol=1e-5)
 
 
 def cohere():

@@ -10,6 +10,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,7 +175,52 @@ def test_a_path_without_a_folder_is_refused_and_no_hub_is_asked(
         load_model(name)
 
 
-def test_a_hub_that_does_not_answer_is_announced_and_told_in_one_sentence(
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model hub that answers, without a network."""
+    session = SimpleNamespace(head=lambda url, timeout: None)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: session)
+
+
+@pytest.fixture
+def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """No network, and a model hub's cache that is empty; the hosts that were looked for."""
+    asked = []
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        asked.append(arguments)
+        raise socket.gaierror("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return asked
+
+
+def test_without_a_network_a_hub_name_is_refused_after_one_look_and_before_transformerlens_comes(
+    unreachable: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_boot", None)
+    with pytest.raises(
+        OSError, match=r"'owner/model' and got no model \(it cannot be reached, and its cache .* empty\)"
+    ):
+        load_model("owner/model")
+    assert len(unreachable) == 1
+
+
+def test_without_a_network_the_hubs_cache_is_read_without_asking_for_each_file(
+    unreachable: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, is_offline_mode
+
+    (tmp_path / "hub" / "models--owner--model").mkdir(parents=True)
+    monkeypatch.setattr(BOOT, lambda name, **boot: is_offline_mode())
+    assert load_model("owner/model") is True
+    assert constants.HF_HUB_OFFLINE is False
+    assert len(unreachable) == 1
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_that_has_no_such_model_is_announced_and_told_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_network(name: str, **boot: Any) -> None:
@@ -190,6 +236,7 @@ def test_a_hub_that_does_not_answer_is_announced_and_told_in_one_sentence(
 # What goes to TransformerLens unchanged
 
 
+@pytest.mark.usefixtures("hub")
 def test_hub_names_folders_and_labels_of_a_model_in_hand_go_to_boot_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

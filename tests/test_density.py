@@ -9,7 +9,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 import lens_probes as lp
-from lens_probes import statistics, tiny
+from lens_probes import inference, tiny
 from lens_probes.probes.density import density
 from lens_probes.testing import check_probe
 
@@ -127,13 +127,13 @@ def test_word_classes_are_described_and_compared_as_types(gpt2):
     won = [(one > other) + (one == other) / 2 for one in own["content"] for other in own["function"]]
     assert compared["effect"].tolist() == pytest.approx([np.mean(won)])
     assert "unit" not in compared and "q" not in compared
-    assert compared.attrs["null"] == statistics.TYPE_NULL
+    assert compared.attrs["null"] == inference.TYPE_NULL
 
 
 def test_a_comparison_takes_strata_permutations_and_a_seed(gpt2):
     result = lp.Density(k=5).run(gpt2, PROMPTS, progress=False)
     strata = result.token.id % 2
-    expected = statistics.compare_types(
+    expected = inference.compare_types(
         result.density[None].double().numpy(),
         result.token,
         "function",

@@ -26,6 +26,16 @@ def test_heads_go_in_the_order_of_the_statistic_on_the_other_prompts(decoder):
     assert result.count.tolist() == [3, 6, 9, 12]
 
 
+def test_a_weight_too_small_for_the_precision_is_no_window():
+    model = tiny.bridge("cohere")
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.q.weight.mul_(12)
+            block.attn.k.weight.mul_(12)
+    result = lp.HeadCount(steps=2, draws=1).run(model, TEXTS[:4], progress=False)
+    assert result.ordered.isfinite().all()
+
+
 def test_with_all_heads_silenced_every_order_is_the_same():
     result = lp.HeadCount(steps=3, draws=3).run(tiny.bridge("gpt2"), TEXTS, progress=False)
     torch.testing.assert_close(result.random[:, -1], result.ordered[-1].expand(3, -1), rtol=0, atol=1e-5)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from reference import attention
 from torch.nn.functional import normalize
 
 import lens_probes as lp
 from lens_probes import tiny
+from lens_probes.model import ModelView
 from lens_probes.probes.head_topic_similarity import whitened
 from lens_probes.prompts import pooling
 from lens_probes.testing import TOPICS, assert_same, check_probe
@@ -88,7 +90,27 @@ def test_a_heads_vector_is_the_mean_of_its_outputs_without_special_tokens(decode
     assert result.vector.shape[:3] == (3, 4, 1)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "bert"])
+def test_head_outputs_are_what_hugging_faces_modules_add_to_the_stream(rare):
+    ids = torch.tensor([5, 40, 300, 41, 7, 120, 5, 333])
+    own = attention(rare.architecture, ids)
+    result = lp.HeadTopicSimilarity(of="head_out", pool="last").run(rare.build(), [ids])
+    for layer, reference in enumerate(own):
+        mixed = torch.einsum("hk,khd->hd", reference.pattern[:, -1], reference.value)
+        written = torch.einsum("hd,hde->he", mixed, reference.output)
+        if not rare.processed:  # parts that depend on no token have moved from values to b_O
+            torch.testing.assert_close(result.vector[layer, :, 0], written, rtol=0, atol=1e-5)
+
+
+def test_head_outputs_that_are_not_what_attention_adds_are_refused():
+    model, probe = tiny.bridge("gpt2"), lp.HeadTopicSimilarity(of="head_out", layers=[1])
+    view, ids = ModelView(model), torch.arange(5, 15)[None]
+    cache = view.activations(ids, torch.ones(1, 10, dtype=torch.bool), probe.hooks(view))
+    half = cache | {view.hook_z(1): cache[view.hook_z(1)] / 2}
+    with pytest.raises(ValueError, match=r"heads of layer 1 of tiny-gpt2 write must add up.*off by 0\.\d+ of it: use"):
+        probe.from_cache(model, ids, half)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "bert", "granite"])
 def test_head_outputs_add_up_to_what_attention_adds(architecture):
     model = tiny.bridge(architecture)
     heads = lp.HeadTopicSimilarity(of="head_out").run(model, TOPICS)
@@ -206,7 +228,7 @@ def planted(seed, strength, prompts=20, heads=4, width=16):
 @pytest.fixture
 def few_resamples(monkeypatch):
     """For tests of p-values, which need no intervals."""
-    monkeypatch.setattr(lp.statistics, "RESAMPLES", 5)
+    monkeypatch.setattr(lp.inference, "RESAMPLES", 5)
 
 
 @pytest.mark.usefixtures("few_resamples")

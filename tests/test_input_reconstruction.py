@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import lens_probes as lp
 from lens_probes import tiny
@@ -335,3 +336,10 @@ def test_candidates_are_checked_in_batches_after_a_prefix_computed_once(monkeypa
     monkeypatch.setattr(input_reconstruction, "Continuation", Counting)
     result = sequential(1).run(tiny.bridge("gpt2"), TEXT, progress=False)
     assert calls == list(range(int(result.token.special.sum()), len(result.token)))
+
+
+def test_a_key_value_cache_that_stays_empty_costs_time_and_no_token(monkeypatch):
+    monkeypatch.setattr(DynamicCache, "update", lambda cache, keys, values, *_, **__: (keys, values))
+    with pytest.warns(UserWarning, match="tiny-llama must hold all .*; with .* it holds 0: whole prompts") as caught:
+        result = sequential(1).run(tiny.bridge("llama"), TEXT, progress=False)
+    assert result.exact.tolist() == [1.0] and len(caught) == 1

@@ -1,7 +1,11 @@
 """`python -m lens_probes`: the table, the page, and one sentence where it cannot."""
 
+import errno
+import os
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 
 import pytest
 
@@ -85,6 +89,83 @@ def test_a_text_without_function_words_is_drawn_and_not_compared(tmp_path, capsy
     assert "were not compared: no token of class 'function'" in printed
     assert "(under 5 prompts)" in printed
     assert out.is_file()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("a folder/page.html", "a folder/page.html cannot be written (Read-only file system): name a file in a folder"),
+        ("n" * 300 + ".html", "cannot be written (File name too long): name a file in a folder"),
+        ("pipe", "--out pipe is a device or a pipe, which a page would replace: name a file"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(out, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a folder").mkdir()
+    os.mkfifo("pipe")
+    made = tempfile.NamedTemporaryFile
+
+    def on_a_read_only_disk(*, prefix, dir):
+        if dir.name == "a folder":  # a mode would not keep root, which containers run tests as, from writing
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return made(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", on_a_read_only_disk)
+    monkeypatch.setattr(lp, "load_model", None)  # would fail with another message
+    assert main(["--out", out]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("lens_probes: --out ") and message in error and "\n" not in error
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a folder", "pipe"]
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_trying_the_page_leaves_nothing_behind_where_the_model_cannot_be_loaded(tmp_path, monkeypatch):
+    def refuse(name):
+        raise OSError("no such model")
+
+    monkeypatch.setattr(lp, "load_model", refuse)
+    assert main(["--out", str(tmp_path / "page.html")]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_a_page_that_does_not_fit_in_the_end_is_said_in_one_sentence(tmp_path, capsys, monkeypatch):
+    def full(path, title, sections):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lp.figures, "write_page", full)
+    assert main(["--model", "gpt2", "--text-file", _text(tmp_path), "--out", str(tmp_path / "page.html")]) == 2
+    assert "page.html was not written (No space left on device): name another file" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_an_installed_probe_that_needs_settings_is_left_out_and_named(tmp_path, capsys, monkeypatch):
+    @dataclass(frozen=True)
+    class Needy(lp.Probe):
+        """Cannot be made without a word."""
+
+        word: str
+
+        def hooks(self, model):
+            return []
+
+        def measure(self, reading):
+            raise NotImplementedError
+
+    ours = lp.probes()
+    monkeypatch.setattr(lp, "probes", lambda: {**ours, "Needy": Needy})
+    out = tmp_path / "page.html"
+    assert main(["--model", "gpt2", "--text-file", _text(tmp_path), "--out", str(out)]) == 0
+    error = capsys.readouterr().err
+    assert "without Needy: it needs settings (word)" in error and "AttentionPair" not in error
+    page = out.read_text(encoding="utf-8")
+    assert "<h2>Movement</h2>" in page and "<h2>AttentionPair</h2>" in page and "Needy" not in page
+
+
+def _text(folder):
+    path = folder / "texts.txt"
+    path.write_text("The cat sat on the mat.\nA dog chased the cat.\n", encoding="utf-8")
+    return str(path)
 
 
 def test_a_folder_is_no_page(tmp_path, capsys):

@@ -1,14 +1,20 @@
 """What is read of a model is what its names say, on every architecture, and reading leaves no trace."""
 
+import re
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+import lens_probes as lp
+from lens_probes import model as model_file
 from lens_probes import tiny
-from lens_probes.model import READ_POINTS, Continuation, ModelView, ReadPoint, undisturbed
+from lens_probes.model import READ_POINTS, Continuation, ImageView, ModelView, ReadPoint, undisturbed
 from lens_probes.prompts import tokenize
 from lens_probes.run import pad
 
@@ -136,6 +142,46 @@ def test_layers_are_all_or_those_asked_for_and_negative_ones_count_from_the_end(
     ):
         with pytest.raises(ValueError, match=message):
             view.layers(layers)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (slice(1, None), (1, 2)),
+        (slice(None, None, -1), (2, 1, 0)),
+        (np.array([2, 0]), (2, 0)),
+        (torch.tensor([2, 0]), (2, 0)),
+        (pd.Series([2, 0]), (2, 0)),
+        ({-1, 0}, (0, 2)),
+        ((np.int64(1),), (1,)),
+    ],
+    ids=repr,
+)
+def test_layers_may_come_as_a_slice_an_array_or_a_set(layers: Any, expected: tuple[int, ...], gpt2: Any) -> None:
+    assert ModelView(gpt2).layers(layers) == expected
+    assert lp.Movement(layers=layers).run(gpt2, "one two").layer == tuple(map(str, expected))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (lambda: "all", "layers must be a list of layer numbers, as layers=[0, 3]; got layers='all'"),
+        (lambda: 1.5, "layers must be a list of layer numbers, as layers=[0, 3]; got layers=1.5"),
+        (lambda: {0: 1}, "layers must be a list of layer numbers, as layers=[0, 3]; got layers={0: 1}"),
+        (lambda: iter([0, 1]), "layers must be a list of layer numbers, as layers=[0, 3]; got layers=<list_iterator"),
+        (tiny.bridge, "layers must be a list of layer numbers, as layers=[0, 3]; got layers=<TransformerBridge>"),
+        (lambda: [tiny.bridge()], "layers are whole numbers, counted from 0; <TransformerBridge> came"),
+        (lambda: np.int64(1), "layers=1 is one number: write layers=[1], or None for all layers"),
+        (lambda: [True], "layers are whole numbers, counted from 0; True came"),
+        (lambda: np.array([True, False, True]), "layers are whole numbers, counted from 0; True came"),
+        (lambda: slice(5, 9), "layers=slice(5, 9, None) names no layer, or one twice: list each layer once"),
+    ],
+)
+def test_layers_in_any_other_form_are_refused_in_one_sentence(layers: Any, message: str, gpt2: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        lp.Movement(layers=layers()).run(gpt2, "one two")
 
 
 def test_an_unknown_hook_is_refused_with_names_that_are_close(view: ModelView) -> None:
@@ -285,10 +331,19 @@ def test_versions_are_those_of_the_installed_packages(gpt2: Any) -> None:
     assert list(versions) == ["lens-probes", "transformer-lens", "transformers", "torch"]
 
 
-@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), tiny.huggingface, lambda: "gpt2"])
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), lambda: "gpt2"])
 def test_what_is_no_model_of_transformer_lens_is_refused(make: Any) -> None:
     with pytest.raises(TypeError, match=r"HookedTransformer or a TransformerBridge of TransformerLens; .* came: load"):
         ModelView(make())
+
+
+def test_a_model_of_hugging_face_is_told_how_to_become_a_bridge() -> None:
+    message = r"got a GPT2LMHeadModel: pass TransformerBridge\.boot_transformers\(name, hf_model=model, tokenizer="
+    for view in (ModelView, ImageView):
+        with pytest.raises(TypeError, match=message):
+            view(tiny.huggingface())
+    with pytest.raises(TypeError, match=message):
+        lp.RankShift().run(tiny.huggingface(), "Time flies.")
 
 
 def test_a_model_with_two_stacks_is_refused() -> None:
@@ -362,13 +417,83 @@ def test_a_continuation_stops_where_its_activation_stands_and_leaves_no_trace(ow
     own_gpt2.add_hook("blocks.1.hook_resid_post", lambda activation, hook: ran.append(1))
     own_gpt2.add_hook("blocks.2.hook_resid_pre", lambda activation, hook: ran.append(2))
     following = Continuation(view, torch.tensor([3, 4]), "blocks.1.hook_resid_post")
-    assert ran == [1, 2]  # the prefix runs once, to the end
+    assert sorted(ran) == [1, 1, 1, 2]  # the prefix runs once to its end, and one more token with it and after it
     before = modes(own_gpt2)
     following.states(torch.tensor([5, 6]))
     following.soft(torch.zeros(1, view.d_model))
-    assert ran == [1, 2, 1, 1]
+    assert ran[4:] == [1, 1]
     assert modes(own_gpt2) == before and torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in own_gpt2.parameters())
+
+
+def of_another_prefix(past_of: Any) -> Any:
+    """A prefix cache of the right length that holds the tokens in another order."""
+    return lambda *names_and_view_and_ids: past_of(*names_and_view_and_ids[:-1], names_and_view_and_ids[-1].flip(1))
+
+
+def that_stays_empty(past_of: Any) -> Any:
+    """A prefix cache as a plain install made it in November 2026: nobody fills it."""
+    return lambda *names_and_view_and_ids: past_of(*names_and_view_and_ids)._replace(lengths={0})
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [(that_stays_empty, "it holds 0"), (of_another_prefix, r"a state after it is off by [\d.]+ of its length")],
+)
+def test_where_a_cache_breaks_its_promise_whole_prefixes_give_the_states_and_it_is_said_once(
+    fault: Any, found: str, own_gpt2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for way in ("_past_of_bridge", "_past_of_hooked"):
+        monkeypatch.setattr(model_file, way, fault(getattr(model_file, way)))
+    view, ids = ModelView(own_gpt2), torch.tensor([3, 4, 5, 6])
+    name, candidates = view.hook("resid_post", 2), torch.arange(300)  # more than one pass of whole prefixes
+    with pytest.warns(UserWarning, match="key/value cache") as caught:
+        following, _ = (Continuation(view, ids[:n], name) for n in (3, 2))
+    (warning,) = caught
+    releases = rf"transformer-lens {version('transformer-lens')}, transformers {version('transformers')}, torch \S+ "
+    assert re.fullmatch(
+        "the key/value cache of tiny-gpt2 must hold all 3 tokens of a prefix and give the states of the whole prompt; "
+        rf"with {releases}{found}: whole prompts are computed instead, which gives the right numbers more slowly "
+        r"\(other releases of transformers or TransformerLens may keep the cache\)",
+        str(warning.message),
+    )
+    whole = torch.cat([ids[:3].expand(300, -1), candidates[:, None]], dim=1)
+    expected = view.activations(whole, torch.ones_like(whole, dtype=torch.bool), [name])[name][:, -1]
+    torch.testing.assert_close(following.states(candidates), expected, rtol=1e-5, atol=2e-5)
+    start, (states,) = view.differentiable(ids[None], [name])
+    (slope,) = torch.autograd.grad(states[0, -1, :5].sum(), start)
+    own = embedded(view, ids)[-1:].clone().requires_grad_()
+    soft = following.soft(own)
+    torch.testing.assert_close(soft[0], states[0, -1], rtol=1e-5, atol=2e-5)
+    (found_slope,) = torch.autograd.grad(soft[0, :5].sum(), own)
+    torch.testing.assert_close(found_slope[0], slope[0, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_that_the_model_does_not_take_is_said(gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise TypeError("forward() got an unexpected keyword argument")
+
+    monkeypatch.setattr(model_file, "_past_of_bridge", refuse)
+    view = ModelView(gpt2)
+    with pytest.warns(UserWarning, match="torch .* none is accepted: whole prompts are computed instead"):
+        Continuation(view, torch.tensor([3]), view.hook("resid_post", 1))
+
+
+@pytest.mark.parametrize("windowed", ["MistralForCausalLM", "Gemma2ForCausalLM"])
+def test_a_continuation_past_the_attention_window_gives_the_states_of_whole_prompts(
+    windowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, sizes = tiny._MODELS["gemma2"]
+    if windowed == "MistralForCausalLM":
+        sizes = {name: sizes[name] for name in ("intermediate_size", "num_key_value_heads", "head_dim")}
+    monkeypatch.setitem(tiny._MODELS, "gemma2", (windowed, sizes | {"sliding_window": 4}))
+    view = ModelView(tiny.bridge("gemma2"))
+    ids, name = torch.arange(3, 14), view.hook("resid_post", 2)
+    following = Continuation(view, ids[:-1], name)
+    (expected,) = view.activations(ids[None], torch.ones(1, 11, dtype=torch.bool), [name]).values()
+    (far,) = view.activations(ids.flip(0)[None], torch.ones(1, 11, dtype=torch.bool), [name]).values()
+    assert not torch.allclose(far[0, 0], expected[0, -1])
+    torch.testing.assert_close(following.states(ids[-1:])[0], expected[0, -1], rtol=1e-5, atol=2e-5)
 
 
 def test_an_encoder_has_no_continuation() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from transformers import DynamicCache
 
 import lens_probes as lp
 from lens_probes import tiny
@@ -192,6 +193,15 @@ def test_bfloat16_has_the_values_of_float32_to_its_rounding():
     assert rough.value.dtype == torch.float32 and rough.provenance.dtype == "bfloat16"
     scale = exact.value.abs().max()
     assert (rough.value - exact.value).abs().max() < 0.05 * scale
+
+
+def test_a_key_value_cache_that_stays_empty_changes_no_value(monkeypatch):
+    expected = features(position=-2).run(tiny.bridge("llama"), PROMPTS[:2], progress=False)
+    monkeypatch.setattr(DynamicCache, "update", lambda cache, keys, values, *_, **__: (keys, values))
+    with pytest.warns(UserWarning, match="tiny-llama must hold all .*; with .* it holds 0: whole prompts") as caught:
+        result = features(position=-2).run(tiny.bridge("llama"), PROMPTS[:2], progress=False)
+    assert len(caught) == 1  # for both prompts
+    torch.testing.assert_close(result.value, expected.value, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.usefixtures("as_users_run_it")

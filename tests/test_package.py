@@ -1,10 +1,14 @@
 """The package as others get it: what a wheel and an sdist hold, and what importing it costs."""
 
+import os
+import platform
+import re
 import subprocess
 import sys
 import tarfile
 import warnings
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -68,3 +72,25 @@ def test_the_version_is_the_same_everywhere():
 def test_a_warning_is_an_error_in_these_tests():
     with pytest.raises(UserWarning, match="deliberate"):
         warnings.warn("deliberate", stacklevel=1)
+
+
+def test_tests_that_fail_name_the_releases_they_ran_with(tmp_path):
+    (tmp_path / "test_it.py").write_text("def test_it():\n    assert False\n")
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-c", os.devnull, "test_it.py"]
+    run = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+    )
+    header, *_, footer = [line for line in run.stdout.splitlines() if "with transformer-lens" in line]
+    for line in (header, footer):
+        for package in ("transformer-lens", "transformers", "torch", "pandas", "plotly"):
+            assert f"{package} {version(package)}" in line
+    assert footer.startswith("failed with") and footer.endswith(f"Python {platform.python_version()}")
+
+
+def test_limits_of_time_are_for_what_hangs_and_not_for_a_busy_machine():
+    limits = re.findall(r"timeout=(\d+)", (ROOT / "Makefile").read_text())
+    assert limits and all(int(seconds) >= 3600 for seconds in limits)

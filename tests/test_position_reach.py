@@ -1,5 +1,6 @@
 """PositionReach: the whole Jacobian, what the mask forbids, summaries by hand, and both ways of encoders."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,29 @@ def test_it_is_the_norm_of_the_jacobian_within_its_error(decoder):
     assert ((found - expected).abs() < 4.5 * error).all()
     assert (error / found).max() < 0.2
     torch.testing.assert_close(result.embed_norm[own], embedded.norm(dim=-1), rtol=0, atol=1e-4)
+
+
+def test_the_derivative_is_by_what_hook_embed_holds_and_reach_does_not_depend_on_that():
+    ids = torch.arange(5, 9)
+    source = tiny.huggingface("granite")
+
+    def state(rows):  # Hugging Face multiplies them by embedding_multiplier
+        return source.model(inputs_embeds=rows[None], output_hidden_states=True).hidden_states[2][0, -1]
+
+    rows = source.model.embed_tokens.weight.detach()[ids]
+    by_rows = torch.autograd.functional.jacobian(state, rows).square().sum((0, 2)).sqrt()
+    model = tiny.bridge("granite")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(ids[None])
+    multiplier = cache["hook_embed"][0].norm(dim=-1) / rows.norm(dim=-1)  # 6 on TransformerLens 4, 1 on 3
+    result = lp.PositionReach(projections=64, layers=[1]).run(model, [ids], progress=False)
+    own = result.pair.query == 3
+    found, error = result.derivative[0, own], result.error[0, own]
+    assert ((found - by_rows / multiplier).abs() < 4.5 * error).all()
+    torch.testing.assert_close(result.embed_norm[own], cache["hook_embed"][0].norm(dim=-1), rtol=0, atol=1e-4)
+    assert ((result.reach[0, own] - by_rows * rows.norm(dim=-1)).abs() < 4.5 * error * result.embed_norm[own]).all()
+    card = sys.modules[lp.PositionReach.__module__].__doc__ or ""
+    assert "e is what `hook_embed` holds" in card and "derivative is per unit of\nthat" in card
 
 
 def test_a_decoder_depends_on_nothing_later_and_an_encoder_on_everything():

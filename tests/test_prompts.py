@@ -7,10 +7,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tokenizers import normalizers
 
-from lens_probes import tiny
+import lens_probes as lp
+from lens_probes import inference, tiny
 from lens_probes.model import ModelView
-from lens_probes.prompts import Prompt, PromptTable, Tokens, concatenate, prompt_table, read_prompts, tokenize
+from lens_probes.prompts import (
+    Prompt,
+    PromptTable,
+    Tokens,
+    concatenate,
+    following,
+    prompt_table,
+    read_prompts,
+    tokenize,
+)
 from lens_probes.words import Word
 
 TEXT = "The unexpected lighthouse, it shines; 12 ships don't."
@@ -60,6 +71,7 @@ def reference_words(text: str) -> list[tuple[int, int]]:
             ["one", [4, 5], torch.tensor([6]), Prompt("two")],
             [Prompt("one"), Prompt(ids=(4, 5)), Prompt(ids=(6,)), Prompt("two")],
         ),
+        (pd.Series(["one", "two"], index=[7, 3]), [Prompt("one"), Prompt("two")]),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -68,6 +80,27 @@ def test_every_form_is_read_as_a_list_of_prompts(prompts: Any, expected: Any) ->
     read = read_prompts(prompts)
     assert read == expected
     assert all(type(i) is int for prompt in read for i in prompt.ids or ())
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_texts_from_a_generator_are_those_of_the_list_and_it_is_read_once(gpt2: Any) -> None:
+    texts = ["Time flies.", "Fruit flies like a banana."]
+    read = []
+
+    def lines() -> Any:
+        for text in texts:
+            read.append(text)
+            yield text
+
+    assert read_prompts({"a": lines(), "b": map(str.upper, texts)}) == read_prompts(
+        {"a": texts, "b": [text.upper() for text in texts]}
+    )
+    read.clear()
+    of_generator = lp.Movement().run(gpt2, lines(), batch_size=1, progress=False)
+    assert read == texts
+    assert of_generator.content_hash() == lp.Movement().run(gpt2, texts, batch_size=1, progress=False).content_hash()
+    with pytest.raises(ValueError, match="there are no prompts"):
+        read_prompts(iter([]))
 
 
 @pytest.mark.parametrize("prompts", [[], (), {}, torch.empty(0, 5, dtype=torch.int64)], ids=repr)
@@ -84,14 +117,16 @@ def test_no_prompts_are_refused(prompts: Any) -> None:
         (None, "NoneType"),
         (np.array([4, 5]), "ndarray"),
         pytest.param({"one", "two"}, "set", id="set"),
-        pytest.param((text for text in ("one", "two")), "generator", id="generator"),  # its repr differs in every run
+        pytest.param({"a": "one", "b": "two"}.values(), "dict_values", id="dict_values"),
+        (b"one", "bytes"),
+        pytest.param(pd.DataFrame({"text": ["one", "two"]}), "DataFrame", id="DataFrame"),
+        ([float("nan")], "nan"),  # an empty cell of a column
         ([1.0, 2.0], "1.0"),
         ([[1.0, 2.0]], r"\[1.0, 2.0\]"),
         ([True, False], "True"),
         ([[True, False]], r"\[True, False\]"),
         ([1, True], "1"),
         ([None], "None"),
-        ([[]], r"\[\]"),
         ([["nested"]], r"\['nested'\]"),
         ([[[1]]], r"\[\[1\]\]"),
         (torch.tensor([1.0, 2.0]), "torch.float32"),
@@ -110,6 +145,29 @@ def test_what_is_neither_text_nor_ids_is_refused_with_what_came(prompts: Any, ca
         tokenize(prompts, view)
     assert re.search("token ids", str(caught.value))
     assert ("pass its .tolist()" in str(caught.value)) == isinstance(prompts, np.ndarray)
+    hints = {"DataFrame": "pass the column that holds the texts", "set": "pass them as a list", "bytes": "decode it"}
+    assert hints.get(came, "") in str(caught.value)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_model_among_prompts_or_probes_is_named_and_not_printed(own_gpt2: Any) -> None:
+    kind = type(own_gpt2).__name__
+    for ask in (
+        lambda: read_prompts([own_gpt2]),
+        lambda: read_prompts(own_gpt2),
+        lambda: Prompt("one", own_gpt2),
+        lambda: tokenize([Prompt(ids=(own_gpt2,))], ModelView(own_gpt2)),
+        lambda: tokenize("one", ModelView(own_gpt2), word_class=lambda text: own_gpt2),
+        lambda: lp.run(own_gpt2, [lp.Movement()], "one"),  # pyright: ignore[reportArgumentType]
+        lambda: lp.run([own_gpt2], own_gpt2, "one"),
+        lambda: lp.Movement().from_cache(own_gpt2, "one", own_gpt2),
+        lambda: lp.AttentionPair(own_gpt2, [1]),
+        lambda: lp.AttentionPair(1, own_gpt2),
+        lambda: lp.NeuronFeatures(0, units=own_gpt2).run(own_gpt2, "one"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=kind) as caught:
+            ask()
+        assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
 
 
 def test_a_prompt_holds_a_text_or_ids_and_not_both_or_neither() -> None:
@@ -142,7 +200,7 @@ def test_an_encoders_text_always_gets_both_marks_of_its_tokenizer(prepend_bos: b
     # prepend_bos=False the first mark too; the models were trained with both, and Hugging Face gives both.
     first, last = {"bert": ("[CLS]", "[SEP]"), "roberta": ("<s>", "</s>")}[encoder.architecture]
     view = ModelView(encoder.build())
-    for text in [TEXT, *AWKWARD, ""]:
+    for text in [TEXT, *AWKWARD]:
         tokens = tokenize(text, view, prepend_bos=prepend_bos)
         assert tokens.id.tolist() == tiny.tokenizer(encoder.architecture)(text).input_ids
         assert (tokens.text[0], tokens.text[-1]) == (first, last)
@@ -177,15 +235,37 @@ def test_text_needs_a_tokenizer_and_ids_do_not(own_gpt2: Any) -> None:
 # Refusals that need the model
 
 
-@pytest.mark.parametrize("prompts", ["", ["one", ""], [Prompt(ids=())], torch.empty(2, 0, dtype=torch.int64)], ids=repr)
-def test_a_prompt_without_tokens_is_refused_by_number(prompts: Any, view: ModelView) -> None:
-    number = 1 if isinstance(prompts, list) and len(prompts) == 2 else 0
-    with pytest.raises(ValueError, match=f"prompt {number} has no tokens .* give it a text or ids"):
-        tokenize(prompts, view, prepend_bos=False)
+@pytest.mark.parametrize("prepend_bos", [None, True, False])
+@pytest.mark.parametrize(
+    ("prompts", "number", "got"),
+    [
+        ("", 0, "''"),
+        (["one", ""], 1, "''"),
+        ([Prompt(ids=())], 0, r"\[\]"),
+        ([[4], []], 1, r"\[\]"),
+        ([[]], 0, r"\[\]"),
+        (torch.empty(2, 0, dtype=torch.int64), 0, r"\[\]"),
+    ],
+    ids=repr,
+)
+def test_a_prompt_without_tokens_is_refused_by_number_whatever_would_mark_its_beginning(
+    prompts: Any, number: int, got: str, prepend_bos: bool | None, raw: Any
+) -> None:
+    message = f"prompt {number} has no tokens of its own, got {got}: give it a text or ids, or leave it out"
+    with pytest.raises(ValueError, match=message):
+        tokenize(prompts, ModelView(raw.build()), prepend_bos=prepend_bos)
 
 
-def test_an_empty_text_with_a_bos_is_that_token(view: ModelView) -> None:
-    tokens = tokenize("", view, prepend_bos=True)
+def test_white_space_is_text_where_the_tokenizer_keeps_it(view: ModelView) -> None:
+    assert "".join(tokenize("  ", view, prepend_bos=False).text) == "  "
+    stripping = ModelView(tiny.bridge("bert"))
+    stripping.tokenizer.backend_tokenizer.normalizer = normalizers.Strip()  # as the real BERT's does
+    with pytest.raises(ValueError, match="prompt 0 has no tokens of its own, got '  '"):
+        tokenize("  ", stripping)
+
+
+def test_the_mark_of_a_beginning_alone_is_asked_for_by_its_id(view: ModelView) -> None:
+    tokens = tokenize([[view.tokenizer.bos_token_id]], view)
     assert tokens.text == ("<|bos|>",)
     assert tokens.special.tolist() == [True]
     assert tokens.word.tolist() == [-1]
@@ -423,3 +503,28 @@ def test_the_table_of_prompts_has_their_texts_without_special_tokens(table: Toke
     assert prompts.prompt.tolist() == [0, 2, 3]
     assert prompts.text == ("b", "c", "d")
     assert prompts.topic == ("t", "", "u")
+
+
+# What follows
+
+
+def test_the_token_that_follows_brings_its_text_word_and_class():
+    tokens = Tokens(
+        prompt=torch.tensor([0, 0, 0, 0, 3, 3]),
+        position=torch.tensor([0, 1, 2, 3, 0, 1]),
+        id=torch.tensor([1, 20, 21, 22, 20, 23]),
+        text=("<s>", " The", " light", "house", " The", " sea"),
+        word=torch.tensor([-1, 0, 1, 1, 0, 1]),
+        word_class=("", "function", "content", "content", "function", "content"),
+        special=torch.tensor([True, False, False, False, False, False]),
+        topic=("",) * 6,
+    )
+    after = following(tokens)
+    assert after.text[:3] == (" The", " light", "house") and after.text[4] == " sea"
+    assert after.id.tolist() == [20, 21, 22, 1, 23, 20]
+    assert after.word.tolist() == [0, 1, 1, -1, 1, -1]
+    assert after.word_class == ("", "content", "content", "", "content", "")
+    assert after.position.tolist() == tokens.position.tolist() and after.prompt.tolist() == tokens.prompt.tolist()
+    # Types of what follows are whole words: the pieces of " lighthouse" are one, and " The" before it is none.
+    assert inference.forms(after)[1:3] == ("lighthouse", "lighthouse")
+    assert inference.forms(after)[4] == "sea"

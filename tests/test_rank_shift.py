@@ -561,7 +561,7 @@ def test_what_a_model_lacks_is_refused_before_the_forward_pass(probe, architectu
 @pytest.mark.usefixtures("as_users_run_it")
 def test_plausible_slips_are_answered_with_what_to_write_instead():
     model = tiny.bridge("gpt2")
-    empty = lp.ResidualMean().run(model, "", prepend_bos=True)
+    empty = lp.ResidualMean().run(model, [[model.tokenizer.bos_token_id]])
     with pytest.raises(ValueError, match="center holds no states"):
         lp.RankShift(center=empty).run(model, TEXTS)
     with pytest.raises(TypeError, match=r"is the result of ResidualMean\(at='resid_mid'\).*; Tensor came"):

@@ -207,7 +207,8 @@ def test_only_the_named_activations_are_kept_and_shown(own_gpt2: Any, passes: li
         (lambda model: lp.Movement().run(model, {"one": "text"}), "topic 'one' has 1 prompt"),
         (lambda model: lp.Movement().run(model, "one", batch_size=0), "at least 1; 0 came"),
         (lambda model: lp.run([], model, "one"), "there are no probes: pass at least one"),
-        (lambda model: lp.run(lp.Movement(), model, "one"), r"probes are a list; Movement\(layers=None\) came"),
+        (lambda model: lp.run(lp.Movement(), model, "one"), r"got one probe, Movement\(layers=None\): write run\(\["),
+        (lambda model: lp.run({"a": lp.Movement()}, model, "one"), r"come first, as a list; got \{'a': Movement\("),  # pyright: ignore
     ],
 )
 def test_a_mistake_is_refused_before_the_forward_pass(
@@ -416,6 +417,85 @@ def test_a_cache_of_other_prompts_is_refused(prompts: Any, mask: Tensor | None, 
     cache = own_cache(gpt2, IDS, MASK)
     with pytest.raises(ValueError, match=message):
         lp.Movement().from_cache(gpt2, prompts, cache, attention_mask=mask)
+
+
+def test_a_cache_of_other_ids_of_the_same_shape_is_refused_by_their_embeddings(model: Any) -> None:
+    view = ModelView(model)
+    ids = torch.tensor([[7, 8, 9], [10, 11, 12]])
+    cache = own_cache(model, ids)
+    other = ids.clone()
+    other[1, 2] = 13
+    for held in (cache, {name: cache[name] for name in cache.keys()}):  # noqa: SIM118
+        PROBES[1].from_cache(model, ids, held)
+        message = (
+            r"same tokens and model; got another embedding at token 2 of prompt 1 than tiny-.*: pass the ids and the m"
+        )
+        with pytest.raises(ValueError, match=message):
+            PROBES[1].from_cache(model, other, held)
+        with pytest.raises(ValueError, match="at token 0 of prompt 0"):
+            PROBES[1].from_cache(model, ids.flip(0), held)
+    # Without the embeddings nothing tells: the docstring says so.
+    without = {name: cache[name] for name in PROBES[1].hooks(view)}
+    PROBES[1].from_cache(model, other, without)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_embeddings_are_compared_at_tokens_only_whatever_the_side_of_padding(side: Any, raw: Any) -> None:
+    model = raw.build(padding_side=side)
+    ids, mask = pad(tokenize(TEXTS, ModelView(model)), ModelView(model))
+    cache = own_cache(model, ids, mask)
+    PROBES[1].from_cache(model, torch.where(mask, ids, 5), cache, attention_mask=mask)
+    ids[1, int(mask[1].nonzero()[-1])] = 5
+    with pytest.raises(ValueError, match=f"another embedding at token {int(mask[1].sum()) - 1} of prompt 1"):
+        PROBES[1].from_cache(model, ids, cache, attention_mask=mask)
+
+
+def test_embeddings_are_compared_to_the_coarser_precision(raw: Any) -> None:
+    ids = torch.tensor([[7, 8, 9]])
+    for made_in, read_in in (("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("bfloat16", "float32")):
+        made, read = (raw.build(dtype=getattr(torch, dtype)) for dtype in (made_in, read_in))
+        cache = own_cache(made, ids)
+        lp.Movement().from_cache(read, ids, cache)
+        with pytest.raises(ValueError, match="at token 2 of prompt 0"):
+            lp.Movement().from_cache(read, [[7, 8, 10]], cache)
+    model = raw.build()
+    cache = own_cache(model, ids)
+    halved = {name: cache[name].half() for name in cache.keys()}  # noqa: SIM118  (to save memory)
+    lp.Movement().from_cache(model, ids, halved)
+
+
+def test_a_cache_of_another_model_is_refused_by_its_embeddings(gpt2: Any) -> None:
+    ids = torch.tensor([[7, 8, 9]])
+    for other in (tiny.bridge("gpt2", seed=1), tiny.bridge("gpt2", processed=True)):
+        with pytest.raises(ValueError, match=r"at token 0 of prompt 0 than tiny-gpt2 gives .*: pass the ids and"):
+            lp.RankShift().from_cache(gpt2, ids, own_cache(other, ids))
+    wider = {name: own_cache(gpt2, ids)[name].repeat(1, 1, 2) for name in ("hook_embed", "blocks.0.hook_resid_post")}
+    with pytest.raises(ValueError, match="same tokens and model"):
+        lp.ResidualMean(at="resid_post", layers=[0]).from_cache(gpt2, ids, wider)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_the_pair_that_run_with_cache_returns_and_what_is_no_cache_are_refused(gpt2: Any) -> None:
+    pair = gpt2.run_with_cache(IDS)
+    with pytest.raises(TypeError, match=r"pair \(logits, cache\) that run_with_cache returns: pass its second part"):
+        lp.Movement().from_cache(gpt2, IDS, pair)
+    with pytest.raises(
+        TypeError, match=r"got <Tensor of shape \(2, 3, 400\)>: write from_cache\(model, prompts, cache"
+    ):
+        lp.Movement().from_cache(gpt2, IDS, pair[0])
+    lp.Movement().from_cache(gpt2, IDS, pair[1])
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_arguments_in_the_wrong_order_get_one_short_sentence(gpt2: Any) -> None:
+    with pytest.raises(TypeError, match=r"got <TransformerBridge>: write run\(\[probe\], model, prompts\)$"):
+        lp.run(gpt2, [lp.Movement()], "one")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"^<TransformerBridge> is no probe: write run\(\[probe\], model, prompts\)"):
+        lp.run([gpt2], gpt2, "one")
+    with pytest.raises(
+        TypeError, match=r"^TunedLens\(.* is no probe: .* runs alone, experiment\.run\(model, prompts\)"
+    ):
+        lp.run([lp.TunedLens()], gpt2, "one")
 
 
 def test_a_cache_that_lacks_an_activation_is_refused_with_which_and_how_to_make_one(gpt2: Any) -> None:

@@ -175,10 +175,36 @@ class Nowhere(Probe[Any]):
 
 
 def test_a_probe_that_refuses_every_default_model_is_not_passed_over() -> None:
-    with pytest.raises(AssertionError, match=r"Nowhere\(\) refuses every model of the kit: pass models="):
+    message = r"Nowhere\(\) refuses every model of the kit: pass models=.*\(not this one\)"
+    with pytest.raises(AssertionError, match=message):
         check_probe(Nowhere())
     with pytest.raises(ValueError, match="not this one"):
         check_probe(Nowhere(), models=[tiny.bridge()])
+
+
+@final
+@dataclass(frozen=True)
+class Misspelt(Probe[Any]):
+    """Asks for a read point that there is not, or for an activation of that name."""
+
+    by_name: bool
+
+    def hooks(self, model: ModelView) -> list[str]:
+        at: Any = "resid_mdi"
+        return [f"blocks.0.hook_{at}"] if self.by_name else [model.hook(at, 0)]
+
+    def measure(self, reading: Reading) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_wrong_read_point_or_hook_name_is_said_once_with_those_there_are() -> None:
+    with pytest.raises(AssertionError, match=r"\(read point 'resid_mdi' is not one of resid_pre, resid_mid, [^;]*\)$"):
+        check_probe(Misspelt(by_name=False))
+    with pytest.raises(
+        ValueError, match=r"'blocks\.0\.hook_resid_mdi' does not exist .* did you mean blocks\.0\.hook_resid_mid"
+    ):
+        check_probe(Misspelt(by_name=True))
 
 
 # Declarations

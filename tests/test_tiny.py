@@ -59,6 +59,14 @@ def test_a_bridge_gives_the_log_probabilities_of_hugging_face(architecture, proc
     assert not model.training
 
 
+@pytest.mark.parametrize("architecture", tiny.RARE)
+def test_a_bridge_of_a_rare_architecture_does_so_too(architecture):
+    if HAS_HOOKED and architecture == "cohere":
+        pytest.skip("TransformerLens 3 turns Cohere's queries and keys otherwise than Hugging Face")
+    model = tiny.bridge(architecture)
+    assert same(model, tiny.huggingface(architecture), full_context(architecture))
+
+
 @only_3x
 @pytest.mark.parametrize("processed", [False, True])
 @pytest.mark.parametrize("architecture", tiny.DECODERS)

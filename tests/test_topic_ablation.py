@@ -67,6 +67,23 @@ def test_special_tokens_inside_a_prompt_are_not_asked_for():
     assert float(prompt_loss(view, tokenize([ids], view))[0]) == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_refused_and_the_prompt_named(value):
+    model = tiny.bridge("gpt2")
+    view = ModelView(model)
+    tokens = tokenize([[5, 6, 7], [8, 9, 10, 11]], view)
+    assert prompt_loss(view, tokens).isfinite().all()
+    name = "blocks.1.hook_resid_post"
+
+    def broken(states):  # both prompts in one batch, padded; only one state of the second breaks
+        states = states.clone()
+        states[1, -2] = value
+        return states
+
+    with pytest.raises(ValueError, match=r"the loss of every prompt must be finite; got nan for prompt 1: its logits"):
+        prompt_loss(view, tokens, {name: broken})
+
+
 def test_silencing_is_taking_out_what_the_units_write(decoder):
     model = decoder.build()
     view = ModelView(model)

@@ -53,7 +53,7 @@ def planted(seed, height, prompts=20, units=6):
 
 @pytest.fixture
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(lp.statistics, "RESAMPLES", 5)
+    monkeypatch.setattr(lp.inference, "RESAMPLES", 5)
 
 
 @pytest.mark.parametrize(

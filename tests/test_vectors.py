@@ -63,6 +63,30 @@ def test_a_neurons_vector_is_what_it_adds_when_it_is_active(decoder):
     torch.testing.assert_close(out - written, offset.expand_as(out), rtol=0, atol=1e-4)
 
 
+def test_a_neurons_vector_has_the_factor_with_which_the_model_adds_it():
+    source = tiny.huggingface("granite")
+    expected = 0.22 * source.model.layers[1].mlp.down_proj.weight.detach().T
+    torch.testing.assert_close(lp.neuron_vectors(tiny.bridge("granite"), 1), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["neox", "opt", "bert", "gptj"])
+def test_neurons_that_do_not_add_up_to_what_the_mlp_adds_are_refused(architecture):
+    model = tiny.bridge(architecture)
+    for block in model.blocks:  # a factor that stands nowhere
+        block.mlp.out.original_component.register_forward_hook(lambda module, given, output: 3 * output)
+    with pytest.raises(
+        ValueError, match=rf"neurons of layer 1 of tiny-{architecture} write must add up to what the MLP"
+    ):
+        lp.neuron_vectors(model, 1)
+
+
+def test_experts_have_no_one_vector_a_neuron(monkeypatch):
+    settings = tiny._RARE["granite"][1] | {"num_local_experts": 2, "num_experts_per_tok": 1}
+    monkeypatch.setitem(tiny._RARE, "granite", ("GraniteMoeForCausalLM", settings))
+    with pytest.raises(ValueError, match=r"layer 1 of tiny-granite must have one MLP.*mixture of experts: use another"):
+        lp.neuron_vectors(tiny.bridge("granite"), 1)
+
+
 def test_a_heads_directions_are_the_singular_vectors_of_its_whole_matrix(decoder):
     model, view = decoder.build(), ModelView(decoder.build())
     found = lp.ov_vectors(model, layer=2, head=3, k=4)

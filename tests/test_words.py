@@ -4,7 +4,9 @@ import random
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from lens_probes import words
@@ -177,6 +179,20 @@ def test_merge_order_counts_the_merges_from_one_with_the_alphabet_at_zero_and_sp
     expected = {"<s>": -1, "a": 0, "b": 0, "c": 0, "ab": 1, "abc": 2, "cab": 3, "later": -1}
     assert orders(tokenizer) == expected
     assert merge_order(tokenizer).shape == (8,)
+
+
+def test_merge_order_of_ids_that_the_tokenizer_lacks_is_minus_one_in_every_form_of_ids() -> None:
+    order = merge_order(trained())  # seven tokens: "<s>", a, b, c, ab, abc, cab
+    known = order.tolist()
+    for ids in ([0, 5, 6], torch.tensor([0, 5, 6]), torch.tensor([[0], [5]]), np.array([0, 5, 6]), 5):
+        assert order[ids].tolist() == np.array(known)[ids].tolist()
+    assert order[torch.tensor([7, 49151, -1, -7, 6])].tolist() == [-1, -1, -1, -1, known[6]]
+    assert order[[7, 6]].tolist() == [-1, known[6]]
+    assert order[7] == -1
+    assert order[torch.tensor([], dtype=torch.int64)].tolist() == []
+    assert order[2:4].tolist() == known[2:4]
+    assert order[order > 0].tolist() == [number for number in known if number > 0]
+    assert repr(order[torch.tensor([7])]) == "tensor([-1])" and "0" in repr(order)
 
 
 def test_merge_order_reads_a_hugging_face_tokenizer_like_the_one_inside_it() -> None:

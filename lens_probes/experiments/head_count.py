@@ -24,7 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.probes.attention_map import STATISTICS, AttentionMap, Statistic
@@ -52,11 +53,11 @@ class HeadCountResult(Result):
     order: Int[Tensor, " head"] = field(metadata=unit("the heads in order, layers laid end to end", low=0))
 
     def table(self) -> pd.DataFrame:
-        """A row a step: the loss in order with its interval, that of random orders, and p, two-sided."""
+        """One row per step: the loss in order with its interval, that of random orders, p (two-sided) and q."""
         place = np.argsort(np.asarray(self.prompt.text), kind="stable")
         ordered = self.ordered.double().numpy()[:, place]
         drawn = self.random.double().mean(-1).numpy()  # draw step
-        low, high = statistics.mean_interval(ordered)
+        low, high = inference.mean_interval(ordered)
         frame = pd.DataFrame(
             {
                 "heads": self.count.tolist(),
@@ -66,9 +67,11 @@ class HeadCountResult(Result):
                 "random": drawn.mean(0),
                 "random_low": drawn.min(0),
                 "random_high": drawn.max(0),
-                "p": statistics.permutation_p(ordered.mean(1), drawn),
+                "p": inference.permutation_p(ordered.mean(1), drawn),
+                "q": np.nan,
             }
         ).assign(prompts=ordered.shape[1], draws=len(drawn), loss_of_all=float(self.loss.mean()))
+        frame["q"] = inference.false_discovery(frame["p"].to_numpy())
         frame.attrs["null"] = NULL
         return frame
 
@@ -110,7 +113,9 @@ class HeadCount(Experiment[HeadCountResult]):
 
     def __post_init__(self) -> None:
         if self.statistic not in STATISTICS:
-            raise ValueError(f"HeadCount(statistic=...) is one of {', '.join(STATISTICS)}; {self.statistic!r} came")
+            raise ValueError(
+                f"HeadCount(statistic=...) is one of {', '.join(STATISTICS)}; {brief(self.statistic)} came"
+            )
         if self.steps < 1 or self.draws < 1:
             raise ValueError(f"HeadCount(steps=..., draws=...) are 1 or more; {self.steps} and {self.draws} came")
 

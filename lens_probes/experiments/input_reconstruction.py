@@ -38,7 +38,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Table, Tokens, prompt_table, tokenize
@@ -149,19 +150,20 @@ class InputReconstructionResult(Result):
     def compare(self, first: str = "content", second: str = "function", *, of: str = "correct") -> pd.DataFrame:
         """The probability that a `first` token has the larger `correct` (or tried, distance, ...); p and n.
 
-        See `statistics.compare`: a half is no difference. The null permutes the classes among a prompt's words.
+        See `inference.compare`: a half is no difference, and classes are permuted among word types.
         """
         known = [name for name, axes in schema(type(self)).axes.items() if axes == ("token",)]
         if of not in known:
-            raise ValueError(f"compare(of={of!r}): what each token has is {', '.join(known)}")
+            raise ValueError(f"compare(of={brief(of)}): what each token has is {', '.join(known)}")
         values = getattr(self, of).double().numpy()[None]
-        return statistics.compare(np.where(values < 0, np.nan, values), self.token, first, second).drop(columns="unit")
+        return inference.compare(np.where(values < 0, np.nan, values), self.token, first, second).drop(columns="unit")
 
     def compare_with(self, other: "InputReconstructionResult") -> pd.DataFrame:
         """This model and another (an untrained one) on the same prompts: accuracy at the end, and at equal loss.
 
         At equal loss each prompt is looked at where its loss first fell to the larger of the two lowest losses. The
-        interval of the difference resamples prompts; the null of p swaps the two models at random, prompt by prompt.
+        95 % interval of the difference is Student's t over prompts. The null of p swaps the two models at random,
+        prompt by prompt. q is the false-discovery rate over the two rows.
         """
         if not isinstance(other, InputReconstructionResult):
             raise TypeError(f"an InputReconstructionResult is compared with another; {type(other).__name__} came")
@@ -172,7 +174,7 @@ class InputReconstructionResult(Result):
                 f"two models are compared by the same experiment, and {self.provenance.probe} and "
                 f"{other.provenance.probe} came"
             )
-        order = statistics.prompt_order(self.token)
+        order = inference.prompt_order(self.token)
         floor = torch.maximum(self.path_loss.amin(0), other.path_loss.amin(0))
         rows = []
         for when, own, others in (
@@ -180,7 +182,7 @@ class InputReconstructionResult(Result):
             ("at equal loss", self._accuracy_at(floor), other._accuracy_at(floor)),
         ):
             difference = (own - others).double().numpy()[None, order]
-            low, high = statistics.mean_interval(difference)
+            low, high = inference.mean_interval(difference)
             rows.append(
                 {
                     "when": when,
@@ -189,11 +191,13 @@ class InputReconstructionResult(Result):
                     "difference": float(difference.mean()),
                     "low": low[0],
                     "high": high[0],
-                    "p": float(statistics.swapping_p(difference)[0]),
+                    "p": float(inference.swapping_p(difference)[0]),
+                    "q": np.nan,
                     "prompts": len(own),
                 }
             )
         frame = pd.DataFrame(rows)
+        frame["q"] = inference.false_discovery(frame["p"].to_numpy())
         frame.attrs["null"] = NULL
         return frame
 
@@ -203,7 +207,7 @@ class InputReconstructionResult(Result):
         return self.path_accuracy.gather(0, first[None])[0]
 
     def _accuracy_by(self, name: str, labels: Sequence[Any]) -> pd.DataFrame:
-        order, tokens = statistics.in_own_order(self.token)
+        order, tokens = inference.in_own_order(self.token)
         label = np.asarray(labels, dtype=object)[order]
         correct, decoded, chance, tried = (
             each.double().numpy()[order] for each in (self.correct, self.decoded, self.chance, self.tried)
@@ -218,7 +222,7 @@ class InputReconstructionResult(Result):
                     for column in (correct, decoded, chance)
                 ]
             )
-            low, high = statistics.mean_interval(of_prompts[None])
+            low, high = inference.mean_interval(of_prompts[None])
             asked_for = tried[own & (tried > 0)]
             rows.append(
                 {
@@ -311,7 +315,9 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
     def __post_init__(self) -> None:
         for name, asked, known in (("method", self.method, Method), ("loss", self.loss, Loss)):
             if asked not in get_args(known):
-                raise ValueError(f"InputReconstruction({name}=...) is {' or '.join(get_args(known))}; {asked!r} came")
+                raise ValueError(
+                    f"InputReconstruction({name}=...) is {' or '.join(get_args(known))}; {brief(asked)} came"
+                )
         for name in ("steps", "restarts", "max_candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"InputReconstruction({name}=...) is 1 or more; {getattr(self, name)} came")

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize, whole_number
@@ -76,9 +76,9 @@ class NeuronFeaturesResult(Result):
         whole_number("k", k)
         if k < 1:
             raise ValueError(f"top(k=...) is the number of entries shown, 1 or more; got {k}")
-        values = self.value[statistics.prompt_order(self.token), self.place_on("unit", unit)].double()
+        values = self.value[inference.prompt_order(self.token), self.place_on("unit", unit)].double()
         ids = _highest(values.mean(0), k)
-        low, high = statistics.mean_interval(values[:, ids].T.numpy())
+        low, high = inference.mean_interval(values[:, ids].T.numpy())
         texts = [self.vocab[i] for i in ids.tolist()]
         columns = {"value": values[:, ids].mean(0).numpy(), "low": low, "high": high}
         return pd.DataFrame({"id": ids.tolist(), "token": texts, **columns, "prompts": len(values)})
@@ -92,7 +92,7 @@ class NeuronFeaturesResult(Result):
         rows = []
         for i, name in enumerate(self.unit):
             percentile, same, gap = [], [], []
-            for place in statistics.prompt_order(self.token):
+            for place in inference.prompt_order(self.token):
                 number = int(self.prompt.prompt[place])
                 values = self.value[place, i]
                 nearest = self.nearest[self.token.prompt == number, i, 0]
@@ -103,7 +103,7 @@ class NeuronFeaturesResult(Result):
                 percentile.append(float((values < reached[:, None]).float().mean()))
                 same.append(float((found == values.argmax()).float().mean()))
                 gap.append(float(values.max() - reached.max()))
-            low, high = statistics.mean_interval(np.array([percentile])) if percentile else np.full((2, 1), np.nan)
+            low, high = inference.mean_interval(np.array([percentile])) if percentile else np.full((2, 1), np.nan)
             rows.append(
                 {
                     "unit": name,

@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ImageView, ReadPoint
 from lens_probes.probe import Experiment
 from lens_probes.result import Provenance, Result
@@ -72,7 +72,7 @@ class PixelFeaturesResult(Result):
             own, others = np.flatnonzero(of_unit == i), np.flatnonzero(of_unit != i)
             pairs = [correlation[a, b] for a, b in combinations(own, 2)]
             below = (self.value[:, i, None] < self.ascended[i]).double().mean(0).numpy()
-            low, high = statistics.mean_interval(below[None])
+            low, high = inference.mean_interval(below[None])
             rows.append(
                 {
                     "unit": name,

@@ -1,7 +1,9 @@
 """PositionReach: how far back does a state depend on the input?
 
 With h the state of a query token after a layer, and e the embedding of a source token (on decoders not after the
-query), J = d h[query] / d e[source]:
+query), J = d h[query] / d e[source]. e is what `hook_embed` holds (on encoders `embed.hook_out`), which is not a row
+of W_E everywhere: it may come after a multiplier (Gemma, Granite) or a norm (Bloom), and the derivative is per unit of
+that:
 
     derivative[layer, query, source] = |J|, the Frobenius norm                   at least 0, units of h over those of e
     reach[layer, query, source]      = derivative |e[source]|                    norms before layers scale J by 1 / |e|
@@ -38,7 +40,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.prompts import PairTable, Prompts, Tokens, concatenate, tokenize
@@ -57,9 +59,13 @@ class PositionReachResult(Result):
     layer: tuple[str, ...]
     token: Tokens
     pair: PairTable
-    derivative: Float[Tensor, "layer pair"] = field(metadata=unit("|d h[query] / d e[source]|", low=0))
+    derivative: Float[Tensor, "layer pair"] = field(
+        metadata=unit("|d h[query] / d e[source]|, e as hook_embed holds it", low=0)
+    )
     error: Float[Tensor, "layer pair"] = field(metadata=unit("standard error of the derivative", low=0))
-    embed_norm: Float[Tensor, " pair"] = field(metadata=unit("length of the source's embedding", low=0))
+    embed_norm: Float[Tensor, " pair"] = field(
+        metadata=unit("length of the source's embedding, as hook_embed holds it", low=0)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,9 +98,9 @@ class PositionReachResult(Result):
         values, even = self._summaries()
         for name, of_prompts, of_even in zip(SUMMARIES, values, even, strict=True):
             n = of_prompts.shape[1]
-            low, high = statistics.mean_interval(of_prompts)
+            low, high = inference.mean_interval(of_prompts)
             ratio = of_prompts / of_even
-            least, most = statistics.mean_interval(ratio)
+            least, most = inference.mean_interval(ratio)
             columns = {
                 "mean": of_prompts.mean(1),
                 "low": low,
@@ -132,8 +138,8 @@ class PositionReachResult(Result):
         rows = []
         for source, of_prompts in sorted(found.items()):
             total, even, ratio, reach = np.stack([each for _, each in sorted(of_prompts, key=lambda p: p[0])], axis=-1)
-            low, high = statistics.mean_interval(ratio)
-            reach_low, reach_high = statistics.mean_interval(reach)
+            low, high = inference.mean_interval(ratio)
+            reach_low, reach_high = inference.mean_interval(reach)
             columns = {"total": total.mean(1), "even": even.mean(1), "ratio": ratio.mean(1), "low": low, "high": high}
             columns |= {"reach": reach.mean(1), "reach_low": reach_low, "reach_high": reach_high}
             place = {"layer": self.layer, "source": source}
@@ -158,10 +164,10 @@ class PositionReachResult(Result):
             )
         frames = []
         for name, own, others in zip(SUMMARIES, self._summaries()[0], other._summaries()[0], strict=True):
-            low, high = statistics.mean_interval(own - others)
-            p = statistics.swapping_p(own - others)
+            low, high = inference.mean_interval(own - others)
+            p = inference.swapping_p(own - others)
             columns = {"mean": own.mean(1), "other": others.mean(1), "difference": (own - others).mean(1)}
-            tested = {"low": low, "high": high, "p": p, "q": statistics.false_discovery(p), "prompts": own.shape[1]}
+            tested = {"low": low, "high": high, "p": p, "q": inference.false_discovery(p), "prompts": own.shape[1]}
             frames.append(pd.DataFrame({"layer": self.layer, "summary": name, **columns, **tested}))
         frame = pd.concat(frames, ignore_index=True)
         frame.attrs["null"] = NULL
@@ -192,7 +198,7 @@ class PositionReachResult(Result):
             asked.append(number)
         if not found:
             raise ValueError("no token here depends on two sources or more: pass prompts of two tokens or more")
-        order = statistics.prompt_order(self.token[torch.isin(self.token.prompt, torch.tensor(asked))])
+        order = inference.prompt_order(self.token[torch.isin(self.token.prompt, torch.tensor(asked))])
         return torch.stack(found, dim=-1)[..., order].numpy(), torch.stack(evens, dim=-1)[..., order].numpy()
 
     def figure(self) -> go.Figure:

@@ -1,7 +1,7 @@
 """TiedKeyValue: what does a model lose if keys and values are one vector?
 
 In a trained model, for each place (a key/value head, a layer, or all layers at once), through hooks before rotary
-positions and the key norm, k and v of every token are replaced, with s = rms(k) / rms(v) of the head:
+positions, the key norm and any clipping, k and v of every token are replaced, with s = rms(k) / rms(v) of the head:
 
     keys are values             k := s v            and unscaled, k := v
     values are keys             v := k / s          and unscaled, v := k
@@ -29,7 +29,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, PromptTable, Tokens, first_part, prompt_table, tokenize
@@ -62,7 +63,7 @@ class TiedKeyValueResult(Result):
         """Way by place: loss before and after, the increase and its interval from resampling prompts."""
         order = np.argsort(np.asarray(self.prompt.text), kind="stable")
         grown = (self.tied - self.loss).flatten(0, 1).double().numpy()[:, order]
-        low, high = statistics.mean_interval(grown)
+        low, high = inference.mean_interval(grown)
         return self.cells("way", "place").assign(
             loss=float(self.loss.mean()),
             tied=self.tied.mean(-1).flatten().numpy(),
@@ -107,7 +108,7 @@ class TiedKeyValue(Experiment[TiedKeyValueResult]):
 
     def __post_init__(self) -> None:
         if self.at not in ("kv_head", "layer", "all"):
-            raise ValueError(f"TiedKeyValue(at=...) is kv_head, layer or all; {self.at!r} came")
+            raise ValueError(f"TiedKeyValue(at=...) is kv_head, layer or all; {brief(self.at)} came")
 
     def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> TiedKeyValueResult:
         """Fit on one part of the prompts, tie and measure on the other."""

@@ -28,7 +28,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
@@ -66,18 +67,18 @@ class TopicAblationResult(Result):
         self.prompt.check_topics(self.topic)
 
     def damage(self) -> pd.DataFrame:
-        """Topic by other topic: damage, what random units do, the excess with its interval, p.
+        """Topic by other topic: damage, what random units do, the excess with its interval, p and q.
 
-        The 95 % interval resamples the prompts of `other_topic`. `p` is one-sided, (b+1)/(draws+1): how often a draw
-        hurts as much. The null is in `attrs["null"]`.
+        The 95 % interval is Student's t over the prompts of `other_topic`. `p` is one-sided, (b+1)/(draws+1): how often
+        a draw hurts as much; `q` is the false-discovery rate over all rows. The null is in `attrs["null"]`.
         """
         rows, order = [], by_topic(self.prompt, self.topic)
         for number, other in enumerate(self.topic):
             own = order.order[order.topic == number]
             damage, drawn = self._damage(own), self._random_damage(own)
             excess = damage - drawn.mean(1)
-            low, high = statistics.mean_interval(excess)
-            p = statistics.exceeding_p(damage.mean(1), drawn.mean(2).T)
+            low, high = inference.mean_interval(excess)
+            p = inference.exceeding_p(damage.mean(1), drawn.mean(2).T)
             columns = {
                 "damage": damage.mean(1),
                 "random": drawn.mean((1, 2)),
@@ -87,9 +88,11 @@ class TopicAblationResult(Result):
                 "low": low,
                 "high": high,
                 "p": p,
+                "q": np.nan,
             }
             rows.append(pd.DataFrame({"topic": self.topic, "other_topic": other, **columns, "prompts": len(own)}))
         frame = pd.concat(rows, ignore_index=True).assign(draws=self.random.shape[1])
+        frame["q"] = inference.false_discovery(frame["p"].to_numpy())
         frame.attrs["null"] = NULL
         return frame
 
@@ -109,12 +112,12 @@ class TopicAblationResult(Result):
                 return (of @ less(times))[None]
 
             observed = float(difference(np.ones(len(number)))[0])
-            (low,), (high,) = statistics.interval(difference, len(number))
-            p = float(statistics.exceeding_p(np.array([observed]), each[:, None])[0])
+            (low,), (high,) = inference.interval(difference, len(number))
+            p = float(inference.exceeding_p(np.array([observed]), each[:, None])[0])
             rows.append((self.topic[topic], observed, low, high, each.mean(), each.min(), each.max(), p))
         columns = ["topic", "specificity", "low", "high", "random", "random_low", "random_high", "p"]
         frame = pd.DataFrame(rows, columns=columns).assign(prompts=len(number), draws=self.random.shape[1])
-        frame.insert(8, "q", statistics.false_discovery(frame["p"].to_numpy()))
+        frame.insert(8, "q", inference.false_discovery(frame["p"].to_numpy()))
         frame.attrs["null"] = SPECIFICITY_NULL
         return frame
 
@@ -209,11 +212,11 @@ class TopicAblation(Experiment[TopicAblationResult]):
     def __post_init__(self) -> None:
         if self.of not in ("head", "neuron") or self.silenced_by not in ("mean", "zero"):
             raise ValueError(
-                f"TopicAblation(of=...) is head or neuron and silenced_by is mean or zero; {self.of!r} and "
-                f"{self.silenced_by!r} came"
+                f"TopicAblation(of=...) is head or neuron and silenced_by is mean or zero; {brief(self.of)} and "
+                f"{brief(self.silenced_by)} came"
             )
         if self.statistic not in STATISTICS:
-            raise ValueError(f"statistic is one of {', '.join(STATISTICS)}; {self.statistic!r} came")
+            raise ValueError(f"statistic is one of {', '.join(STATISTICS)}; {brief(self.statistic)} came")
         if self.k < 1 or self.draws < 1:
             raise ValueError(f"TopicAblation(k=..., draws=...) are 1 or more; {self.k} and {self.draws} came")
 

@@ -27,6 +27,7 @@ from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from lens_probes import figures
+from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
 from lens_probes.probe import Experiment
 from lens_probes.prompts import Prompts, Tokens, concatenate, tokenize
@@ -173,7 +174,7 @@ class TunedLens(Experiment[TunedLensResult]):
             return _Fit(maps, nothing, nothing, maps.new_zeros(len(layer), 0))
         if not isinstance(resume, TunedLensResult):
             raise TypeError(
-                f"resume is the result of an earlier run, or of TunedLensResult.load(path); {resume!r} came"
+                f"resume is the result of an earlier run, or of TunedLensResult.load(path); {brief(resume)} came"
             )
         resume.check(view, ())
         own = (layer, self.learning_rate, self.tokens_per_step, self.seed, _text_hash(tokens))

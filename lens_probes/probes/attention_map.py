@@ -31,7 +31,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PairTable, Tokens, concatenate
@@ -40,7 +41,7 @@ from lens_probes.run import Reading
 
 Statistic = Literal["entropy", "largest", "distance", "first", "previous", "itself", "copies", "induction"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
-CLASSES = (*statistics.CLASSES, "other", "special")
+CLASSES = (*inference.CLASSES, "other", "special")
 LIMIT = 1e9  # bytes of patterns kept
 
 
@@ -125,7 +126,7 @@ class AttentionMapResult(Result):
 
     def _number(self, statistic: Statistic) -> int:
         if statistic not in self.statistic:
-            raise ValueError(f"statistic is one of {', '.join(self.statistic)}; {statistic!r} came")
+            raise ValueError(f"statistic is one of {', '.join(self.statistic)}; {brief(statistic)} came")
         return self.statistic.index(statistic)
 
     # Figures
@@ -155,7 +156,7 @@ class AttentionMapResult(Result):
         """Some heads side by side, all tokens of a prompt."""
         pairs = list(heads) if isinstance(heads, Iterable) else []
         if not pairs or not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):
-            raise ValueError(f"figure_heads draws (layer, head) pairs, such as [(0, 1), (2, 3)]; {heads!r} came")
+            raise ValueError(f"figure_heads draws (layer, head) pairs, such as [(0, 1), (2, 3)]; {brief(heads)} came")
         pattern = self.square(prompt)
         texts = self._texts(prompt)
         return figures.squares(
@@ -224,7 +225,7 @@ class AttentionMap(Probe[AttentionMapResult]):
 
     def measure(self, reading: Reading) -> AttentionMapResult:
         """A prompt at a time, and the sums over the batch."""
-        model, hooks = reading.model, self.hooks(reading.model)
+        model, layers, hooks = reading.model, reading.model.layers(self.layers), self.hooks(reading.model)
         own = set(_classes(reading.tokens))
         classes = (*CLASSES, *sorted(own - set(CLASSES)))
         parts, patterns, pairs = [], [], []
@@ -232,7 +233,7 @@ class AttentionMap(Probe[AttentionMapResult]):
             pattern = torch.stack([one.square(hook) for hook in hooks]).double().cpu()
             everything = torch.ones(pattern.shape[2:], dtype=torch.bool)
             may = everything if model.encoder else everything.tril()
-            _check_window(pattern, may, model.name)
+            _check_window(model, layers, one.tokens, pattern)
             parts.append(sums_of(pattern, may, one.tokens, classes))
             if self.keep_patterns:
                 query, key = may.nonzero(as_tuple=True)
@@ -240,7 +241,7 @@ class AttentionMap(Probe[AttentionMapResult]):
                 patterns.append(pattern[:, :, query, key].float())
         sums = Sums(*(torch.stack(each).sum(0) for each in zip(*parts, strict=True)))
         return AttentionMapResult(
-            layer=tuple(str(layer) for layer in model.layers(self.layers)),
+            layer=tuple(map(str, layers)),
             head=tuple(f"H{head}" for head in range(model.n_heads)),
             statistic=STATISTICS,
             word_class=classes,
@@ -324,12 +325,13 @@ def _classes(tokens: Tokens) -> list[str]:
     ]
 
 
-def _check_window(pattern: Float64[Tensor, "layer head query key"], may: Bool[Tensor, "query key"], name: str) -> None:
-    """Raise where all heads of a layer leave out tokens that come before: it has a window, and we count beyond it."""
-    unseen = (pattern.amax(1) == 0) & may
-    if unseen.any():
-        layer = int(unseen.flatten(1).any(1).nonzero()[0])
-        raise ValueError(
-            f"number {layer} of the layers asked for of {name} looks at a window of tokens shorter than this prompt of "
-            f"{len(may)}, and AttentionMap counts all that come before: use shorter prompts"
-        )
+def _check_window(
+    model: ModelView, layers: Sequence[int], tokens: Tokens, pattern: Float64[Tensor, "layer head query key"]
+) -> None:
+    """Raise for a layer that may not look at all tokens that come before: it has a window, and we count beyond it."""
+    for layer, own in zip(layers, pattern, strict=True):
+        if not model.seen(layer, tokens.id, own)[-1].all():
+            raise ValueError(
+                f"layer {layer} of {model.name} looks at a window of tokens shorter than this prompt of {len(tokens)}, "
+                f"and AttentionMap counts all that come before: use shorter prompts, or other layers"
+            )

@@ -9,6 +9,9 @@ values (after rotary positions and their norms):
     weight             = softmax of score over all tokens that the query may look at           0 to 1
     value_norm         = |v|          written_norm = |weight v W_O|, what the key token adds to the query token
 
+Values are as the heads mix them (OLMo clips them first), and W_O has the factor with which the model adds what its
+attention puts out (Granite).
+
 Which of two keys is looked at more, `contrast` asks of minimal pairs: prompts that differ in a cue only.
 
     contrast = (score of the first key - score of the second) where the cue means the first,
@@ -18,7 +21,10 @@ A difference of scores does not depend on what goes to other tokens, so an atten
 with the words of both prompts at the same places, neither can distance.
 
 Raises where softmax(score) is not the model's own pattern (position biases such as ALiBi, attention sinks in the
-softmax), where a prompt lacks a word or has it twice, and where a decoder would have to look ahead.
+softmax), at the query asked for and at the one whose attention is spread most, since a query that looks at one token
+has weight 1 whatever the score. Raises where the weighted values do not sum to what the heads put out, or what they
+write does not add up to what attention adds to the stream. Raises where a prompt lacks a word or has it twice, and
+where a decoder would have to look ahead.
 
 Source: Henry Dashwood, "How to Think About Self-Attention Intuitively", whose toy is `lp.toy`; Vaswani et al. 2017,
 arXiv 1706.03762.
@@ -26,6 +32,7 @@ arXiv 1706.03762.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, final
 
 import numpy as np
@@ -35,8 +42,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
-from lens_probes.model import ModelView
+from lens_probes import figures, inference
+from lens_probes.messages import brief
+from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, Tokens, prompt_table, whole_number
 from lens_probes.result import Result, unit
@@ -44,7 +52,6 @@ from lens_probes.run import Reading
 
 Place = str | int | Sequence[str]
 NULL = "what a head looks at does not depend on the cue; the two prompts of a pair swapped at random"
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # half precision: 0.03
 
 
 @final
@@ -89,31 +96,31 @@ class AttentionPairResult(Result):
     # Minimal pairs
 
     def contrast(
-        self, *, of: Literal["score", "weight"] = "score", permutations: int = statistics.PERMUTATIONS, seed: int = 0
+        self, *, of: Literal["score", "weight"] = "score", permutations: int = inference.PERMUTATIONS, seed: int = 0
     ) -> pd.DataFrame:
         """Per head: does the cue move the query from the second key to the first? Effect, interval, p, q over heads.
 
         Prompts 0 and 1 are a pair, 2 and 3, and so on; the first of a pair has the cue for the first key. Only pairs
         whose three words stand at the same places in both prompts count: `pairs`, of `pairs_given`. `of="score"`: in
         nats, free of attention sinks; `of="weight"`: differences of the raw weights. A cue behind the query moves no
-        decoder: exactly 0, p 1. `on_keys`: the mean weight on both keys together. The 95 % interval resamples pairs; p
-        is two-sided from swapping the prompts of a pair.
+        decoder: exactly 0, p 1. `on_keys`: the mean weight on both keys together. The 95 % interval is
+        Student's t over pairs; p is two-sided, from swapping the prompts of a pair.
         """
         if of not in ("score", "weight"):
-            raise ValueError(f"contrast(of=...) is score or weight; {of!r} came")
+            raise ValueError(f"contrast(of=...) is score or weight; {brief(of)} came")
         matched = self._pairs()
         values = getattr(self, of).double()
         difference = values[..., 0] - values[..., 1]
         moved = (difference[:, :, matched] - difference[:, :, matched + 1]).flatten(0, 1).numpy()  # unit, pair
-        low, high = statistics.mean_interval(moved, seed=seed)
-        p = statistics.swapping_p(moved, permutations, seed=seed)
+        low, high = inference.mean_interval(moved)
+        p = inference.swapping_p(moved, permutations, seed=seed)
         both = torch.stack([matched, matched + 1])
         frame = self.cells("layer", "head").assign(
             effect=moved.mean(1),
             low=low,
             high=high,
             p=p,
-            q=statistics.false_discovery(p),
+            q=inference.false_discovery(p),
             on_keys=self.weight[:, :, both, :2].sum(-1).mean((2, 3)).flatten().numpy(),
             pairs=len(matched),
             pairs_given=len(self.prompt) // 2,
@@ -211,18 +218,28 @@ class AttentionPair(Probe[AttentionPairResult]):
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.keys, str | int) or not self.keys:
-            raise ValueError(f"AttentionPair(keys=...) is a list of words or positions; {self.keys!r} came")
-        if len(self._named()) < len(self.keys):
-            raise ValueError(f"AttentionPair(keys=...) names each key once; {self.keys!r} came")
+        keys = self.keys
+        if isinstance(keys, str) or not isinstance(keys, Sequence | Mapping) or not len(keys):
+            raise ValueError(f"AttentionPair(keys=...) is a list of words or positions; {brief(keys)} came")
+        places = keys.values() if isinstance(keys, Mapping) else keys
+        for setting, place in [("query", self.query), *(("keys", place) for place in places)]:
+            if not _is_place(place):
+                raise ValueError(
+                    f"AttentionPair({setting}=...) names a token by a word, by a position, or by several words of "
+                    f"which each prompt has one; got {brief(place)}: ask about one position at a time"
+                )
+        if len(self._named()) < len(keys):
+            raise ValueError(f"AttentionPair(keys=...) names each key once; {brief(keys)} came")
 
     def hooks(self, model: ModelView) -> list[str]:
-        """Queries, keys, values and patterns of every layer."""
-        return [
-            hook(layer)
+        """Queries, keys, values and patterns of every layer, and what its heads and its attention put out."""
+        of_heads = (model.hook_query, model.hook_key, model.hook_value, model.hook_pattern)
+        names = [
+            name
             for layer in model.layers(self.layers)
-            for hook in (model.hook_query, model.hook_key, model.hook_value, model.hook_pattern)
+            for name in (*(hook(layer) for hook in of_heads), *model.hooks_written(layer))
         ]
+        return list(dict.fromkeys(names))  # the stream after one layer is that before the next
 
     def measure(self, reading: Reading) -> AttentionPairResult:
         """Find the tokens, then compute a layer at a time."""
@@ -270,42 +287,68 @@ class AttentionPair(Probe[AttentionPairResult]):
         model, position = reading.model, reading.tokens.position
         q = model.rotated(reading[model.hook_query(layer)].float(), position)
         k = model.per_head(model.rotated(reading[model.hook_key(layer)].float(), position))
-        v = model.per_head(reading[model.hook_value(layer)].float())
+        v = model.per_head(model.mixed(reading[model.hook_value(layer)].float()))
+        z, W_O = reading[model.hook_z(layer)].float(), model.W_O(layer).float()
+        model.check_written(layer, reading.__getitem__)
         found = []
         for number, one in enumerate(prompts):
             own = torch.searchsorted(reading.tokens.prompt, one.tokens.prompt[0])  # its first row
             rows = slice(int(own), int(own) + len(one.tokens))
-            terms = q[rows][query[number]] * k[rows] * model.attention_scale(layer)  # key head d_head
-            dot = terms.sum(-1)
-            score = model.scores(dot)
-            pattern = one.square(model.hook_pattern(layer))[:, query[number]].T  # key head
-            unseen = (pattern[keys[number]] == 0).all(1)
-            if unseen.any():
+            pattern = one.square(model.hook_pattern(layer))  # head query key
+            may = model.seen(layer, one.tokens.id, pattern)
+            asked, at = int(query[number]), keys[number]
+            if not may[asked, at].all():
                 raise ValueError(
                     f"layer {layer} of {model.name} looks at a window of tokens that ends before a key in "
                     f"{_shown(one.tokens)}: ask for other layers, or bring query and keys nearer to each other"
                 )
-            weight = score.masked_fill(pattern == 0, -torch.inf).softmax(0)
-            error = float((weight - pattern).abs().max())
-            if not error <= TOLERANCE.get(pattern.dtype, 0.03):
+            close = tolerance(pattern.dtype)
+            pattern = pattern.float()
+            largest = pattern.amax(-1).amin(0)  # in the head of each query that spreads its attention most
+            spread = int(largest.argmin())
+            if not largest[spread] < 1 - close:  # else any larger scale would pass
                 raise ValueError(
-                    f"layer {layer} of {model.name} does something to the products of queries and keys that we do not "
-                    f"know, such as a position bias, a sink or another scale (our weights differ from its pattern by "
-                    f"{error:.2g}): use another model"
+                    f"a prompt needs one query that shares out its attention in layer {layer} of {model.name}, since "
+                    f"scores are checked by it; in {_shown(one.tokens)} got a weight of {float(largest[spread]):.4g} "
+                    f"on one token from every query: use longer prompts, or other layers"
                 )
-            at = keys[number]
+            for place in (spread, asked):
+                terms = q[rows][place] * k[rows] * model.attention_scale(layer)  # key head d_head
+                dot = terms.sum(-1)
+                score = model.scores(dot)
+                weight = score.masked_fill(~may[place, :, None], -torch.inf).softmax(0)
+                error = float((weight - pattern[:, place].T).abs().max())
+                if not error <= close:
+                    raise ValueError(
+                        f"layer {layer} of {model.name} does something to the products of queries and keys that we do "
+                        f"not know, such as a position bias, a sink or another scale (our weights differ from its "
+                        f"pattern by {error:.2g}): use another model"
+                    )
+            size = float(v[rows].abs().max())
+            off = float((torch.einsum("hqk,khd->qhd", pattern, v[rows]) - z[rows]).abs().max())
+            if not off <= close * size:
+                raise ValueError(
+                    f"weights times values must sum to what the heads of layer {layer} of {model.name} put out; got "
+                    f"sums that are off by {off:.2g}, with values up to {size:.2g}: use another model"
+                )
             value = v[rows][at]
-            written = torch.einsum("ihk,hkd->ihd", weight[at, :, None] * value, model.W_O(layer).float())
+            written = torch.einsum("ihk,hkd->ihd", weight[at, :, None] * value, W_O)
             found.append((terms[at], dot[at], score[at], weight[at], value, written.norm(dim=-1)))
         return tuple(torch.stack(each).movedim(2, 0).cpu() for each in zip(*found, strict=True))
 
 
+def _is_place(asked: object) -> bool:
+    if isinstance(asked, str | Integral):
+        return not isinstance(asked, bool)
+    return isinstance(asked, Sequence) and len(asked) > 0 and all(isinstance(word, str) for word in asked)
+
+
 def place_of(prompt: Tokens, asked: Place) -> int:
     """Where a prompt has the token asked for: a position, or the last token of the one word that is asked for."""
-    if isinstance(asked, int):
+    if not isinstance(asked, Sequence):
         if not -len(prompt) <= asked < len(prompt):
             raise ValueError(f"position {asked} was asked for and {_shown(prompt)} has {len(prompt)} tokens")
-        return asked % len(prompt)
+        return int(asked) % len(prompt)
     wanted = {asked.lower()} if isinstance(asked, str) else {word.lower() for word in asked}
     words: dict[int, str] = {}
     for word, text in zip(prompt.word.tolist(), prompt.text, strict=True):
@@ -320,7 +363,7 @@ def place_of(prompt: Tokens, asked: Place) -> int:
 
 
 def _name(asked: Place) -> str:
-    if isinstance(asked, str | int):
+    if isinstance(asked, str) or not isinstance(asked, Sequence):
         return str(asked)
     return asked[0] if len(asked) == 1 else f"{asked[0]}|..."
 

@@ -12,8 +12,10 @@ value biases are; every MLP; and the biases of final norm and unembedding. Subtr
 biases, and applying w make raw and processed weights agree. Gemma norms what attention adds: that norm's scale is taken
 at its true value too. Contributions are direct: what a head does through later parts counts as theirs.
 
+What a model multiplies outputs of attention and MLP by before it adds them (Granite) is part of contributions.
+
 BERT and RoBERTa are refused: they norm after every sum, and their head is not linear. So is a model whose parts do not
-sum to its logits (one that scales what a block adds, say).
+sum to its logits.
 
 Source: direct logit attribution as in Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits",
 transformer-circuits.pub/2021/framework.
@@ -29,7 +31,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView, Norm
 from lens_probes.probe import Probe
 from lens_probes.prompts import Target, Tokens, asked_about, target_ids
@@ -69,7 +72,7 @@ class ComponentLensResult(Result):
         """The contributions of one component: `L3H1`, `L3_mlp`, `L3_attn_bias`, `embed`, ..."""
         if component not in self.component:
             raise ValueError(
-                f"component {component!r} was asked for and there are {', '.join(self.component[:6])}, ..."
+                f"component {brief(component)} was asked for and there are {', '.join(self.component[:6])}, ..."
             )
         return self.contribution[self.component.index(component)]
 
@@ -82,7 +85,7 @@ class ComponentLensResult(Result):
         if not chosen.any():
             raise ValueError("no token here has a target: pass longer prompts, or another target")
         tokens = self.token[chosen]
-        mean, low, high = statistics.token_means(self.contribution[:, chosen].double().numpy(), tokens)
+        mean, low, high = inference.token_means(self.contribution[:, chosen].double().numpy(), tokens)
         return pd.DataFrame(
             {
                 "component": self.component,
@@ -156,7 +159,7 @@ class ComponentLens(Probe[ComponentLensResult]):
     def __post_init__(self) -> None:
         if not isinstance(self.target, int) and self.target not in get_args(Target):
             named = ", ".join(get_args(Target))
-            raise ValueError(f"ComponentLens(target=...) is one of {named}, or a token id; {self.target!r} came")
+            raise ValueError(f"ComponentLens(target=...) is one of {named}, or a token id; {brief(self.target)} came")
 
     def hooks(self, model: ModelView) -> list[str]:
         """What is written: embeddings, each head's mixed values, what attention and MLP add; and the last state."""

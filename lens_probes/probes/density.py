@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import Tokens
@@ -36,23 +36,23 @@ class DensityResult(Result):
 
     def by_word_class(self) -> pd.DataFrame:
         """Types by word class: n, median, quartiles and interval of the median (prompts resampled)."""
-        return statistics.describe_types(self._values_by_unit(), self.token).drop(columns="unit")
+        return inference.describe_types(self._values_by_unit(), self.token).drop(columns="unit")
 
     def compare(
         self,
         first: str = "content",
         second: str = "function",
         *,
-        strata: statistics.Strata | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        strata: inference.Strata | None = None,
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
     ) -> pd.DataFrame:
         """The probability that a type of class `first` lies in a denser region than one of `second`, with p and n.
 
         Types are compared, each counted once; ids that occur in both classes are left out. See
-        `statistics.compare_types`.
+        `inference.compare_types`.
         """
-        return statistics.compare_types(
+        return inference.compare_types(
             self._values_by_unit(),
             self.token,
             first,
@@ -62,7 +62,7 @@ class DensityResult(Result):
             seed=seed,
         ).drop(columns=["unit", "q"])
 
-    def _values_by_unit(self) -> statistics.Values:
+    def _values_by_unit(self) -> inference.Values:
         return self.density[None].double().numpy()
 
     def figure(self) -> go.Figure:

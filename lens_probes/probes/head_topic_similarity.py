@@ -29,7 +29,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, check_pool, pooling, prompt_table
@@ -53,7 +54,7 @@ Of = Literal["head", "head_out", "attn_out", "mlp_out", "resid_pre", "resid_mid"
 Basis = Literal["own", "pca"]
 
 PROMPTS_PER_DIRECTION = 10  # with as many directions as prompts every pair looks alike
-NULL = "a prompt's vector does not depend on its topic (within a group); topics permuted among prompts"
+NULL = "a prompt's vector does not depend on its topic; topics permuted among prompts, or among cells within a group"
 
 
 @final
@@ -128,7 +129,7 @@ class HeadTopicSimilarityResult(Result):
     def test(
         self,
         *,
-        permutations: int = statistics.PERMUTATIONS,
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
         groups: Sequence[str] | None = None,
         metric: Similarity = "cosine",
@@ -137,9 +138,12 @@ class HeadTopicSimilarityResult(Result):
     ) -> pd.DataFrame:
         """Per head: separation, its 95 % interval (prompts resampled), p, q over heads, and p of the largest head.
 
-        `groups`, one label a prompt (its template, say): topics are permuted within a group only. `p` is two-sided,
-        (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` counts permutations in which any head is as far
-        out, the family-wise error rate. The null is in `attrs["null"]`.
+        `groups`, one label per prompt (its template, say): whole cells of topic x group are permuted within a group, so
+        that p allows for a topic that only one template brings out; without groups, everything holds for these
+        templates. Prompts are resampled within cells. No interval if a topic has fewer than five prompts or a cell one.
+        `p` is two-sided, (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` counts permutations in which any
+        head is as far out, the family-wise error rate. A head without a value (it gives zeros) has none of them. What a
+        test of topics can say stands in `lens_probes.topics`; the null is in `attrs["null"]`.
         """
         prompts = by_topic(self.prompt, self.topic, groups)
         means = self._means(metric, center, basis, torch.from_numpy(prompts.order))
@@ -150,12 +154,12 @@ class HeadTopicSimilarityResult(Result):
         observed = separation(means(prompts.members)).numpy()
         null = np.concatenate(of(prompts.permutations(permutations, seed=seed)))
         drawn = of(prompts.resamples(seed=seed))
-        low, high = statistics.bounds(np.concatenate(drawn)) if drawn else np.full((2, len(observed)), np.nan)
+        low, high = prompts.bounds(np.concatenate(drawn)) if drawn else np.full((2, len(observed)), np.nan)
         frame = self.cells("layer", "head").assign(
             separation=observed,
             low=low,
             high=high,
-            **statistics.judged(observed, null),
+            **inference.judged(observed, null),
             prompts=len(self.prompt),
             topics=len(self.topic),
             permutations=permutations,
@@ -184,7 +188,7 @@ class HeadTopicSimilarityResult(Result):
         means = self._means(metric, center, basis, torch.from_numpy(prompts.order), fit=first)
         chosen, reported = (separation(means(prompts.members * part)).numpy() for part in (first, ~first))
         frame = self.cells("layer", "head").assign(chosen=chosen, held_out=reported)
-        frame["rank_held_out"] = (-frame["held_out"]).rank(method="min").astype(int) - 1
+        frame["rank_held_out"] = (-frame["held_out"]).rank(method="min").sub(1).astype("Int64")
         frame = frame.assign(prompts_chosen=int(first.sum()), prompts_held_out=int((~first).sum()))
         return frame.sort_values("chosen", ascending=False, kind="stable").head(k).reset_index(drop=True)
 
@@ -293,7 +297,7 @@ class HeadTopicSimilarityResult(Result):
                 "this run kept sums by topic only, which give raw cosines: run HeadTopicSimilarity(keep_vectors=True)"
             )
         if basis not in get_args(Basis):
-            raise ValueError(f"basis is one of {', '.join(get_args(Basis))}; {basis!r} came")
+            raise ValueError(f"basis is one of {', '.join(get_args(Basis))}; {brief(basis)} came")
         vectors = self.vector.double() if order is None else self.vector.double()[:, :, order]
         fitted = vectors if fit is None else vectors[:, :, fit]
         if basis == "pca":
@@ -349,15 +353,15 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
 
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):
-            raise ValueError(f"HeadTopicSimilarity(of=...) is one of {', '.join(get_args(Of))}; {self.of!r} came")
+            raise ValueError(f"HeadTopicSimilarity(of=...) is one of {', '.join(get_args(Of))}; {brief(self.of)} came")
         check_pool(self, self.pool)
 
     def hooks(self, model: ModelView) -> list[str]:
         """What the unit gives, in every layer."""
         layers = model.layers(self.layers)
-        if self.of in ("head", "head_out"):
-            return [model.hook_z(layer) for layer in layers]
-        return [model.hook(self.of, layer) for layer in layers]
+        if self.of == "head_out":
+            return list(dict.fromkeys(name for layer in layers for name in model.hooks_written(layer)))
+        return [self._hook(model, layer) for layer in layers]
 
     def measure(self, reading: Reading) -> HeadTopicSimilarityResult:
         """The vectors of the batch's prompts and their sums, a layer at a time."""
@@ -365,10 +369,11 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
         layers = model.layers(self.layers)
         weights = pooling(reading.tokens, self.pool)
         vectors = []
-        for layer, hook in zip(layers, self.hooks(model), strict=True):
-            activation = reading[hook].float()
+        for layer in layers:
+            activation = reading[self._hook(model, layer)].float()
             pooled = torch.einsum("pt,t...->p...", weights.to(activation.device), activation)
             if self.of == "head_out":
+                model.check_written(layer, reading.__getitem__)
                 pooled = torch.einsum("phk,hkd->phd", pooled, model.W_O(layer).float())
             vectors.append((pooled if pooled.ndim == 3 else pooled[:, None]).transpose(0, 1).cpu())
         vector = torch.stack(vectors)
@@ -388,6 +393,9 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
             vector=vector if self.keep_vectors else None,
         )
 
+    def _hook(self, model: ModelView, layer: int) -> str:
+        return model.hook_z(layer) if self.of in ("head", "head_out") else model.hook(self.of, layer)
+
 
 def whitened(
     vectors: Float64[Tensor, "layer head prompt d_head"], fitted: Float64[Tensor, "layer head some d_head"], rank: int
@@ -404,5 +412,5 @@ def whitened(
 
 def _checked(metric: Similarity) -> Similarity:
     if metric not in SIMILARITIES:
-        raise ValueError(f"metric is one of {', '.join(SIMILARITIES)}; {metric!r} came")
+        raise ValueError(f"metric is one of {', '.join(SIMILARITIES)}; {brief(metric)} came")
     return metric

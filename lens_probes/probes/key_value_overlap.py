@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.result import Result, unit
@@ -157,4 +157,4 @@ def random_overlap(d_model: int, d_head: int) -> Float[np.ndarray, " bound"]:
     random = torch.Generator().manual_seed(zlib.crc32(f"{d_model} {d_head}".encode()))
     spaces = torch.randn(DRAWS + 1, d_model, d_head, generator=random)
     overlaps = principal_cosines(spaces[0], spaces[1:]).square().mean(-1).double().numpy()
-    return statistics.bounds(overlaps[:, None])[:, 0]
+    return np.quantile(overlaps, (0.025, 0.975))

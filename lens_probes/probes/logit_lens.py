@@ -32,8 +32,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.experiments.tuned_lens import TunedLensResult
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import Target, Tokens, asked_about, target_ids, whole_number
@@ -109,16 +110,16 @@ class LogitLensResult(Result):
         rows = slice(None) if token is None else [self.token.row(prompt, token)]
         return tuple(dict.fromkeys(self._top()[0][:, rows, 0].flatten().tolist()))
 
-    def by_word_class(self, *, special: bool = False) -> pd.DataFrame:
+    def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
         """Log-probability, rank, entropy and KL by word class and layer: n, median, quartiles, interval of the median.
 
-        With `target="next"` the class is that of the word that follows, and otherwise the token's own. Predictions made
-        at special tokens, or of them, are left out unless `special`.
+        With `target="next"` the class is that of the word that follows, and otherwise the token's own. Word types weigh
+        equally unless `weigh="tokens"`. Predictions made at special tokens, or of them, are excluded unless `special`.
         """
         asked = asked_about(self.token, self.target)
         if not any(asked.word_class):
             raise ValueError("no token here has a target that belongs to a word: pass longer texts, or another target")
-        return statistics.by_word_class(self._quantities(), self.layer, asked, special=special)
+        return inference.by_word_class(self._quantities(), self.layer, asked, special=special, weigh=weigh)
 
     def compare(
         self,
@@ -126,16 +127,17 @@ class LogitLensResult(Result):
         second: str = "function",
         *,
         of: str = "log_prob",
-        strata: statistics.Strata | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        strata: inference.Strata | None = None,
+        weigh: inference.Weigh = "types",
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Per layer: the probability that a target of class `first` has the larger log_prob (or rank, ...), p, q and n.
 
-        See `statistics.compare`. `strata` is one label or number a token of this result, about its target: for
+        See `inference.compare`. `strata` is one label or number per token of this result, about its target: for
         frequency matching `lens_probes.words.merge_order(model.tokenizer)[result.target_id()]`.
         """
-        return statistics.compare_by_layer(
+        return inference.compare_by_layer(
             self._quantities(),
             of,
             self.layer,
@@ -143,6 +145,7 @@ class LogitLensResult(Result):
             first,
             second,
             strata=strata,
+            weigh=weigh,
             permutations=permutations,
             seed=seed,
         )
@@ -159,7 +162,7 @@ class LogitLensResult(Result):
             raise ValueError("the most probable entries are asked for and were not kept: run LogitLens(top_k=5)")
         return self.top_ids, self.top_log_prob
 
-    def _quantities(self) -> dict[str, statistics.Values]:
+    def _quantities(self) -> dict[str, inference.Values]:
         """What is summarised, as float64 with NaN for missing."""
         return {
             "log_prob": self.log_prob.double().numpy(),
@@ -178,7 +181,7 @@ class LogitLensResult(Result):
         if first < 0:
             raise ValueError(f"figure(first=...) is the number of a token, from 0 on; {first} came")
         if of not in tuple(SHOWN):
-            raise ValueError(f"figure(of=...) is one of {', '.join(SHOWN)}; {of!r} came")
+            raise ValueError(f"figure(of=...) is one of {', '.join(SHOWN)}; {brief(of)} came")
         rows = self.token.rows(prompt)[first : first + figures.ROWS]
         if not rows:
             raise ValueError(f"token {first} was asked for and prompt {prompt} ends before it: start at an earlier one")
@@ -314,7 +317,7 @@ class LogitLens(Probe[LogitLensResult]):
     def __post_init__(self) -> None:
         fixed = self._fixed()
         if not isinstance(self.target, str) and (not fixed or len(set(fixed)) < len(fixed) or min(fixed) < 0):
-            raise ValueError(f"LogitLens(target=...) lists ids, each once and from 0 on; {self.target!r} came")
+            raise ValueError(f"LogitLens(target=...) lists ids, each once and from 0 on; {brief(self.target)} came")
         if not isinstance(self.target, str | int):
             object.__setattr__(self, "target", fixed)  # so that the repr of an array's ids is the call that makes it
         if not isinstance(self.top_k, int) or self.top_k < 0:
@@ -322,7 +325,7 @@ class LogitLens(Probe[LogitLensResult]):
         if self.translator is not None and (not callable(self.translator) or isinstance(self.translator, type)):
             raise TypeError(
                 f"LogitLens(translator=...) is a function (state [token d_model], layer label) -> state, such as what "
-                f"TunedLens().run(model, texts) or TunedLensResult.load(path) gives; {self.translator!r} came"
+                f"TunedLens().run(model, texts) or TunedLensResult.load(path) gives; {brief(self.translator)} came"
             )
 
     def hooks(self, model: ModelView) -> list[str]:
@@ -412,8 +415,8 @@ class LogitLens(Probe[LogitLensResult]):
         if len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool):
             named = ", ".join(get_args(Target))
             raise ValueError(
-                f"LogitLens(target=...) is one of {named}, or token ids; {self.target!r} came: for a text, pass the "
-                f"ids that the model's tokenizer gives it"
+                f"LogitLens(target=...) is one of {named}, or token ids; {brief(self.target)} came: for a text, pass "
+                f"the ids that the model's tokenizer gives it"
             )
         return tuple(ids.tolist())
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, Tokens, prompt_table
@@ -65,17 +65,20 @@ class MovementResult(Result):
         between = (self.unit_sum.square().sum(-1) - self.square_sum) / pairs.clamp(min=1)
         return torch.where(pairs > 0, between, torch.nan).float()
 
-    def by_word_class(self, *, special: bool = False) -> pd.DataFrame:
-        """Relative length and cosine by word class and layer: n, median, quartiles and interval of the median."""
+    def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
+        """Relative length and cosine by word class and layer: n, median, quartiles and interval of the median.
+
+        Word types weigh equally unless `weigh="tokens"`; special tokens are excluded unless `special`.
+        """
         quantities = {
             "relative_length": self.relative_length.double().numpy(),
             "cosine": self.cosine.double().numpy(),
         }
-        return statistics.by_word_class(quantities, self.layer, self.token, special=special)
+        return inference.by_word_class(quantities, self.layer, self.token, special=special, weigh=weigh)
 
     def agreement_table(self) -> pd.DataFrame:
         """Per layer: the mean over prompts of `agreement` with its 95 % interval, the control, and their difference."""
-        mean, low, high, n = statistics.prompt_means(self.agreement.double().numpy(), self.token)
+        mean, low, high, n = inference.prompt_means(self.agreement.double().numpy(), self.token)
         between = self.agreement_between.double().numpy()
         return pd.DataFrame(
             {

@@ -28,7 +28,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import READ_POINTS, ModelView, ReadPoint
 from lens_probes.probe import Probe
 from lens_probes.probes.residual_mean import ResidualMeanResult
@@ -92,13 +93,13 @@ class RankShiftResult(Result):
     def _ranks(self) -> Float64[Tensor, "layer token"]:
         return self.rank.double().masked_fill(self.rank < 0, torch.nan)
 
-    def by_word_class(self, *, special: bool = False) -> pd.DataFrame:
+    def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
         """Rank, score and null rank by word class and layer: n, median, quartiles and interval of the median.
 
-        One row a quantity, class and layer, with columns as `statistics.describe` gives them. Special tokens are left
-        out unless `special`: their states are outliers.
+        One row per quantity, class and layer, with columns as `inference.describe` gives them; word types weigh equally
+        unless `weigh="tokens"`. Special tokens are excluded unless `special`: their states are outliers.
         """
-        return statistics.by_word_class(self._quantities(), self.layer, self.token, special=special)
+        return inference.by_word_class(self._quantities(), self.layer, self.token, special=special, weigh=weigh)
 
     def compare(
         self,
@@ -106,16 +107,17 @@ class RankShiftResult(Result):
         second: str = "function",
         *,
         of: str = "rank",
-        strata: statistics.Strata | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        strata: inference.Strata | None = None,
+        weigh: inference.Weigh = "types",
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Per layer: the probability that a `first` token has the larger rank (or score, null_rank), p, q and n.
 
-        See `statistics.compare`. For frequency matching give `strata`, a number a token:
+        See `inference.compare`. For frequency matching give `strata`, one number per token:
         `lens_probes.words.merge_order(model.tokenizer)[result.token.id]`, or counts of your own.
         """
-        return statistics.compare_by_layer(
+        return inference.compare_by_layer(
             self._quantities(),
             of,
             self.layer,
@@ -123,11 +125,12 @@ class RankShiftResult(Result):
             first,
             second,
             strata=strata,
+            weigh=weigh,
             permutations=permutations,
             seed=seed,
         )
 
-    def _quantities(self) -> dict[str, statistics.Values]:
+    def _quantities(self) -> dict[str, inference.Values]:
         """What is summarised, as float64 with NaN for missing."""
         null = self.null_rank.double().masked_fill(self.null_rank < 0, torch.nan)
         return {
@@ -254,7 +257,7 @@ class RankShift(Probe[RankShiftResult]):
             ("metric", self.metric, METRICS),
         ):
             if value not in allowed:
-                raise ValueError(f"RankShift({name}=...) is one of {', '.join(allowed)}; {value!r} came")
+                raise ValueError(f"RankShift({name}=...) is one of {', '.join(allowed)}; {brief(value)} came")
         if self.center is not None and not isinstance(self.center, ResidualMeanResult):
             raise TypeError(
                 f"RankShift(center=...) is the result of ResidualMean(at={self.at!r}).run(model, texts); "

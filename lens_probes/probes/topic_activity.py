@@ -33,7 +33,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, statistics
+from lens_probes import figures, inference
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.prompts import PromptTable, check_pool, pooling, prompt_table
@@ -48,7 +49,7 @@ STATISTICS = get_args(Statistic)
 UNITS_AT_ONCE = 4096
 COLUMNS = 21  # of a topic's grid: a layer has more neurons than can be drawn
 LIT_OR_DARK = "Which {} light up (blue) or go dark (red)?"
-NULL = "a unit's activity on a prompt does not depend on its topic (within a group); topics permuted among prompts"
+NULL = "a unit's activity does not depend on the topic; topics permuted among prompts, or among cells within a group"
 
 Effect = Callable[[Float[Tensor, "prompt unit"], Float[Tensor, "*draw topic prompt"]], Float[Tensor, "*draw unit"]]
 
@@ -92,7 +93,7 @@ class TopicActivityResult(Result):
     def of_prompts(self, statistic: Statistic) -> Float[Tensor, "layer prompt unit"]:
         """One of the five numbers, a row a prompt."""
         if statistic not in STATISTICS:
-            raise ValueError(f"statistic is one of {', '.join(STATISTICS)}; {statistic!r} came")
+            raise ValueError(f"statistic is one of {', '.join(STATISTICS)}; {brief(statistic)} came")
         if self.mean is None or self.std is None:
             raise ValueError("this run kept sums by topic only, without prompts: run TopicActivity(keep_rows=True)")
         return torch.hypot(self.mean, self.std) if statistic == "rms" else getattr(self, statistic)
@@ -135,15 +136,18 @@ class TopicActivityResult(Result):
         *,
         statistic: Statistic = "mean_abs",
         groups: Sequence[str] | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
         progress: bool = True,
     ) -> pd.DataFrame:
-        """Per unit: how much of its variance between prompts lies between topics, interval, p and p_max.
+        """Per unit: how much of its variance between prompts lies between topics, interval, p, q and p_max.
 
-        `groups`, one label a prompt (template, length, last token): values are taken from their group's mean and topics
-        permuted within groups. `p` is one-sided, (b+1)/(m+1); `p_max` the same against the largest of all units in each
-        permutation, the family-wise error rate. The 95 % interval resamples prompts. The null is in `attrs["null"]`.
+        `groups`, one label per prompt (template, length, last token): values are taken from their group's mean, and
+        whole cells of topic x group are permuted within groups. `p` is one-sided, (b+1)/(m+1); `q` the false-discovery
+        rate over units; `p_max` the same as p against the largest of all units in each permutation, the family-wise
+        error rate. The 95 % interval resamples prompts within cells; there is none if a topic has fewer than five
+        prompts or a cell one. What a test of topics can say stands in `lens_probes.topics`; the null is in
+        `attrs["null"]`.
         """
         return self._judged(selectivity, statistic, groups, permutations, seed, progress)
 
@@ -154,11 +158,11 @@ class TopicActivityResult(Result):
         *,
         statistic: Statistic = "mean_abs",
         groups: Sequence[str] | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
         progress: bool = True,
     ) -> pd.DataFrame:
-        """The k units that are highest for a topic against the others: contrast, interval, two-sided p and p_max."""
+        """The k units that are highest for a topic against the others: contrast, interval, two-sided p, q and p_max."""
         frame = self._contrasts(topic, statistic, groups, permutations, seed, progress)
         return frame.sort_values("effect", ascending=False, kind="stable").head(k).reset_index(drop=True)
 
@@ -169,7 +173,7 @@ class TopicActivityResult(Result):
         *,
         statistic: Statistic = "mean_abs",
         groups: Sequence[str] | None = None,
-        permutations: int = statistics.PERMUTATIONS,
+        permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
         progress: bool = True,
     ) -> pd.DataFrame:
@@ -195,7 +199,7 @@ class TopicActivityResult(Result):
     ) -> pd.DataFrame:
         by_topic(self.prompt, self.topic)  # refuses prompts without topics
         if topic not in self.topic:
-            raise ValueError(f"topic {topic!r} was asked for and there are {', '.join(map(repr, self.topic))}")
+            raise ValueError(f"topic {brief(topic)} was asked for and there are {', '.join(map(repr, self.topic))}")
         number = self.topic.index(topic)
         return self._judged(
             lambda values, weights: contrast(values, weights, number), statistic, groups, permutations, seed, progress
@@ -223,17 +227,19 @@ class TopicActivityResult(Result):
             of_some = values[:, some].contiguous()
             observed[some] = effect(of_some, members).numpy()
             null = np.abs(_stacked(effect, of_some, labels))
-            p[some] = statistics.exceeding_p(np.abs(observed[some]), null)
-            largest = np.maximum(largest, null.max(axis=1))
+            p[some] = inference.exceeding_p(np.abs(observed[some]), null)
+            known = np.isfinite(observed[some])  # what has no value is no maximum
+            largest = np.maximum(largest, null[:, known].max(axis=1, initial=0))
             low[some], high[some] = (
-                statistics.bounds(_stacked(effect, of_some, resamples)) if resamples else (np.nan, np.nan)
+                order.bounds(_stacked(effect, of_some, resamples)) if resamples else (np.nan, np.nan)
             )
         frame = self.cells("layer", "unit").assign(
             effect=observed,
             low=low,
             high=high,
             p=p,
-            p_max=statistics.exceeding_p(np.abs(observed), largest[:, None]),
+            q=inference.false_discovery(p),
+            p_max=inference.exceeding_p(np.abs(observed), largest[:, None]),
             prompts=len(self.prompt),
             topics=len(self.topic),
             permutations=permutations,
@@ -247,7 +253,7 @@ class TopicActivityResult(Result):
         """One number a prompt on one scale, prompts in their own order, units of all layers laid end to end."""
         order = by_topic(self.prompt, self.topic, groups)
         values = self.of_prompts(statistic)[:, order.order].transpose(0, 1).flatten(1)
-        return standardised(values, torch.from_numpy(order.cell)), order
+        return standardised(values, torch.from_numpy(order.group_or_one)), order
 
     # Figures
 
@@ -329,7 +335,7 @@ class TopicActivity(Probe[TopicActivityResult]):
 
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):
-            raise ValueError(f"TopicActivity(of=...) is one of {', '.join(get_args(Of))}; {self.of!r} came")
+            raise ValueError(f"TopicActivity(of=...) is one of {', '.join(get_args(Of))}; {brief(self.of)} came")
         if self.of == "embed" and self.layers is not None:
             raise ValueError(f"embeddings have no layers, and layers={self.layers} came: leave it out")
         check_pool(self, self.pool)

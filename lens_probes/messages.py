@@ -1,0 +1,28 @@
+"""How a value is shown in an error: as it is written where that is short, never a whole model, tensor or table."""
+
+import reprlib
+
+import torch
+
+
+class _Brief(reprlib.Repr):
+    def repr_instance(self, x: object, level: int) -> str:
+        """A module or an array by its class (and shape): its repr may run over thousands of lines."""
+        if isinstance(x, torch.nn.Module):
+            return f"<{type(x).__name__}>"
+        if shape := getattr(x, "shape", None):  # () of numpy's numbers: these are short
+            return f"<{type(x).__name__} of shape {tuple(shape)}>"
+        return super().repr_instance(x, level)
+
+
+_BRIEF = _Brief()
+_BRIEF.maxstring = _BRIEF.maxother = 80
+
+
+def brief(value: object) -> str:
+    """The value in at most about a line of text.
+
+    >>> brief([1, "two"]), brief(torch.nn.Linear(2, 2)), brief([torch.zeros(3, 4)])
+    ("[1, 'two']", '<Linear>', '[<Tensor of shape (3, 4)>]')
+    """
+    return _BRIEF.repr(value)
