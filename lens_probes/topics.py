@@ -45,8 +45,13 @@ class TopicOrder(NamedTuple):
 
     @property
     def cell(self) -> Int[np.ndarray, " prompt"]:
-        """A number for every topic in every group: what is permuted whole, and resampled within."""
-        return self.group_or_one * self.n_topics + self.topic
+        """A number for every topic in every group: what is permuted whole, and resampled within.
+
+        Numbered as they come in the prompts' own order, since the numbers of topics depend on how prompts were given.
+        """
+        both = self.group_or_one * self.n_topics + self.topic
+        _, first, number = np.unique(both, return_index=True, return_inverse=True)
+        return first.argsort().argsort()[number]
 
     def permutations(self, number: int, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
         """Topics moved at random among the cells of a group, or among prompts if there are no groups."""
