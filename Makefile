@@ -23,7 +23,7 @@ test-3: .venv-3/dev
 # The contract of every probe and experiment, and all tests that touch the model: what a new release may break. Left out
 # are statistics, simulations of chance, and packaging, where a release has no part.
 test-newest: newest
-	$(call TESTS,.venv-newest) --ignore=tests/test_statistics.py --ignore=tests/test_package.py -k "not as_often_as"
+	$(call TESTS,.venv-newest) --ignore=tests/test_inference.py --ignore=tests/test_package.py -k "not as_often_as"
 
 # The limit is for a cell that hangs: on a busy machine one may take ten times as long.
 notebooks: .venv/dev
