@@ -45,8 +45,12 @@ class TopicOrder(NamedTuple):
 
     @property
     def cell(self) -> Int[np.ndarray, " prompt"]:
-        """A number for every topic in every group: what is permuted whole, and resampled within."""
-        return self.group_or_one * self.n_topics + self.topic
+        """A number for every topic in every group: what is permuted whole, and resampled within.
+
+        Topics count as they stand here, by name: numbered as they came, their order would change what is drawn.
+        """
+        _, start, place = np.unique(self.topic, return_index=True, return_inverse=True)
+        return self.group_or_one * self.n_topics + np.argsort(np.argsort(start))[place]
 
     def permutations(self, number: int, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
         """Topics moved at random among the cells of a group, or among prompts if there are no groups."""
