@@ -47,11 +47,10 @@ class TopicOrder(NamedTuple):
     def cell(self) -> Int[np.ndarray, " prompt"]:
         """A number for every topic in every group: what is permuted whole, and resampled within.
 
-        Numbered as they come in the prompts' own order, since the numbers of topics depend on how prompts were given.
+        Topics count as they stand here, by name: numbered as they came, their order would change what is drawn.
         """
-        both = self.group_or_one * self.n_topics + self.topic
-        _, first, number = np.unique(both, return_index=True, return_inverse=True)
-        return first.argsort().argsort()[number]
+        _, start, place = np.unique(self.topic, return_index=True, return_inverse=True)
+        return self.group_or_one * self.n_topics + np.argsort(np.argsort(start))[place]
 
     def permutations(self, number: int, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
         """Topics moved at random among the cells of a group, or among prompts if there are no groups."""

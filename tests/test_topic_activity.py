@@ -217,7 +217,7 @@ def test_intervals_hold_the_effect_and_the_order_of_prompts_changes_nothing():
 
 
 def test_q_is_the_false_discovery_rate_over_units_and_a_unit_without_a_value_has_none():
-    result = planted(0, 1.5)
+    result = planted(0, 2.5)
     broken = replace(result, mean=result.mean.clone())
     broken.mean[0, 3, 4] = float("nan")  # one prompt is enough
     rest = [unit for unit in range(12) if unit != 4]

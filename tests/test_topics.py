@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lens_probes import inference
-from lens_probes.topics import TopicOrder
+from lens_probes.prompts import PromptTable
+from lens_probes.topics import TopicOrder, by_topic
 
 MOST_BY_CHANCE = 18  # of 200 trials at 5 %: the 99.4 % point of the binomial
 
@@ -51,6 +52,23 @@ def test_cells_of_unequal_size_keep_their_prompts_together():
     assert all(len(set(labels[own])) == 1 for labels in moved for own in (first, second))
     assert set(found) == {(0, 1, 1, 2), (1, 0, 1, 2), (0, 1, 2, 1), (1, 0, 2, 1)}
     assert min(found.values()) > 25
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_the_order_in_which_topics_and_prompts_came_changes_nothing_that_is_drawn(groups):
+    names, label = ["c", "a", "b"], ["long", "short"]
+    text = [f"{name} {group} {i}" for name in names for group in label for i in range(4)]
+    drawn = []
+    for topics, texts in ((names, text), (sorted(names), text[::-1])):
+        n = torch.arange(len(texts))
+        prompts = PromptTable(n, tuple(texts), tuple(own[0] for own in texts), n, tuple(texts))
+        order = by_topic(prompts, topics, [own.split()[1] for own in texts] if groups else None)
+        assert [texts[i] for i in order.order] == sorted(texts)
+        by_name = [topics.index(name) for name in sorted(names)]
+        draws = [torch.cat(list(some)) for some in (order.permutations(30, seed=0), order.resamples(seed=0))]
+        drawn.append([some[:, by_name] for some in draws])
+    for one, other in zip(*drawn, strict=True):
+        assert one.equal(other)
 
 
 def test_without_groups_topics_move_among_prompts():

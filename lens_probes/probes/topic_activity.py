@@ -411,8 +411,8 @@ def standardised(values: Float[Tensor, "prompt unit"], cell: Tensor) -> Float[Te
     wide = values.double()
     apart = wide - ((groups @ wide) / groups.sum(1, keepdim=True))[cell]
     spread = apart.square().mean(0).sqrt()
-    changes = spread > 1e-6 * wide.abs().amax(0)
-    return torch.where(changes, apart / spread, 0.0).float()
+    still = spread <= 1e-6 * wide.abs().amax(0)  # not of a unit with a NaN, which stays NaN
+    return torch.where(still, 0.0, apart / spread).float()
 
 
 def selectivity(
@@ -435,7 +435,7 @@ def selectivity(
     squares = weights.square().sum(-1)
     alone = times.square().sum(-1, keepdim=True) / total
     chance = ((squares / number[..., 0].clamp(min=1)).sum(-1, keepdim=True) - alone) / (total - alone)
-    return torch.where(variance > 1e-9, (between / variance - chance) / (1 - chance), 0.0)
+    return torch.where(variance <= 1e-9, 0.0, (between / variance - chance) / (1 - chance))
 
 
 def contrast(
@@ -450,7 +450,7 @@ def contrast(
     others = (shares.sum(-2) - shares[..., topic, :]) / (shares.shape[-2] - 1)
     _, variance = _moments(values, weights.sum(-2))
     difference = (shares[..., topic, :] - others) @ values
-    return torch.where(variance > 1e-9, difference / variance.sqrt(), 0.0)
+    return torch.where(variance <= 1e-9, 0.0, difference / variance.sqrt())
 
 
 def _moments(
