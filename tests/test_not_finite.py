@@ -1,6 +1,7 @@
 """NaN in one weight: what cannot be known is missing, what can be known stays as it was, and the rest is refused."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -179,10 +180,11 @@ def test_principal_angles_of_columns_with_nan_are_missing():
     torch.testing.assert_close(found[[0, 2]], whole[[0, 2]])
 
 
-def test_a_head_that_writes_nan_has_no_similarity_and_other_heads_keep_theirs():
-    probe = lp.HeadTopicSimilarity(of="head_out")
-    whole = probe.run(tiny.bridge("gpt2"), TOPICS)
-    result = probe.run(spoilt("gpt2", "blocks.2.attn.o.weight", 3, 5), TOPICS)
+def test_a_head_whose_vectors_are_nan_has_no_similarity_and_other_heads_keep_theirs():
+    whole = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), TOPICS)
+    vectors = whole.vector.clone()
+    vectors[2, 0, :, 3] = NAN
+    result = replace(whole, vector=vectors)
     for options in ({}, {"metric": "distance"}, {"metric": "scaled"}, {"basis": "pca"}):
         found, before = result.separation(**options), whole.separation(**options)
         assert found.isnan().nonzero().tolist() == [[2, 0]], options
@@ -199,11 +201,6 @@ def test_vectors_of_nan_are_not_alike_and_have_no_principal_directions():
         assert not pairwise(vectors, metric)[0, 0, [2, 3]].isnan().any()
     two = torch.stack([vectors, normal(1, 4, 3, seed=1).double()], dim=1)
     assert whitened(two, two, 2).isnan().flatten(2).all(-1).tolist() == [[True, False]]
-
-
-def test_a_head_whose_output_weights_hold_nan_has_no_length_written_and_other_heads_have():
-    result = lp.AttentionPair(-1, [1, 2]).run(spoilt("gpt2", "blocks.2.attn.o.weight", 3, 5), TEXT)
-    assert result.written_norm.isnan().any(-1).any(-1).nonzero().tolist() == [[2, 0]]
 
 
 # What needs finite weights says so
@@ -248,6 +245,13 @@ def test_keys_or_values_of_nan_are_not_tied():
             ValueError, match=rf"activation 'blocks\.1\.attn\.hook_{which}' holds values that are not f"
         ):
             lp.TiedKeyValue().run(_spoilt_kv(which), list(PROMPTS), progress=False)
+
+
+@pytest.mark.parametrize("asked", [lp.AttentionPair(-1, [1, 2]), lp.HeadTopicSimilarity(of="head_out")], ids=repr)
+def test_what_heads_write_names_the_layer_of_nan(asked):
+    model = spoilt("gpt2", "blocks.2.attn.o.weight", 3, 5)
+    with pytest.raises(ValueError, match=r"activation 'blocks\.2\.hook_resid_mid' holds values that are not finite"):
+        asked.run(model, TOPICS, progress=False)
 
 
 def test_reach_names_the_layer_of_nan():
