@@ -244,7 +244,7 @@ def compare(
     `p` is two-sided, (b+1)/(m+1): effect, V and t are computed anew for labels permuted among word types. `low` and
     `high` invert that test: logit(effect) +- c sqrt(V) / (effect (1 - effect)), c the 95 % quantile of |t| over
     permutations. The interval excludes 0.5 exactly when p < 0.05. It is NaN with fewer than five prompts or five word
-    types of either class; with five to nine prompts it covers the true effect in about 93 of 100 data sets. Where every
+    types of either class; with five to nine prompts it covers the true effect in about 94 of 100 data sets. Where every
     pair has the same winner, V is 0, and t is that of a single lost pair of types; where all values are equal, t is 0
     and there is no interval. With fewer than five prompts, p speaks for other words in these prompts. `q` is the
     false-discovery rate over units. The null is in `attrs["null"]`.

@@ -631,6 +631,17 @@ def test_equal_infinite_values_are_ties(values):
     assert effect.tolist() == [won(values, first)]
 
 
+def test_an_effect_is_a_probability_whatever_rounding_does():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        first, second = random.integers(2, 12, size=2)
+        values = np.concatenate([random.random(first) + 1, random.random(second)])
+        heavy = 1 / random.choice([3.0, 7.0, 10.0, 49.0], size=first + second)
+        labels = np.arange(first + second)[:, None] < first
+        effect, _ = inference.common_language(values, np.zeros(len(values), dtype=np.int64), heavy)(labels)
+        assert 0 <= effect[0] <= 1
+
+
 # Permutations
 
 
