@@ -123,7 +123,7 @@ def _probes(view: lp.ModelView) -> list[lp.Probe[Any]]:
     chosen = {"RankShift": lp.RankShift(at=at), "ResidualMean": lp.ResidualMean(at=at)}
     if view.encoder:
         chosen["LogitLens"] = lp.LogitLens(target="own")
-    kinds = {name: kind for name, kind in lp.probes().items() if name not in chosen and name != "AttentionPair"}
+    kinds = {name: kind for name, kind in lp.list_probes().items() if name not in chosen and name != "AttentionPair"}
     others = [kind() for name, kind in kinds.items() if _needs_nothing(name, kind)]
     return [probe for probe in (*chosen.values(), *others) if _reads(probe, view)]
 

@@ -1,13 +1,10 @@
-"""What a probe is, what an experiment is, and how they are found."""
+"""What a probe is, and what an experiment is."""
 
 import abc
 import functools
-import importlib
-import importlib.metadata
 import inspect
-import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -21,8 +18,6 @@ from lens_probes.run import run as _run
 from lens_probes.words import WordClasses
 
 R = TypeVar("R", bound=Result)
-
-ENTRY_POINTS = "lens_probes.probes"
 
 
 def _with_card(kind: type) -> None:
@@ -130,44 +125,3 @@ class Experiment(abc.ABC, Generic[R]):
     @abc.abstractmethod
     def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> R:
         """Do it, and return what came out."""
-
-
-def probes() -> dict[str, type[Probe[Any]]]:
-    """All probes by name: those in `lens_probes/probes/` and those of the entry point group `lens_probes.probes`.
-
-    >>> sorted(probes())[:2]
-    ['AttentionMap', 'AttentionPair']
-    """
-    return _probes(importlib.metadata.entry_points(group=ENTRY_POINTS))
-
-
-def _probes(entry_points: Sequence[importlib.metadata.EntryPoint]) -> dict[str, type[Probe[Any]]]:
-    found = {name: kind for name, kind in siblings().items() if issubclass(kind, Probe)}
-    for entry in entry_points:
-        kind = entry.load()
-        if not (isinstance(kind, type) and issubclass(kind, Probe)):
-            raise TypeError(
-                f"entry point {entry.name!r} of {ENTRY_POINTS} is {entry.value}, which is not a Probe class"
-            )
-        other = found.setdefault(kind.__name__, kind)
-        if other is not kind:
-            raise ValueError(
-                f"two probes are called {kind.__name__}: {other.__module__} and {kind.__module__}; rename one of them"
-            )
-    return found
-
-
-def siblings() -> dict[str, type[Any]]:
-    """The classes that the files in `probes/` and `experiments/` define: probes, experiments and their results."""
-    found: dict[str, type[Any]] = {}
-    for folder in ("probes", "experiments"):
-        package = importlib.import_module(f"lens_probes.{folder}")
-        for file in pkgutil.iter_modules(package.__path__):
-            module = importlib.import_module(f"lens_probes.{folder}.{file.name}")
-            for name, kind in vars(module).items():
-                own = isinstance(kind, type) and kind.__module__ == module.__name__ and not name.startswith("_")
-                if not own or not issubclass(kind, Probe | Experiment | Result):
-                    continue
-                if found.setdefault(name, kind) is not kind:
-                    raise ValueError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
-    return found

@@ -30,7 +30,7 @@ def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp
     assert "The null: within a prompt" in printed
     assert "heads tell 10 topics apart (q < 0.05, 100 prompts)" in printed
     page = out.read_text(encoding="utf-8")
-    drawn = set(lp.probes()) - ({"ComponentLens"} if architecture == "bert" else set())
+    drawn = set(lp.list_probes()) - ({"ComponentLens"} if architecture == "bert" else set())
     for name in drawn:
         assert f"<h2>{name}</h2>" in page
     assert page.count("<section>") == len(drawn) + 3
@@ -152,7 +152,7 @@ def test_an_installed_probe_that_needs_settings_is_left_out_and_named(tmp_path, 
         def measure(self, reading):
             raise NotImplementedError
 
-    ours = lp.probes()
+    ours = lp.list_probes()
     monkeypatch.setattr(lp, "probes", lambda: {**ours, "Needy": Needy})
     out = tmp_path / "page.html"
     assert main(["--model", "gpt2", "--text-file", _text(tmp_path), "--out", str(out)]) == 0

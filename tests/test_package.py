@@ -51,7 +51,7 @@ def test_an_installed_wheel_imports_from_anywhere_without_transformerlens(built,
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
         f"import lens_probes as lp; assert lp.__file__.startswith({str(target)!r}), lp.__file__\n"
         "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules\n"
-        "print(lp.__version__, sorted(lp.probes()))"
+        "print(lp.__version__, sorted(lp.list_probes()))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert run.stdout.startswith("0.1.0 ['AttentionMap', 'AttentionPair'")
@@ -60,7 +60,13 @@ def test_an_installed_wheel_imports_from_anywhere_without_transformerlens(built,
 def test_every_public_name_is_there_and_has_a_docstring():
     for name in lp.__all__:
         assert getattr(lp, name).__doc__, name
-    assert callable(lp.run) and callable(lp.probes)
+    assert callable(lp.run)
+
+
+def test_a_name_of_the_package_hides_no_folder_of_it():
+    import lens_probes.probes.movement
+
+    assert lens_probes.probes.movement.Movement is lp.Movement
 
 
 def test_the_version_is_the_same_everywhere():

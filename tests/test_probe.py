@@ -17,7 +17,8 @@ import pytest
 
 import lens_probes as lp
 from lens_probes import probe as probe_module
-from lens_probes.probe import ENTRY_POINTS, Experiment, Probe, _probes, probes, siblings
+from lens_probes.probe import Experiment, Probe
+from lens_probes.registry import ENTRY_POINTS, _probes, list_probes, siblings
 from lens_probes.result import Result
 
 PACKAGE = Path(lp.__file__).parent
@@ -51,8 +52,8 @@ def other_package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_every_probe_that_a_file_of_the_folder_defines_is_found() -> None:
     own = written_in("probes", "Probe")
     assert {"RankShift", "Movement", "ResidualMean"} <= own
-    assert own <= set(probes())
-    assert {name for name, kind in probes().items() if kind.__module__.startswith("lens_probes.")} == own
+    assert own <= set(list_probes())
+    assert {name for name, kind in list_probes().items() if kind.__module__.startswith("lens_probes.")} == own
 
 
 def test_probes_experiments_and_results_stand_in_the_package_under_their_names() -> None:
@@ -92,7 +93,7 @@ def test_every_class_is_final_and_frozen(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in written_in("probes", "Probe")))
 def test_a_probe_prints_as_the_call_that_makes_it(name: str) -> None:
-    kind: Any = probes()[name]
+    kind: Any = list_probes()[name]
     needed = {"AttentionPair": ("it", ("cat", "mat"))}.get(name, ())
     made = eval(repr(kind(*needed)), {name: kind})
     assert made == kind(*needed)
@@ -174,7 +175,7 @@ import torch
 import lens_probes as lp
 from lens_probes.testing import check_probe
 
-kind = lp.probes()["TokenNorm"]
+kind = lp.list_probes()["TokenNorm"]
 print(kind.__module__, sys.modules[kind.__module__].__file__)
 model = lp.tiny.bridge("gpt2")
 check_probe(kind(), models=[model, lp.tiny.bridge("bert")])

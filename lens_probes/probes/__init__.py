@@ -1,1 +1,1 @@
-"""The probes, one file each. A new file here is found by `lens_probes.probes()` and needs no other edit."""
+"""The probes, one file each. A new file here is found by `lens_probes.list_probes()` and needs no other edit."""
