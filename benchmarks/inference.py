@@ -29,8 +29,8 @@ from lens_probes import demo, inference, words
 from lens_probes.prompts import Tokens
 from lens_probes.topics import TopicOrder
 
-Trial = Callable[[np.random.Generator], tuple[bool | None, bool]]
-"""Draws data, and says whether p < 0.05 and whether the interval holds the truth."""
+Trial = Callable[[np.random.Generator], tuple[bool | None, bool | None]]
+"""Draws data, and says whether p < 0.05 and whether the interval holds the truth; None if that is not asked."""
 LAYERS = 5
 LONG = 6  # letters of the first token of a word
 
@@ -131,11 +131,11 @@ def any_layer(n_prompts: int) -> Trial:
     """Whether any of some correlated layers has q < 0.05 without an effect."""
     tokens, scenario = corpus(), SCENARIOS["d real recurrence"]
 
-    def trial(random: np.random.Generator) -> tuple[bool, bool]:
+    def trial(random: np.random.Generator) -> tuple[bool, None]:
         own = drawn(tokens, n_prompts, scenario, random)
         values = values_of(own, scenario, 0.5, LAYERS, random)
         table = inference.compare(values, own, "content", "function", seed=int(random.integers(2**31)))
-        return bool((table["q"] < 0.05).any()), bool(((table["low"] <= 0.5) & (table["high"] >= 0.5)).all())
+        return bool((table["q"] < 0.05).any()), None
 
     return trial
 
@@ -267,6 +267,7 @@ if __name__ == "__main__":
     for number, (name, n_prompts, planted, trial) in enumerate(table()):
         if asked.only in name:
             found = [trial(np.random.default_rng([number, each])) for each in range(asked.trials)]
-            rejected = "" if found[0][0] is None else str(sum(map(bool, (each for each, _ in found))))
-            held = sum(bool(each) for _, each in found)
-            print(f"{name:32} {n_prompts:7}  {planted:12} {rejected:>9} {held:18}", flush=True)
+            rejected, held = (
+                "" if found[0][i] is None else str(sum(bool(each[i]) for each in found)) for i in range(2)
+            )
+            print(f"{name:32} {n_prompts:7}  {planted:12} {rejected:>9} {held:>18}", flush=True)

@@ -14,6 +14,7 @@ import torch
 from rank_shift import processor, timed
 
 import lens_probes as lp
+from lens_probes.prompts import tokenize
 from lens_probes.run import batches, pad
 
 ROUNDS = 3
@@ -34,7 +35,7 @@ def main() -> None:
     view, topics, groups = lp.ModelView(model), lp.demo.topics(), lp.demo.templates()
     probe = lp.HeadTopicSimilarity()
     result = probe.run(model, topics, progress=False)  # warms up, too
-    tokens = lp.prompts.tokenize(topics, view)
+    tokens = tokenize(topics, view)
     hooks = probe.hooks(view)
 
     def forward() -> None:

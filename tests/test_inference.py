@@ -642,6 +642,43 @@ def test_an_effect_is_a_probability_whatever_rounding_does():
         assert 0 <= effect[0] <= 1
 
 
+def test_complete_separation_counts_as_one_lost_pair_of_types():
+    words = [("content", i) for i in range(8)] + [("function", i) for i in range(20, 28)]
+    tokens = table(*[words[i:] + words[:i] for i in range(8)])
+    complete = np.where(is_content(tokens), 100.0 - tokens.id.numpy(), 0.0 - tokens.id.numpy())
+    lost = np.where(tokens.id.numpy() == 7, -20.5, complete)  # the lowest content type is below one function type
+    frame = inference.compare(np.stack([complete, lost]), tokens, "content", "function")
+    assert frame["effect"].tolist() == pytest.approx([1, 1 - 1 / 64])
+    low, high, p = (frame[column].tolist() for column in ("low", "high", "p"))
+    assert low[0] == pytest.approx(low[1], abs=0.01) and low[0] > 0.7
+    assert high[0] == 1 and max(p) < 0.02
+
+
+@pytest.mark.parametrize("weigh", get_args(inference.Weigh))
+def test_equal_values_have_no_interval_in_any_strata(weigh):
+    random = np.random.default_rng(0)
+    tokens = corpus(random, 9, 12, types=15)
+    strata = [f"stratum {i}" for i in random.integers(3, size=len(tokens))]
+    values = np.full((1, len(tokens)), 0.3)
+    frame = inference.compare(values, tokens, "content", "function", strata=strata, weigh=weigh, permutations=99).iloc[
+        0
+    ]
+    assert frame["effect"] == pytest.approx(0.5) and frame["p"] == 1
+    assert np.isnan(frame["low"]) and np.isnan(frame["high"])
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_only_types_and_tokens_can_weigh_equally():
+    tokens = table([("content", 1), ("function", 2)])
+    other: Any = "words"
+    for ask in (
+        lambda: inference.describe(np.ones((1, 2)), tokens, ["content"], weigh=other),
+        lambda: inference.compare(np.ones((1, 2)), tokens, "content", "function", weigh=other),
+    ):
+        with pytest.raises(ValueError, match="weigh must be 'types' or 'tokens'; got 'words'"):
+            ask()
+
+
 # Permutations
 
 
@@ -1025,8 +1062,11 @@ def test_a_complete_separation_has_a_finite_interval(weigh):
 
 
 def test_a_lead_without_variance_is_that_of_one_lost_pair_of_types():
-    t, error = inference.studentised(np.array([1.0, 0.0, 0.5]), np.zeros(3), 25)
-    expected = np.sqrt(2 / 25**2) / (24 / 25 * 1 / 25)
+    t, error = inference.studentised(np.array([1.0, 0.0, 0.5]), np.zeros(3), inference.lost_pair(5, 5))
+    # One content type loses to one function type, of five each: influences -4/5 and +1/5 (four times) of 1/25 by class.
+    of_class = np.array([-4 / 5, *[1 / 5] * 4]) / 25
+    variance = 10 / 9 * 2 * (of_class**2).sum()
+    expected = np.sqrt(variance) / (24 / 25 * 1 / 25)
     np.testing.assert_allclose(t, np.array([1, -1, 0]) * np.log(24) / expected)
     np.testing.assert_allclose(error[:2], expected)
 
