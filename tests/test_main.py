@@ -27,7 +27,7 @@ def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp
     printed = capsys.readouterr().out
     assert "Median rank of a token's own embedding" in printed
     assert "0_mid" in printed or (architecture == "neox" and "0_post" in printed)
-    assert "The null: within a prompt" in printed
+    assert "The null: the class of a word type says nothing about its values" in printed
     assert "heads tell 10 topics apart (q < 0.05, 100 prompts)" in printed
     page = out.read_text(encoding="utf-8")
     drawn = set(lp.list_probes()) - ({"ComponentLens"} if architecture == "bert" else set())
@@ -153,7 +153,7 @@ def test_an_installed_probe_that_needs_settings_is_left_out_and_named(tmp_path, 
             raise NotImplementedError
 
     ours = lp.list_probes()
-    monkeypatch.setattr(lp, "probes", lambda: {**ours, "Needy": Needy})
+    monkeypatch.setattr(lp, "list_probes", lambda: {**ours, "Needy": Needy})
     out = tmp_path / "page.html"
     assert main(["--model", "gpt2", "--text-file", _text(tmp_path), "--out", str(out)]) == 0
     error = capsys.readouterr().err

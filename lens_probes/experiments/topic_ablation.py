@@ -197,7 +197,7 @@ class TopicAblation(Experiment[TopicAblationResult]):
     ...           "food": ["The bread rose.", "A soup boiled.", "She ate cake.", "The salt was gone."]}
     >>> result = lp.TopicAblation(k=2, draws=20).run(lp.tiny.bridge(), topics, progress=False)
     >>> result.damage().shape, list(result.specificity()["topic"])
-    ((4, 12), ['animals', 'food'])
+    ((4, 13), ['animals', 'food'])
     """
 
     of: Literal["head", "neuron"] = "neuron"
