@@ -260,7 +260,7 @@ def compare(
     and a unit without any value has no effect, p or q.
 
     What it costs and covers is simulated by `benchmarks/inference.py`. Power, 30 of the package's sentences: an effect
-    of 0.60 is found in 77 % of trials, one of 0.64 in 97 % (by tokens in 54 % and POWER %).
+    of 0.60 is found in 77 % of trials, one of 0.64 in 97 % (by tokens in 54 % and 75 %).
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
