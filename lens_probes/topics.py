@@ -22,6 +22,7 @@ from torch import Tensor
 from lens_probes import inference
 from lens_probes.prompts import PromptTable
 
+MOST_UNEQUAL = 2  # times as many prompts per cell: with 2 to 20, half of all units without an effect have p < 0.05
 DRAWS_AT_ONCE = 16  # permutations or resamples in one product
 
 
@@ -56,11 +57,22 @@ class TopicOrder(NamedTuple):
         """Topics moved at random among the cells of a group, or among prompts if there are no groups."""
         if not any(len(set(self.topic[self.group_or_one == each])) > 1 for each in set(self.group_or_one)):
             raise ValueError("every group has prompts of one topic only: nothing can be permuted within groups")
+        self._check_sizes()
         item = np.arange(len(self.topic)) if self.group is None else self.cell
         _, start, item_of = np.unique(item, return_index=True, return_inverse=True)
         moved = inference.permuted(self.topic[start], self.group_or_one[start], number, seed=seed)[:, item_of]
         for first in range(0, number, DRAWS_AT_ONCE):
             yield torch.stack([one_hot(each, self.n_topics) for each in moved[first : first + DRAWS_AT_ONCE]])
+
+    def _check_sizes(self) -> None:
+        """Refuse topics whose cells are always the small ones: large ones in their place make the null narrow."""
+        _, first, sizes = np.unique(self.cell, return_index=True, return_counts=True)
+        mean = [sizes[self.topic[first] == topic].mean() for topic in np.unique(self.topic)]
+        if self.group is not None and max(mean) > MOST_UNEQUAL * min(mean):
+            raise ValueError(
+                f"topics are permuted within groups if their cells have about one size; got {min(mean):.1f} to "
+                f"{max(mean):.1f} prompts per topic and group on average: take as many of every topic, or no groups"
+            )
 
     def resamples(self, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
         """Prompts drawn with replacement within cells; none with a topic of fewer than five, or a cell of one."""

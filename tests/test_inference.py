@@ -642,6 +642,60 @@ def test_an_effect_is_a_probability_whatever_rounding_does():
         assert 0 <= effect[0] <= 1
 
 
+def test_a_repeated_prompt_is_no_new_evidence():
+    random = np.random.default_rng(0)
+    once = corpus(random, 4, 10, types=20)
+    prompts = [own for _, own in once.by_prompt()]
+    n = len(once)
+    again = replace(
+        once[torch.arange(n).repeat(3)], prompt=torch.cat([once.prompt + copy * len(prompts) for copy in range(3)])
+    )
+    values = random.normal(size=(1, n))
+    alone = inference.compare(values, once, "content", "function", permutations=99).iloc[0]
+    thrice = inference.compare(np.tile(values, 3), again, "content", "function", permutations=99).iloc[0]
+    assert thrice["content_prompts"] == 12 and np.isnan(thrice["low"])  # of four different ones
+    assert (thrice["effect"], thrice["p"]) == pytest.approx((alone["effect"], alone["p"]))
+    assert np.isnan(inference.describe(np.tile(values, 3), again, ["content", "function"])["low"].to_numpy()).all()
+
+
+def test_one_type_that_makes_up_most_tokens_decides_nothing_by_tokens():
+    words = [
+        [("content", 10 * i + j) for j in range(4)] + [("function", 1)] * 6 + [("function", 2 + i)] for i in range(8)
+    ]
+    tokens = table(*words)
+    values = np.random.default_rng(0).normal(size=(1, len(tokens)))
+    by_tokens = inference.compare(values, tokens, "content", "function", weigh="tokens", permutations=99).iloc[0]
+    assert by_tokens["function_effective_types"] < 3 and by_tokens["effect"] > 0
+    assert by_tokens[["low", "high", "p", "q"]].isna().all()
+    by_types = inference.compare(values, tokens, "content", "function", permutations=99).iloc[0]
+    assert by_types[["low", "high", "p", "q"]].notna().all()
+
+
+def test_words_cut_inside_a_character_stay_the_words_they_are():
+    pieces = ("\u00e4\u00b8\u0122", "\u00e4\u00b8\u0123")  # the names of the bytes of two characters that end in 80, 81
+    assert inference.forms(replace(table([("content", 1)], [("content", 2)]), text=pieces)) == pieces
+    assert inference.forms(replace(table([("content", 1)], [("content", 2)]), text=(" Été", "été"))) == ("été", "été")
+
+
+def test_a_missing_label_is_in_no_stratum():
+    tokens = table([("content", 1), ("function", 2), ("content", 3), ("function", 4), ("content", 5)])
+    values = np.array([[1.0, 2.0, 3.0, 4.0, 9.0]])
+    for strata in (["a", "a", "b", "b", None], ["a", "a", "b", "b", NAN], pd.Categorical(["a", "a", "b", "b", None])):
+        given: Any = np.asarray(strata, dtype=object)
+        frame = inference.compare(values, tokens, "content", "function", strata=given, permutations=9).iloc[0]
+        assert (frame["strata"], frame["content_tokens"], frame["effect"]) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1.0, 1e6])
+def test_p_does_not_depend_on_the_unit_of_measurement(scale):
+    random = np.random.default_rng(0)
+    apart = np.abs(random.normal(1, 0.1, (1, 20)))
+    null = random.normal(size=(99, 1))
+    assert inference.swapping_p(apart * scale)[0] == inference.swapping_p(apart)[0] == 0.001
+    for judge in (inference.permutation_p, inference.maximum_p):
+        assert judge(np.array([9.0 * scale]), null * scale)[0] == judge(np.array([9.0]), null)[0] == 0.01
+
+
 def test_complete_separation_counts_as_one_lost_pair_of_types():
     words = [("content", i) for i in range(8)] + [("function", i) for i in range(20, 28)]
     tokens = table(*[words[i:] + words[:i] for i in range(8)])
@@ -992,6 +1046,7 @@ def test_twenty_permutations_are_the_fewest_that_can_bound_an_interval():
 @pytest.mark.parametrize("strata", [None, "frequency", "position"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_comparison_is_that_of_loops_over_pairs(seed, strata, weigh, monkeypatch):
+    monkeypatch.setattr(inference, "EFFECTIVE_TYPES", 1)
     random = np.random.default_rng(seed)
     _, tokens = inference.in_own_order(recurring(random, 6, 4))
     given = {"frequency": tokens.id.numpy() // 10 % 2, "position": random.integers(0, 3, len(tokens))}.get(strata or "")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lens_probes import inference
+from lens_probes import topics as topics_file
 from lens_probes.prompts import PromptTable
 from lens_probes.topics import TopicOrder, by_topic
 
@@ -43,7 +44,8 @@ def test_cells_move_whole_within_their_group():
     assert (again == moved).all() and (other != moved).any()
 
 
-def test_cells_of_unequal_size_keep_their_prompts_together():
+def test_cells_of_unequal_size_keep_their_prompts_together(monkeypatch):
+    monkeypatch.setattr(topics_file, "MOST_UNEQUAL", 4)
     topic, group = np.array([0, 0, 0, 1, 1, 2, 0, 1]), np.array([7, 7, 7, 7, 9, 9, 7, 7])
     order = TopicOrder(np.arange(8), topic, group, 3)
     moved = labels_of(torch.cat(list(order.permutations(200, seed=0))))
@@ -135,3 +137,15 @@ def test_an_interaction_of_topic_and_template_is_no_finding_about_topics():
         within_prompts += bool(inference.permutation_p(first_against_others(members, values)[None], permuted)[0] < 0.05)
     assert 0 < found <= MOST_BY_CHANCE < within_prompts
     assert power > 150
+
+
+def test_topics_that_have_far_fewer_prompts_in_every_group_are_refused():
+    sizes = [2, 20] * 10
+    topic, group = (np.repeat(own, sizes) for own in (np.tile([0, 1], 10), np.repeat(np.arange(10), 2)))
+    order = TopicOrder(np.arange(len(topic)), topic, group, 2)
+    with pytest.raises(ValueError, match=r"cells have about one size; got 2\.0 to 20\.0 prompts per topic and group"):
+        next(order.permutations(9, seed=0))
+    without = TopicOrder(np.arange(len(topic)), topic, None, 2)
+    assert next(without.permutations(9, seed=0)).shape == (9, 2, len(topic))
+    balanced = np.where(group % 2 == 0, topic, 1 - topic)
+    assert next(TopicOrder(np.arange(len(topic)), balanced, group, 2).permutations(9, seed=0)).shape[0] == 9

@@ -92,7 +92,8 @@ class PositionReachResult(Result):
         """Width, distance, own, first and early share by layer: the mean over prompts, its interval, its even value.
 
         `ratio` is the mean of each prompt's value over its even value: longer prompts have larger both. Means over the
-        queries of a prompt that have two sources or more, special tokens left out; the 95 % intervals resample prompts.
+        queries of a prompt that have two sources or more, special tokens left out. The 95 % intervals are
+        Student's t over prompts.
         """
         frames = []
         values, even = self._summaries()
@@ -120,7 +121,7 @@ class PositionReachResult(Result):
         `total` sums the shares over queries, `even` is its value at even shares, `ratio` their quotient; `reach` is the
         mean reach over those queries, over the mean of that over the prompt's sources (1 if every source reaches as
         far: a source's total is then T - s, up to a factor). Means over prompts; the 95 % intervals of `ratio` and
-        `reach` resample prompts. Special tokens are left out, as queries and as sources.
+        `reach` are Student's t over prompts. Special tokens are left out, as queries and as sources.
         """
         found: dict[int, list[tuple[list[int], np.ndarray]]] = {}
         for _, tokens, share, reach, may in self._prompts():
@@ -149,7 +150,7 @@ class PositionReachResult(Result):
     def compare_with(self, other: "PositionReachResult") -> pd.DataFrame:
         """This model and another (an untrained one) on the same prompts: the difference of every summary by layer.
 
-        Its interval resamples prompts; p swaps the two models at random, prompt by prompt; q is over layers.
+        Its interval is Student's t over prompts; p swaps the two models at random, prompt by prompt; q is over layers.
         """
         if not isinstance(other, PositionReachResult):
             raise TypeError(f"a PositionReachResult is compared with another; {type(other).__name__} came")

@@ -60,7 +60,7 @@ class TiedKeyValueResult(Result):
         return (self.tied - self.loss).mean(-1)
 
     def table(self) -> pd.DataFrame:
-        """Way by place: loss before and after, the increase and its interval from resampling prompts."""
+        """Way by place: loss before and after, the increase and its interval, Student's t over prompts."""
         order = np.argsort(np.asarray(self.prompt.text), kind="stable")
         grown = (self.tied - self.loss).flatten(0, 1).double().numpy()[:, order]
         low, high = inference.mean_interval(grown)

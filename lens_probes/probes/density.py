@@ -35,7 +35,7 @@ class DensityResult(Result):
     density: Float[Tensor, " token"] = field(metadata=unit("mean cosine with the k nearest embeddings", low=-1, high=1))
 
     def by_word_class(self) -> pd.DataFrame:
-        """Types by word class: n, median, quartiles and interval of the median (prompts resampled)."""
+        """Types by word class: n, median, quartiles and interval of the median, which allows for other words."""
         return inference.describe_types(self._values_by_unit(), self.token).drop(columns="unit")
 
     def compare(
