@@ -207,8 +207,9 @@ def _separated(heads: Any) -> str:
     """Which heads tell the built-in topics apart."""
     table = heads.test(permutations=200)
     best = table.loc[table["separation"].idxmax()]
+    found = (table["q"] < 0.05) & (table["separation"] > 0)  # where it is negative, prompts of one topic are less alike
     return (
-        f"{(table['q'] < 0.05).sum()} of {len(table)} heads tell {len(heads.topic)} topics apart (q < 0.05, "
+        f"{found.sum()} of {len(table)} heads tell {len(heads.topic)} topics apart (q < 0.05, "
         f"{len(heads.prompt)} prompts), L{best['layer']}{best['head']} most: prompts of one topic have a cosine "
         f"{best['separation']:.2f} higher ({best['low']:.2f} to {best['high']:.2f})."
     )

@@ -376,6 +376,15 @@ def test_the_grid_marks_what_is_found_and_topics_are_named():
     assert "<script" not in str(hostile.figure_topics(0).to_json())
 
 
+def test_a_head_to_which_a_topic_is_less_alike_has_no_star(monkeypatch):
+    result = planted(0, 3.0)
+    table = result.test(permutations=19).assign(q=0.001, separation=[0.2, -0.2, 0.3, -0.1])
+    monkeypatch.setattr(lp.HeadTopicSimilarityResult, "test", lambda *args, **options: table)
+    figure = result.figure()
+    assert "q &lt; 0.05 (2 of 4)" in figure.layout.title.text
+    assert list(figure.data[0].text[0]) == ["*", "", "*", ""]
+
+
 def test_prompts_stand_by_topic_with_borders_between():
     result = of_vectors(torch.randn(1, 2, 5, 3, generator=torch.Generator().manual_seed(0)), ["b", "a", "b", "a", "b"])
     figure = result.figure_prompts(0, 1)

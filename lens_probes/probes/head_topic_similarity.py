@@ -200,7 +200,7 @@ class HeadTopicSimilarityResult(Result):
     # Figures
 
     def figure(self) -> go.Figure:
-        """Separation by layer and head; a star where the false-discovery rate is below 0.05 (200 permutations).
+        """Separation by layer and head; a star where it is above 0 and q below 0.05 (200 permutations).
 
         Without topics, the mean cosine over all pairs of prompts.
         """
@@ -212,8 +212,9 @@ class HeadTopicSimilarityResult(Result):
         table = self.test(permutations=200)
         size = (len(self.layer), len(self.head))
         values = torch.tensor(table["separation"].tolist()).reshape(size)
-        stars = np.asarray(table["q"] < 0.05).reshape(size)
-        title = f"Which heads tell topics apart? Star: q < 0.05 ({int(stars.sum())} of {stars.size})"
+        # Heads to which prompts of one topic are less alike than others tell no topics apart, however small their q.
+        stars = np.asarray((table["q"] < 0.05) & (table["separation"] > 0)).reshape(size)
+        title = f"Which heads tell topics apart? Star: above 0, q < 0.05 ({int(stars.sum())} of {stars.size})"
         return self._grid(values, stars, title, "separation (cosine, -2 to 2)")
 
     def figure_topics(self, layer: int, head: int = 0) -> go.Figure:
