@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jaxtyping
 import pytest
 import torch
+from reference import skip_where_transformerlens_breaks
 
 from lens_probes import tiny
 from lens_probes.model import ModelView
@@ -94,6 +95,7 @@ def rare(request: pytest.FixtureRequest) -> Cell:
         pytest.skip(f"TransformerLens 3 has no HookedTransformer of {cell.architecture}")
     if HAS_HOOKED and cell.architecture == "cohere":
         pytest.skip("TransformerLens 3 turns Cohere's queries and keys otherwise than Hugging Face")
+    skip_where_transformerlens_breaks(cell.architecture)
     return cell
 
 
