@@ -128,7 +128,7 @@ def test_word_classes_are_described_and_compared_as_types(gpt2):
     compared = result.compare("content", "function", permutations=49)
     won = [(one > other) + (one == other) / 2 for one in own["content"] for other in own["function"]]
     assert compared["effect"].tolist() == pytest.approx([np.mean(won)])
-    assert "unit" not in compared and "q" not in compared
+    assert "unit" not in compared and compared["q"].tolist() == compared["p"].tolist()
     assert compared.attrs["null"] == inference.TYPE_NULL
 
 
@@ -143,7 +143,7 @@ def test_a_comparison_takes_strata_permutations_and_a_seed(gpt2):
         strata=strata,
         permutations=29,
         seed=3,
-    ).drop(columns=["unit", "q"])
+    ).drop(columns="unit")
     found = result.compare("function", "content", strata=strata, permutations=29, seed=3)
     assert isinstance(found, pd.DataFrame)
     assert_frame_equal(found, expected)

@@ -60,7 +60,7 @@ class DensityResult(Result):
             strata=strata,
             permutations=permutations,
             seed=seed,
-        ).drop(columns=["unit", "q"])
+        ).drop(columns="unit")
 
     def _values_by_unit(self) -> inference.Values:
         return self.density[None].double().numpy()
