@@ -66,15 +66,14 @@ def describe(values: Values, tokens: Tokens, word_classes: Sequence[str], *, wei
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
-    label, form = np.asarray(tokens.word_class), _numbers(forms(tokens))
+    label, form, prompt = np.asarray(tokens.word_class), _numbers(forms(tokens)), _prompts(tokens)
     known = ~np.isnan(values).all(axis=0)
     frames = []
     for word_class in word_classes:
         member = (label == word_class) & known
         if member.any():
             group = tokens[torch.from_numpy(member)]
-            prompt = _prompts(tokens)[member]
-            frames.append(_description(values[:, member], group, word_class, form[member], prompt, weigh))
+            frames.append(_description(values[:, member], group, word_class, form[member], prompt[member], weigh))
     if not frames:
         raise ValueError(f"no token of class {' or '.join(word_classes)} has a value: there is nothing to describe")
     return pd.concat(frames, ignore_index=True)
@@ -796,12 +795,18 @@ def prompt_order(tokens: Tokens) -> list[int]:
 
 def _places(tokens: Tokens) -> dict[int, int]:
     """The place of each prompt among all when they are sorted by their ids."""
-    ids: dict[int, list[int]] = defaultdict(list)
-    for number, i in zip(tokens.prompt.tolist(), tokens.id.tolist(), strict=True):
-        ids[number].append(i)
+    ids = _ids_by_prompt(tokens)
     ordered = sorted(ids, key=lambda number: (ids[number], number))
     place = {number: i for i, number in enumerate(ordered)}
     return {number: place[number] for number in sorted(ids)}
+
+
+def _ids_by_prompt(tokens: Tokens) -> dict[int, list[int]]:
+    """The ids of each prompt, by its number."""
+    ids: dict[int, list[int]] = defaultdict(list)
+    for number, i in zip(tokens.prompt.tolist(), tokens.id.tolist(), strict=True):
+        ids[number].append(i)
+    return ids
 
 
 def forms(tokens: Tokens) -> tuple[str, ...]:
@@ -825,9 +830,7 @@ def _folded(word: str) -> str:
 
 def _prompts(tokens: Tokens) -> Int[np.ndarray, " token"]:
     """A number for each token's prompt, the same for prompts of the same ids: a repeated prompt is no new evidence."""
-    ids: dict[int, list[int]] = defaultdict(list)
-    for number, i in zip(tokens.prompt.tolist(), tokens.id.tolist(), strict=True):
-        ids[number].append(i)
+    ids = _ids_by_prompt(tokens)
     text: dict[tuple[int, ...], int] = {}
     same = {number: text.setdefault(tuple(own), len(text)) for number, own in ids.items()}
     return np.asarray([same[number] for number in tokens.prompt.tolist()], dtype=np.int64)

@@ -106,9 +106,9 @@ def run(
     """Ask several probes of one model in one forward pass; their results, in the order of the probes.
 
     `prompts`: a text, texts (a list, a generator, a column of a table), topic -> texts, `Prompt`s, or token ids.
-    `prepend_bos` is about text (None: the model's
-    default). `word_class` names the words of a text. `batch_size` is in prompts (None: about 512 tokens a batch); no
-    number depends on it. `progress` shows a bar where there is more than one batch.
+    `prepend_bos` is about text (None: the model's default). `word_class` names the words of a text. `batch_size` is in
+    prompts (None: about 512 tokens per batch); no number depends on it. `progress` shows a bar where there is more than
+    one batch.
 
     >>> import lens_probes as lp
     >>> shift, movement = lp.run([lp.RankShift(), lp.Movement()], lp.tiny.bridge(), "Time flies like an arrow.")
