@@ -3,7 +3,7 @@
     python benchmarks/inference.py            1,000 trials per cell, about forty minutes on one core
     python benchmarks/inference.py --trials 100
 
-Each trial draws sentences of `lens_probes.demo.sentences()` at random and gives every token a value with variance 1:
+Each trial draws sentences of `lp.demo.sentences()` at random and gives every token a value with variance 1:
 
     a  prompt effects    half of the variance is common to a prompt; classes at random, by word type
     b  word effects      half is common to the tokens of a word; classes at random, by word type
@@ -25,9 +25,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lens_probes import demo, inference, words
-from lens_probes.prompts import Tokens
-from lens_probes.topics import TopicOrder
+from lens_probes.examples import demo
+from lens_probes.maths import inference
+from lens_probes.maths.topics import TopicOrder
+from lens_probes.text import words
+from lens_probes.text.prompts import Tokens
 
 Trial = Callable[[np.random.Generator], tuple[bool | None, bool | None]]
 """Draws data, and says whether p < 0.05 and whether the interval holds the truth; None if that is not asked."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import lens_probes as lp
-from lens_probes.vocabulary import ranks
+from lens_probes.maths.vocabulary import ranks
 
 LAYERS, ROUNDS = 30, 3
 TOKENS = (64, 512, 4096)
@@ -101,7 +101,7 @@ def by_sorting(states: Tensor, vocabulary: Tensor, targets: Tensor) -> list[Tens
 
 def forward(model: object, result: lp.Result) -> None:
     """The same batches through the model, with the same activations kept."""
-    from lens_probes.run import batches, pad
+    from lens_probes.reading import batches, pad
 
     view = lp.ModelView(model)
     for batch in batches(result.token, None):  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,8 +14,8 @@ import torch
 from rank_shift import processor, timed
 
 import lens_probes as lp
-from lens_probes.prompts import tokenize
-from lens_probes.run import batches, pad
+from lens_probes.reading import batches, pad
+from lens_probes.text.prompts import tokenize
 
 ROUNDS = 3
 

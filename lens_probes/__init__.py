@@ -12,22 +12,25 @@ the package stands here under its name; `list_probes()` lists the probes, those 
 import importlib.metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
-from lens_probes import demo, figures, inference, tiny, toy, words
-from lens_probes.demo import load_model
+from lens_probes import figures
+from lens_probes.examples import demo, tiny, toy
+from lens_probes.examples.demo import load_model
+from lens_probes.maths import inference
 from lens_probes.model import ModelView, untrained
 from lens_probes.probe import Experiment, Probe
-from lens_probes.prompts import Prompt, PromptTable, Table, Tokens
+from lens_probes.reading import Reading
 from lens_probes.registry import list_probes, siblings
 from lens_probes.result import Provenance, Result
-from lens_probes.run import Reading
-from lens_probes.vectors import VectorReading, neuron_vectors, ov_vectors, read_vector
+from lens_probes.text import words
+from lens_probes.text.prompts import Prompt, PromptTable, Table, Tokens
+from lens_probes.weights import VectorReading, neuron_vectors, ov_vectors, read_vector
 
 __version__ = _metadata.version("lens-probes")
 
 globals().update(siblings())
 
 # Last, because importing the file called `run` binds this name to the module.
-from lens_probes.run import run  # noqa: E402
+from lens_probes.reading import run  # noqa: E402
 
 __all__ = [
     "Experiment",

@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from lens_probes.model import ModelView, differentiating
-from lens_probes.prompts import Prompts
+from lens_probes.reading import Cache, Reading
+from lens_probes.reading import from_cache as _from_cache
+from lens_probes.reading import run as _run
 from lens_probes.result import Result
-from lens_probes.run import Cache, Reading
-from lens_probes.run import from_cache as _from_cache
-from lens_probes.run import run as _run
-from lens_probes.words import WordClasses
+from lens_probes.text.prompts import Prompts
+from lens_probes.text.words import WordClasses
 
 R = TypeVar("R", bound=Result)
 

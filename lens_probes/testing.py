@@ -23,13 +23,13 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.messages import brief
 from lens_probes.model import ImageView, ModelView, undisturbed, view_of
 from lens_probes.probe import Experiment, Probe
-from lens_probes.prompts import Prompts, Table, tokenize
+from lens_probes.reading import Reading, pad
 from lens_probes.result import ROW_AXES, Result, schema
-from lens_probes.run import Reading, pad
+from lens_probes.text.prompts import Prompts, Table, tokenize
 
 PROMPTS = (
     "Time flies like an arrow.",
@@ -51,7 +51,7 @@ def check_probe(probe: Probe[Any], models: Sequence[Any] | None = None) -> None:
     A default model that the probe refuses is passed over, but not all of them may be.
 
     >>> import lens_probes as lp
-    >>> check_probe(lp.Movement(), models=[lp.tiny.bridge()])
+    >>> check_probe(lp.ResidualUpdate(), models=[lp.tiny.bridge()])
     """
     check_declaration(probe)
     chosen = list(_default_models()) if models is None else list(models)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from reference import skip_where_transformerlens_breaks
 
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 
 HAS_HOOKED = version("transformer-lens").startswith("3.")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_probes import tiny
+from lens_probes.examples import tiny
 
 
 class Attention(NamedTuple):

@@ -17,13 +17,13 @@ GOOD |= {"statistic": "first", "of": "log_prob", "metric": "cosine", "component"
 ASKED = {
     "ranks": lambda model: lp.RankShift(neighbours=2).run(model, TEXT),
     "lens": lambda model: lp.LogitLens().run(model, TEXT),
-    "components": lambda model: lp.ComponentLens().run(model, TEXT),
-    "attention": lambda model: lp.AttentionMap(keep_patterns=True).run(model, TEXT),
+    "components": lambda model: lp.DirectLogitAttribution().run(model, TEXT),
+    "attention": lambda model: lp.AttentionPatterns(keep_patterns=True).run(model, TEXT),
     "similarity": lambda model: lp.HeadTopicSimilarity().run(model, [TEXT, "The old man."]),
     "pair": lambda model: lp.AttentionPair(-1, [1, 2]).run(model, TEXT),
     "reconstruction": lambda model: lp.InputReconstruction(1, steps=2).run(model, TEXT, progress=False),
     "reach": lambda model: lp.PositionReach(projections=2).run(model, TEXT, progress=False),
-    "features": lambda model: lp.NeuronFeatures(1, [2], steps=2).run(model, TEXT, progress=False),
+    "features": lambda model: lp.MaxActivatingTokens(1, [2], steps=2).run(model, TEXT, progress=False),
     "vectors": lambda model: lp.read_vector(model, torch.eye(32)[:2]),
 }
 METHODS = ("figure", "top", "embedding_path", "square", "similarity", "tokens_of_interest", "of_component")

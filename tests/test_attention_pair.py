@@ -9,7 +9,7 @@ import torch
 from reference import attention
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.testing import PROMPTS, check_probe
 

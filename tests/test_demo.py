@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from lens_probes import demo
-from lens_probes.demo import HEADLESS, load_model, model_folder, sentences, templates, topics
+from lens_probes.examples import demo
+from lens_probes.examples.demo import HEADLESS, load_model, model_folder, sentences, templates, topics
 
 BOOT = "transformer_lens.model_bridge.TransformerBridge.boot_transformers"
 
@@ -311,7 +311,7 @@ def test_there_are_over_sixty_different_sentences_and_they_begin_with_the_flies(
 
 
 def test_every_sentence_has_function_words_and_content_words_to_compare() -> None:
-    from lens_probes.words import closed_class
+    from lens_probes.text.words import closed_class
 
     for text in sentences():
         classes = [word.word_class for word in closed_class(text)]

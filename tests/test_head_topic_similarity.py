@@ -7,11 +7,11 @@ from reference import attention
 from torch.nn.functional import normalize
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.probes.head_topic_similarity import whitened
-from lens_probes.prompts import pooling
 from lens_probes.testing import TOPICS, assert_same, check_probe
+from lens_probes.text.prompts import pooling
 
 METRICS = ("cosine", "scaled", "distance")
 SIX = {topic: [*texts, *(f"Then {text}" for text in texts[:2])] for topic, texts in TOPICS.items()}

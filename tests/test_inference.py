@@ -14,8 +14,8 @@ import torch
 from pandas.testing import assert_frame_equal
 from scipy import stats
 
-from lens_probes import inference
-from lens_probes.prompts import Tokens
+from lens_probes.maths import inference
+from lens_probes.text.prompts import Tokens
 
 pytestmark = pytest.mark.filterwarnings("error")
 

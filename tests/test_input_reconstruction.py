@@ -9,7 +9,7 @@ from scipy import stats
 from transformers import DynamicCache
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.experiments import input_reconstruction
 from lens_probes.experiments.input_reconstruction import first_within
 from lens_probes.model import ModelView

@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import subspace_angles
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.probes.key_value_overlap import folded, principal_cosines, random_overlap
 from lens_probes.testing import check_probe

@@ -11,11 +11,11 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
-from lens_probes.prompts import following, target_ids
-from lens_probes.run import pad
+from lens_probes.reading import pad
 from lens_probes.testing import assert_same, check_probe
+from lens_probes.text.prompts import following, target_ids
 
 TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day.", "Hello"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 import lens_probes as lp
-from lens_probes import tiny
 from lens_probes.__main__ import main
+from lens_probes.examples import tiny
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp
     assert "The null: the class of a word type says nothing about its values" in printed
     assert "heads tell 10 topics apart (q < 0.05, 100 prompts)" in printed
     page = out.read_text(encoding="utf-8")
-    drawn = set(lp.list_probes()) - ({"ComponentLens"} if architecture == "bert" else set())
+    drawn = set(lp.list_probes()) - ({"DirectLogitAttribution"} if architecture == "bert" else set())
     for name in drawn:
         assert f"<h2>{name}</h2>" in page
     assert page.count("<section>") == len(drawn) + 3
@@ -159,7 +159,7 @@ def test_an_installed_probe_that_needs_settings_is_left_out_and_named(tmp_path, 
     error = capsys.readouterr().err
     assert "without Needy: it needs settings (word)" in error and "AttentionPair" not in error
     page = out.read_text(encoding="utf-8")
-    assert "<h2>Movement</h2>" in page and "<h2>AttentionPair</h2>" in page and "Needy" not in page
+    assert "<h2>ResidualUpdate</h2>" in page and "<h2>AttentionPair</h2>" in page and "Needy" not in page
 
 
 def _text(folder):

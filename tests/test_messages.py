@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.messages import brief
 
 
-@pytest.mark.parametrize("value", ["a text", 3, 2.5, None, [1, 2], ("it", 4), {"a": 1}, np.float64(0.5), lp.Movement()])
+@pytest.mark.parametrize(
+    "value", ["a text", 3, 2.5, None, [1, 2], ("it", 4), {"a": 1}, np.float64(0.5), lp.ResidualUpdate()]
+)
 def test_what_is_short_is_shown_as_it_is_written(value: object) -> None:
     assert brief(value) == repr(value)
 
@@ -46,16 +48,16 @@ def test_what_is_long_is_cut() -> None:
         lambda model: lp.ResidualMean(at=model).run(model, "one two"),
         lambda model: lp.LogitLens(target=model),
         lambda model: lp.LogitLens(translator=[model]),
-        lambda model: lp.ComponentLens(target=[model]),
+        lambda model: lp.DirectLogitAttribution(target=[model]),
         lambda model: lp.TopicActivity(of=model),
         lambda model: lp.TopicActivity(pool=model),
         lambda model: lp.HeadTopicSimilarity(of=model),
         lambda model: lp.TunedLens(steps=1).run(model, "one two", resume=model, progress=False),
         lambda model: lp.TopicAblation(of=model),
         lambda model: lp.TiedKeyValue(at=model),
-        lambda model: lp.HeadCount(statistic=model),
+        lambda model: lp.HeadAblation(statistic=model),
         lambda model: lp.InputReconstruction(0, method=model),
-        lambda model: lp.AttentionMap().run(model, "one two").figure_heads([model]),
+        lambda model: lp.AttentionPatterns().run(model, "one two").figure_heads([model]),
         lambda model: lp.read_vector(model, torch.ones(2, 32), names=[model]),
     ],
 )

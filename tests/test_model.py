@@ -13,10 +13,10 @@ from torch import Tensor
 
 import lens_probes as lp
 from lens_probes import model as model_file
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import READ_POINTS, Continuation, ImageView, ModelView, ReadPoint, undisturbed
-from lens_probes.prompts import tokenize
-from lens_probes.run import pad
+from lens_probes.reading import pad
+from lens_probes.text.prompts import tokenize
 
 TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and the cat likes none of it.", "The old man"]
 EXACT = 1e-5  # of float32 states of length 5 or so: what two ways to add the same numbers differ by
@@ -160,7 +160,7 @@ def test_layers_are_all_or_those_asked_for_and_negative_ones_count_from_the_end(
 )
 def test_layers_may_come_as_a_slice_an_array_or_a_set(layers: Any, expected: tuple[int, ...], gpt2: Any) -> None:
     assert ModelView(gpt2).layers(layers) == expected
-    assert lp.Movement(layers=layers).run(gpt2, "one two").layer == tuple(map(str, expected))
+    assert lp.ResidualUpdate(layers=layers).run(gpt2, "one two").layer == tuple(map(str, expected))
 
 
 @pytest.mark.usefixtures("as_users_run_it")
@@ -181,7 +181,7 @@ def test_layers_may_come_as_a_slice_an_array_or_a_set(layers: Any, expected: tup
 )
 def test_layers_in_any_other_form_are_refused_in_one_sentence(layers: Any, message: str, gpt2: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
-        lp.Movement(layers=layers()).run(gpt2, "one two")
+        lp.ResidualUpdate(layers=layers()).run(gpt2, "one two")
 
 
 def test_an_unknown_hook_is_refused_with_names_that_are_close(view: ModelView) -> None:

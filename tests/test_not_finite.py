@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
+from lens_probes.maths.similarity import pairwise
+from lens_probes.maths.vocabulary import METRICS, nearest, predictions, ranks
 from lens_probes.model import ModelView
 from lens_probes.probes.head_topic_similarity import whitened
 from lens_probes.probes.key_value_overlap import principal_cosines
 from lens_probes.probes.rank_shift import layer_overlap
-from lens_probes.similarity import pairwise
 from lens_probes.testing import PROMPTS, TOPICS
-from lens_probes.vocabulary import METRICS, nearest, predictions, ranks
 
 TEXT = "The old man the boat."
 NAN = float("nan")
@@ -138,11 +138,11 @@ def test_a_token_whose_entry_is_nan_has_no_rank_in_tables_and_figures_and_others
 
 def test_density_is_missing_for_a_token_of_nan_and_right_for_all_others():
     model = tiny.bridge("gpt2")
-    whole = lp.Density(k=3).run(model, TEXT)
+    whole = lp.EmbeddingDensity(k=3).run(model, TEXT)
     ids = whole.token.id
-    other = lp.Density(k=3).run(spoilt("gpt2", "embed.weight", unused(model, TEXT), 3), TEXT)
+    other = lp.EmbeddingDensity(k=3).run(spoilt("gpt2", "embed.weight", unused(model, TEXT), 3), TEXT)
     assert not other.density.isnan().any()
-    result = lp.Density(k=3).run(spoilt("gpt2", "embed.weight", int(ids[2]), 3), TEXT)
+    result = lp.EmbeddingDensity(k=3).run(spoilt("gpt2", "embed.weight", int(ids[2]), 3), TEXT)
     assert result.density.isnan().equal(ids == ids[2])
     rest = [i for i in range(400) if i != int(ids[2])]  # by hand, without that entry
     unit = torch.nn.functional.normalize(model.W_E.detach()[rest].double(), dim=-1)
@@ -211,8 +211,8 @@ def test_vectors_of_nan_are_not_alike_and_have_no_principal_directions():
     [
         lp.InputReconstruction(1, steps=2),
         lp.InputReconstruction(1, method="sequential"),
-        lp.NeuronFeatures(1, units=[2], steps=2),
-        lp.NeuronFeatures(1, units=[2], steps=2, position=None),
+        lp.MaxActivatingTokens(1, units=[2], steps=2),
+        lp.MaxActivatingTokens(1, units=[2], steps=2, position=None),
     ],
     ids=["descent", "search", "features", "features at all places"],
 )
@@ -266,7 +266,7 @@ def test_pixels_name_the_layer_of_nan():
         next(weight for name, weight in model.named_parameters() if "mlp" in name)[3] = NAN
     images = normal(2, 3, 16, 16)
     with pytest.raises(ValueError, match=r"activation 'blocks\.2\.hook_resid_post' holds values that are not finite"):
-        lp.PixelFeatures(2, units=[3], at="resid_post", steps=2).run(model, images, progress=False)
+        lp.FeatureVisualization(2, units=[3], at="resid_post", steps=2).run(model, images, progress=False)
 
 
 def test_directions_of_a_head_with_nan_are_refused_and_those_of_others_given():
@@ -280,7 +280,7 @@ def test_directions_of_a_head_with_nan_are_refused_and_those_of_others_given():
     ("asked", "prompts"),
     [
         (lp.TiedKeyValue(layers=[0]), list(PROMPTS)),
-        (lp.HeadCount(steps=2, draws=2), list(PROMPTS)),
+        (lp.HeadAblation(steps=2, draws=2), list(PROMPTS)),
         (lp.TopicAblation(k=2, draws=2), TOPICS),
     ],
     ids=["ties", "heads", "topics"],
@@ -294,7 +294,10 @@ def test_a_loss_that_is_nan_is_refused_by_its_prompt(asked, prompts):
 def test_every_refusal_of_a_weight_of_nan_is_one_sentence():
     """Whatever holds NaN, whatever is asked: a result, or an error of ours."""
     told: list[str] = []
-    asked = {name: lp.Density(k=3) if name == "Density" else getattr(lp, name)() for name in _WITHOUT_SETTINGS}
+    asked = {
+        name: lp.EmbeddingDensity(k=3) if name == "EmbeddingDensity" else getattr(lp, name)()
+        for name in _WITHOUT_SETTINGS
+    }
     for weight in ("embed.weight", "blocks.1.attn.k.weight", "blocks.1.attn.v.weight", "blocks.1.mlp.out.weight"):
         model = spoilt("llama", weight, 3, 5)
         for probe in asked.values():
@@ -305,4 +308,12 @@ def test_every_refusal_of_a_weight_of_nan_is_one_sentence():
     assert told and all(re.search("finite|nan of their spread", each) for each in told)
 
 
-_WITHOUT_SETTINGS = ("RankShift", "ResidualMean", "Movement", "Density", "LogitLens", "ComponentLens", "AttentionMap")
+_WITHOUT_SETTINGS = (
+    "RankShift",
+    "ResidualMean",
+    "ResidualUpdate",
+    "EmbeddingDensity",
+    "LogitLens",
+    "DirectLogitAttribution",
+    "AttentionPatterns",
+)

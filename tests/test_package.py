@@ -31,7 +31,7 @@ def test_a_wheel_carries_the_package_with_its_types_and_nothing_else(built):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lens_probes").rglob("*.py")}
     assert modules <= set(names)
-    assert {"lens_probes/py.typed", "lens_probes/topics.tsv"} <= set(names)
+    assert {"lens_probes/py.typed", "lens_probes/examples/topics.tsv"} <= set(names)
     assert all(name.startswith(("lens_probes/", "lens_probes-")) for name in names)
 
 
@@ -54,7 +54,7 @@ def test_an_installed_wheel_imports_from_anywhere_without_transformerlens(built,
         "print(lp.__version__, sorted(lp.list_probes()))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert run.stdout.startswith("0.1.0 ['AttentionMap', 'AttentionPair'")
+    assert run.stdout.startswith("0.1.0 ['AttentionPair', 'AttentionPatterns'")
 
 
 def test_every_public_name_is_there_and_has_a_docstring():
@@ -64,9 +64,9 @@ def test_every_public_name_is_there_and_has_a_docstring():
 
 
 def test_a_name_of_the_package_hides_no_folder_of_it():
-    import lens_probes.probes.movement
+    import lens_probes.probes.residual_update
 
-    assert lens_probes.probes.movement.Movement is lp.Movement
+    assert lens_probes.probes.residual_update.ResidualUpdate is lp.ResidualUpdate
 
 
 def test_the_version_is_the_same_everywhere():

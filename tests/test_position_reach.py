@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.experiments.position_reach import SUMMARIES, summaries
 from lens_probes.model import ModelView
 from lens_probes.testing import PROMPTS, assert_same, check_experiment

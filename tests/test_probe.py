@@ -40,7 +40,7 @@ def other_package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Somebody's package with a probe that is called like one of ours, and one that is not."""
     module = ModuleType("other_package")
     monkeypatch.setitem(sys.modules, "other_package", module)
-    for name in ("Movement", "Sideways"):
+    for name in ("ResidualUpdate", "Sideways"):
         kind = type(name, (Probe,), {"__module__": "other_package", "hooks": None, "measure": None})
         setattr(module, name, kind)
     return module
@@ -51,7 +51,7 @@ def other_package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_every_probe_that_a_file_of_the_folder_defines_is_found() -> None:
     own = written_in("probes", "Probe")
-    assert {"RankShift", "Movement", "ResidualMean"} <= own
+    assert {"RankShift", "ResidualUpdate", "ResidualMean"} <= own
     assert own <= set(list_probes())
     assert {name for name, kind in list_probes().items() if kind.__module__.startswith("lens_probes.")} == own
 
@@ -71,11 +71,11 @@ def test_probes_experiments_and_results_stand_in_the_package_under_their_names()
 
 
 def test_two_files_that_define_one_name_are_refused_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    density = import_module("lens_probes.probes.density")
-    kind = type("Movement", (Probe,), {"__module__": density.__name__})
-    monkeypatch.setattr(density, "Movement", kind, raising=False)
+    embedding_density = import_module("lens_probes.probes.embedding_density")
+    kind = type("ResidualUpdate", (Probe,), {"__module__": embedding_density.__name__})
+    monkeypatch.setattr(embedding_density, "ResidualUpdate", kind, raising=False)
     with pytest.raises(
-        ValueError, match=r"Movement is defined in lens_probes\.probes\.\w+ and in lens_probes\.probes\."
+        ValueError, match=r"ResidualUpdate is defined in lens_probes\.probes\.\w+ and in lens_probes\.probes\."
     ):
         siblings()
 
@@ -137,15 +137,15 @@ def test_a_probe_of_another_package_is_found_beside_ours(other_package: ModuleTy
 def test_a_probe_that_two_entry_points_name_is_one_probe(other_package: ModuleType) -> None:
     twice: Sequence[EntryPoint] = [entry(name, "other_package:Sideways") for name in ("one", "two")]
     assert _probes(twice)["Sideways"] is other_package.Sideways
-    assert _probes([entry("ours", "lens_probes:Movement")])["Movement"] is lp.Movement
+    assert _probes([entry("ours", "lens_probes:ResidualUpdate")])["ResidualUpdate"] is lp.ResidualUpdate
 
 
 def test_two_probes_of_one_name_are_refused_with_both_modules(other_package: ModuleType) -> None:
     with pytest.raises(
         ValueError,
-        match=r"two probes are called Movement: lens_probes\.probes\.movement and other_package; rename one of them",
+        match=r"two probes are called ResidualUpdate: lens_probes\.probes\.residual_update and other_package; rename",
     ):
-        _probes([entry("movement", "other_package:Movement")])
+        _probes([entry("update", "other_package:ResidualUpdate")])
 
 
 @pytest.mark.parametrize("value", ["json:loads", "lens_probes.result:Result", "lens_probes:Experiment", "lens_probes"])

@@ -10,9 +10,10 @@ import torch
 from tokenizers import normalizers
 
 import lens_probes as lp
-from lens_probes import inference, tiny
+from lens_probes.examples import tiny
+from lens_probes.maths import inference
 from lens_probes.model import ModelView
-from lens_probes.prompts import (
+from lens_probes.text.prompts import (
     Prompt,
     PromptTable,
     Tokens,
@@ -22,7 +23,7 @@ from lens_probes.prompts import (
     read_prompts,
     tokenize,
 )
-from lens_probes.words import Word
+from lens_probes.text.words import Word
 
 TEXT = "The unexpected lighthouse, it shines; 12 ships don't."
 AWKWARD = [
@@ -96,9 +97,11 @@ def test_texts_from_a_generator_are_those_of_the_list_and_it_is_read_once(gpt2: 
         {"a": texts, "b": [text.upper() for text in texts]}
     )
     read.clear()
-    of_generator = lp.Movement().run(gpt2, lines(), batch_size=1, progress=False)
+    of_generator = lp.ResidualUpdate().run(gpt2, lines(), batch_size=1, progress=False)
     assert read == texts
-    assert of_generator.content_hash() == lp.Movement().run(gpt2, texts, batch_size=1, progress=False).content_hash()
+    assert (
+        of_generator.content_hash() == lp.ResidualUpdate().run(gpt2, texts, batch_size=1, progress=False).content_hash()
+    )
     with pytest.raises(ValueError, match="there are no prompts"):
         read_prompts(iter([]))
 
@@ -158,12 +161,12 @@ def test_a_model_among_prompts_or_probes_is_named_and_not_printed(own_gpt2: Any)
         lambda: Prompt("one", own_gpt2),
         lambda: tokenize([Prompt(ids=(own_gpt2,))], ModelView(own_gpt2)),
         lambda: tokenize("one", ModelView(own_gpt2), word_class=lambda text: own_gpt2),
-        lambda: lp.run(own_gpt2, [lp.Movement()], "one"),  # pyright: ignore[reportArgumentType]
+        lambda: lp.run(own_gpt2, [lp.ResidualUpdate()], "one"),  # pyright: ignore[reportArgumentType]
         lambda: lp.run([own_gpt2], own_gpt2, "one"),
-        lambda: lp.Movement().from_cache(own_gpt2, "one", own_gpt2),
+        lambda: lp.ResidualUpdate().from_cache(own_gpt2, "one", own_gpt2),
         lambda: lp.AttentionPair(own_gpt2, [1]),
         lambda: lp.AttentionPair(1, own_gpt2),
-        lambda: lp.NeuronFeatures(0, units=own_gpt2).run(own_gpt2, "one"),
+        lambda: lp.MaxActivatingTokens(0, units=own_gpt2).run(own_gpt2, "one"),
     ):
         with pytest.raises((TypeError, ValueError), match=kind) as caught:
             ask()

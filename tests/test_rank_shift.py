@@ -11,10 +11,10 @@ import torch
 from torch.nn.functional import normalize
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.probes.rank_shift import layer_overlap, null_ids
-from lens_probes.prompts import Tokens
 from lens_probes.testing import assert_same, check_probe
+from lens_probes.text.prompts import Tokens
 
 TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and nobody told the cat."]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.testing import check_probe
 
 TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and nobody told the cat."]
@@ -13,7 +13,7 @@ TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and nobody tol
 def states(model, texts, layer):
     """The states of all tokens but special ones, one prompt at a time."""
     found = []
-    for _, prompt in lp.Movement(layers=[0]).run(model, texts).token.by_prompt():
+    for _, prompt in lp.ResidualUpdate(layers=[0]).run(model, texts).token.by_prompt():
         _, cache = model.run_with_cache(prompt.id[None])
         found.append(cache[f"blocks.{layer}.hook_resid_mid"][0].detach()[~prompt.special])
     return torch.cat(found).double()

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lens_probes.prompts import PairTable, PromptTable, Table, Tokens
 from lens_probes.result import Provenance, Result, amount, maximum, schema, summed, unit
+from lens_probes.text.prompts import PairTable, PromptTable, Table, Tokens
 
 
 @final

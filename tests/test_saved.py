@@ -27,14 +27,14 @@ pytestmark = pytest.mark.usefixtures("as_users_run_it")
 ASKED: dict[str, Callable[[Any], Any]] = {
     "RankShift": lambda model: lp.RankShift(neighbours=2, overlap=2).run(model, TEXT),
     "LogitLens": lambda model: lp.LogitLens(target=[3, 4], layers=[2]).run(model, TEXT),
-    "ComponentLens": lambda model: lp.ComponentLens().run(model, TEXT),
-    "AttentionMap": lambda model: lp.AttentionMap(keep_patterns=True).run(model, TEXT),
+    "DirectLogitAttribution": lambda model: lp.DirectLogitAttribution().run(model, TEXT),
+    "AttentionPatterns": lambda model: lp.AttentionPatterns(keep_patterns=True).run(model, TEXT),
     "HeadTopicSimilarity": lambda model: lp.HeadTopicSimilarity(keep_vectors=False).run(model, TOPICS),
     "TopicActivity": lambda model: lp.TopicActivity().run(model, TOPICS),
     "TopicAblation": lambda model: lp.TopicAblation(k=2, draws=2).run(model, TOPICS, progress=False),
     "InputReconstruction": lambda model: lp.InputReconstruction(1, steps=2).run(model, TEXT, progress=False),
     "PositionReach": lambda model: lp.PositionReach(projections=2).run(model, TEXT, progress=False),
-    "NeuronFeatures": lambda model: lp.NeuronFeatures(1, [2], steps=2).run(model, TEXT, progress=False),
+    "MaxActivatingTokens": lambda model: lp.MaxActivatingTokens(1, [2], steps=2).run(model, TEXT, progress=False),
     "read_vector": lambda model: lp.read_vector(model, torch.eye(32)[:2], bottom_k=2),
 }
 
@@ -199,8 +199,8 @@ def test_labels_of_another_kind_or_number_and_ids_outside_the_vocabulary_are_ref
 @pytest.mark.parametrize(
     ("asked", "change", "message"),
     [
-        ("ComponentLens", {"head": ["a", "b"]}, "component for every head, .* L0a is missing"),
-        ("ComponentLens", {"layer": []}, "component for every head, .* every one is missing"),
+        ("DirectLogitAttribution", {"head": ["a", "b"]}, "component for every head, .* L0a is missing"),
+        ("DirectLogitAttribution", {"layer": []}, "component for every head, .* every one is missing"),
         ("LogitLens", {"target": [3, 400]}, r"vocabulary of 400; got 400 texts and target \(3, 400\)"),
         ("LogitLens", {"n_vocab": 300}, "vocabulary of 300; got 400 texts"),
         (
@@ -215,7 +215,11 @@ def test_labels_of_another_kind_or_number_and_ids_outside_the_vocabulary_are_ref
         ),
         ("InputReconstruction", {"found_text.text": ["a"]}, "a text for every token; got 1 texts for 18 tokens"),
         ("PositionReach", {"pair.key": torch.full((171,), 18)}, "key 18 are not both tokens of prompt 0, which has 18"),
-        ("AttentionMap", {"pair.query": torch.full((171,), -1)}, "query -1 and key 0 are not both tokens of prompt 0"),
+        (
+            "AttentionPatterns",
+            {"pair.query": torch.full((171,), -1)},
+            "query -1 and key 0 are not both tokens of prompt 0",
+        ),
         (
             "InputReconstruction",
             {"token.prompt": torch.ones(18, dtype=torch.int64)},
@@ -231,7 +235,7 @@ def test_labels_that_do_not_go_together_are_refused(asked, change, message, gpt2
 
 
 def test_a_result_without_provenance_is_drawn(gpt2, tmp_path):
-    for asked in ("InputReconstruction", "NeuronFeatures"):
+    for asked in ("InputReconstruction", "MaxActivatingTokens"):
         parts = Parts(ASKED[asked](gpt2), tmp_path / "changed.safetensors")
         parts.write(provenance={})
         assert "an activation not named" in Result.load(parts.path).figure().layout.title.text

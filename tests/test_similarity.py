@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lens_probes.similarity import mean_pairwise_cosine
+from lens_probes.maths.similarity import mean_pairwise_cosine
 
 pytestmark = pytest.mark.filterwarnings("error")
 

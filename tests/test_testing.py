@@ -19,13 +19,13 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment, Probe
-from lens_probes.prompts import Tokens, tokenize
+from lens_probes.reading import Reading
 from lens_probes.result import Result, summed, unit
-from lens_probes.run import Reading
 from lens_probes.testing import assert_same, check_declaration, check_experiment, check_order, check_probe, check_result
+from lens_probes.text.prompts import Tokens, tokenize
 
 HAS_HOOKED = version("transformer-lens").startswith("3.")
 HOOK = "blocks.1.hook_resid_post"
@@ -108,7 +108,7 @@ FAULTS: dict[str, Callable[[Tensor, Reading], Tensor]] = {
 # Probes
 
 
-@pytest.mark.parametrize("probe", [lp.Movement(), lp.ResidualMean()], ids=repr)
+@pytest.mark.parametrize("probe", [lp.ResidualUpdate(), lp.ResidualMean()], ids=repr)
 def test_a_good_probe_passes(probe: Probe[Any]) -> None:
     check_probe(probe)
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.experiments.tied_key_value import WAYS, _Fit, shared
 from lens_probes.model import ModelView
-from lens_probes.prompts import first_part, tokenize
 from lens_probes.testing import check_experiment
+from lens_probes.text.prompts import first_part, tokenize
 
 TEXTS = lp.demo.sentences()[:8]
 

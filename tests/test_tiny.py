@@ -11,7 +11,7 @@ import pytest
 import torch
 from reference import skip_where_transformerlens_breaks
 
-from lens_probes import tiny
+from lens_probes.examples import tiny
 
 TEXTS = ["The cat sat on the mat.", "Café <script>alert('🙂')</script>\n\ttwo  spaces", "naïve 東京 ½"]
 HAS_HOOKED = find_spec("transformer_lens.loading_from_pretrained") is not None

@@ -8,13 +8,13 @@ import torch
 from scipy import stats
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.experiments.topic_ablation import _random_like
 from lens_probes.model import ModelView
-from lens_probes.prompts import tokenize
-from lens_probes.run import prompt_loss
-from lens_probes.silencing import Silencing
+from lens_probes.model.ablation import Silencing
+from lens_probes.reading import prompt_loss
 from lens_probes.testing import TOPICS, check_experiment
+from lens_probes.text.prompts import tokenize
 
 TEXTS = [text for texts in TOPICS.values() for text in texts]
 

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.probes.topic_activity import activity, contrast, selectivity, standardised
 from lens_probes.testing import TOPICS, assert_same, check_probe

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lens_probes import inference
-from lens_probes import topics as topics_file
-from lens_probes.prompts import PromptTable
-from lens_probes.topics import TopicOrder, by_topic
+from lens_probes.maths import inference
+from lens_probes.maths import topics as topics_file
+from lens_probes.maths.topics import TopicOrder, by_topic
+from lens_probes.text.prompts import PromptTable
 
 MOST_BY_CHANCE = 18  # of 200 trials at 5 %: the 99.4 % point of the binomial
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lens_probes import toy
+from lens_probes.examples import toy
 
 
 def rows(matrix):

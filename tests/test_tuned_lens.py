@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.experiments import tuned_lens
 from lens_probes.testing import check_experiment
 

@@ -10,8 +10,8 @@ from jaxtyping import TypeCheckError
 from scipy import stats
 from torch.distributions import Categorical
 
-from lens_probes import vocabulary
-from lens_probes.vocabulary import METRICS, kept, nearest, ranks
+from lens_probes.maths import vocabulary
+from lens_probes.maths.vocabulary import METRICS, kept, nearest, ranks
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from lens_probes import words
-from lens_probes.demo import sentences
-from lens_probes.words import Word, closed_class, merge_order, spacy_pos
+from lens_probes.examples.demo import sentences
+from lens_probes.text import words
+from lens_probes.text.words import Word, closed_class, merge_order, spacy_pos
 
 
 def labelled(text: str, word_class: Callable[[str], list[Word]] = closed_class) -> str:

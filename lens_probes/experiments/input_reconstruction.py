@@ -38,14 +38,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.maths.vocabulary import check_entries
 from lens_probes.messages import brief
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
-from lens_probes.prompts import Prompts, PromptTable, Table, Tokens, prompt_table, tokenize
+from lens_probes.reading import finite, provenance
 from lens_probes.result import Result, schema, unit
-from lens_probes.run import finite, provenance
-from lens_probes.vocabulary import check_entries
+from lens_probes.text.prompts import Prompts, PromptTable, Table, Tokens, prompt_table, tokenize
 
 Method = Literal["gradient", "sequential"]
 Loss = Literal["cosine", "l1", "l2"]

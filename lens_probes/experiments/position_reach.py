@@ -40,12 +40,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
-from lens_probes.prompts import PairTable, Prompts, Tokens, concatenate, tokenize
+from lens_probes.reading import TOKENS_PER_BATCH, finite, provenance
 from lens_probes.result import Result, unit
-from lens_probes.run import TOKENS_PER_BATCH, finite, provenance
+from lens_probes.text.prompts import PairTable, Prompts, Tokens, concatenate, tokenize
 
 SUMMARIES = ("width", "distance", "own", "first", "early")
 NULL = "a prompt's summary in the one model is as likely that in the other; a false-discovery rate over layers"

@@ -29,13 +29,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
-from lens_probes.prompts import Prompts, PromptTable, Tokens, first_part, prompt_table, tokenize
+from lens_probes.reading import batches, finite, pad, prompt_loss, provenance
 from lens_probes.result import Result, unit
-from lens_probes.run import batches, finite, pad, prompt_loss, provenance
+from lens_probes.text.prompts import Prompts, PromptTable, Tokens, first_part, prompt_table, tokenize
 
 WAYS = ("keys are values", "keys are values, unscaled", "values are keys", "values are keys, unscaled", "shared")
 

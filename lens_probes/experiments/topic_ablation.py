@@ -28,17 +28,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.maths.topics import by_topic
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
+from lens_probes.model.ablation import Silencing
 from lens_probes.probe import Experiment
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
 from lens_probes.probes.topic_activity import STATISTICS, Statistic, TopicActivity
-from lens_probes.prompts import Prompt, Prompts, PromptTable, as_prompts, prompt_table, tokenize
+from lens_probes.reading import prompt_loss, provenance, run
 from lens_probes.result import Result, unit
-from lens_probes.run import prompt_loss, provenance, run
-from lens_probes.silencing import Silencing
-from lens_probes.topics import by_topic
+from lens_probes.text.prompts import Prompt, Prompts, PromptTable, as_prompts, prompt_table, tokenize
 
 DRAWS_FOR_STARS = 19  # to be beyond all of fewer is no news: p would be above 0.05
 NULL = "the topic's units hurt no more than as many random units of the same layers"

@@ -27,13 +27,13 @@ from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from lens_probes import figures
+from lens_probes.maths.vocabulary import check_entries
 from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
 from lens_probes.probe import Experiment
-from lens_probes.prompts import Prompts, Tokens, concatenate, tokenize
+from lens_probes.reading import Reading, pad, provenance
 from lens_probes.result import Result, unit
-from lens_probes.run import Reading, pad, provenance
-from lens_probes.vocabulary import check_entries
+from lens_probes.text.prompts import Prompts, Tokens, concatenate, tokenize
 
 RECENT = 20  # steps whose mean is drawn as the loss at the end
 

@@ -42,13 +42,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
 from lens_probes.messages import brief
 from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
-from lens_probes.prompts import PromptTable, Tokens, prompt_table, whole_number
+from lens_probes.reading import Reading
 from lens_probes.result import Result, unit
-from lens_probes.run import Reading
+from lens_probes.text.prompts import PromptTable, Tokens, prompt_table, whole_number
 
 Place = str | int | Sequence[str]
 NULL = "what a head looks at does not depend on the cue; the two prompts of a pair swapped at random"

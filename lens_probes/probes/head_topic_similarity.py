@@ -29,14 +29,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from lens_probes import figures, inference
-from lens_probes.messages import brief
-from lens_probes.model import ModelView
-from lens_probes.probe import Probe
-from lens_probes.prompts import PromptTable, check_pool, pooling, prompt_table
-from lens_probes.result import Result, summed, unit
-from lens_probes.run import Reading
-from lens_probes.similarity import (
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.maths.similarity import (
     SIMILARITIES,
     Features,
     Similarity,
@@ -48,7 +43,13 @@ from lens_probes.similarity import (
     pairwise,
     separation,
 )
-from lens_probes.topics import by_topic, one_hot, topic_numbers
+from lens_probes.maths.topics import by_topic, one_hot, topic_numbers
+from lens_probes.messages import brief
+from lens_probes.model import ModelView
+from lens_probes.probe import Probe
+from lens_probes.reading import Reading
+from lens_probes.result import Result, summed, unit
+from lens_probes.text.prompts import PromptTable, check_pool, pooling, prompt_table
 
 Of = Literal["head", "head_out", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"]
 Basis = Literal["own", "pca"]

@@ -27,8 +27,8 @@ from torch import Tensor
 from lens_probes import figures
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
+from lens_probes.reading import Reading
 from lens_probes.result import Result, unit
-from lens_probes.run import Reading
 
 DRAWS = 100  # pairs of random subspaces
 

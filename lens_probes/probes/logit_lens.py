@@ -32,15 +32,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_probes import figures, inference
+from lens_probes import figures
 from lens_probes.experiments.tuned_lens import TunedLensResult
+from lens_probes.maths import inference
+from lens_probes.maths.vocabulary import Predictions, predictions
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import Target, Tokens, asked_about, target_ids, whole_number
+from lens_probes.reading import Reading
 from lens_probes.result import Result, unit
-from lens_probes.run import Reading
-from lens_probes.vocabulary import Predictions, predictions
+from lens_probes.text.prompts import Target, Tokens, asked_about, target_ids, whole_number
 
 Translator = Callable[[Float[Tensor, "token d_model"], str], Float[Tensor, "token d_model"]]
 
@@ -135,7 +136,7 @@ class LogitLensResult(Result):
         """Per layer: the probability that a target of class `first` has the larger log_prob (or rank, ...), p, q and n.
 
         See `inference.compare`. `strata` is one label or number per token of this result, about its target: for
-        frequency matching `lens_probes.words.merge_order(model.tokenizer)[result.target_id()]`.
+        frequency matching `lens_probes.text.words.merge_order(model.tokenizer)[result.target_id()]`.
         """
         return inference.compare_by_layer(
             self._quantities(),

@@ -28,16 +28,17 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.maths.similarity import mean_pairwise_cosine
+from lens_probes.maths.vocabulary import METRICS, Metric, check_entries, kept, nearest, ranks
 from lens_probes.messages import brief
 from lens_probes.model import READ_POINTS, ModelView, ReadPoint
 from lens_probes.probe import Probe
 from lens_probes.probes.residual_mean import ResidualMeanResult
-from lens_probes.prompts import Tokens
+from lens_probes.reading import Reading
 from lens_probes.result import Result, summed, unit
-from lens_probes.run import Reading
-from lens_probes.similarity import mean_pairwise_cosine
-from lens_probes.vocabulary import METRICS, Metric, check_entries, kept, nearest, ranks
+from lens_probes.text.prompts import Tokens
 
 Reference = Literal["embed", "embed_pos", "unembed"]
 
@@ -115,7 +116,7 @@ class RankShiftResult(Result):
         """Per layer: the probability that a `first` token has the larger rank (or score, null_rank), p, q and n.
 
         See `inference.compare`. For frequency matching give `strata`, one number per token:
-        `lens_probes.words.merge_order(model.tokenizer)[result.token.id]`, or counts of your own.
+        `lens_probes.text.words.merge_order(model.tokenizer)[result.token.id]`, or counts of your own.
         """
         return inference.compare_by_layer(
             self._quantities(),

@@ -21,8 +21,8 @@ from torch import Tensor
 from lens_probes import figures
 from lens_probes.model import ModelView, ReadPoint
 from lens_probes.probe import Probe
+from lens_probes.reading import Reading
 from lens_probes.result import Result, summed, unit
-from lens_probes.run import Reading
 
 
 @final

@@ -33,15 +33,16 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.maths.topics import TopicOrder, by_topic, one_hot, topic_numbers
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import PromptTable, check_pool, pooling, prompt_table
+from lens_probes.reading import Reading
 from lens_probes.result import Result, summed
 from lens_probes.result import unit as in_units
-from lens_probes.run import Reading
-from lens_probes.topics import TopicOrder, by_topic, one_hot, topic_numbers
+from lens_probes.text.prompts import PromptTable, check_pool, pooling, prompt_table
 
 Of = Literal["head", "attn_out", "mlp_out", "neuron", "embed"]
 Statistic = Literal["mean", "std", "rms", "positive", "mean_abs"]

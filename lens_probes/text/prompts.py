@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_probes.messages import brief
-from lens_probes.words import Word, WordClasses, closed_class
+from lens_probes.text.words import Word, WordClasses, closed_class
 
 if TYPE_CHECKING:
     from lens_probes.model import ModelView
@@ -471,7 +471,7 @@ def _own_words(
     words = word_class(text)
     if not isinstance(words, list) or not all(isinstance(word, Word) for word in words):
         raise TypeError(
-            f"word_class takes a text and returns a list of lens_probes.words.Word(start, end, word_class); for "
+            f"word_class takes a text and returns a list of lens_probes.text.words.Word(start, end, word_class); for "
             f"{text[:40]!r} it returned {brief(words)}"
         )
     for number, (start, end, _) in enumerate(words):

@@ -1,11 +1,11 @@
-"""Movement against its definition, its control, and the model."""
+"""ResidualUpdate against its definition, its control, and the model."""
 
 import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
-from lens_probes.probes.movement import prompt_sums
+from lens_probes.examples import tiny
+from lens_probes.probes.residual_update import prompt_sums
 from lens_probes.testing import check_probe
 
 TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and nobody told the cat.", "A dog."]
@@ -25,7 +25,7 @@ def test_prompt_sums_adds_the_vectors_of_each_prompt():
 @pytest.mark.parametrize("architecture", ["gpt2", "neox", "gemma2", "bert"])
 def test_length_norm_and_cosine_are_those_of_the_difference_of_two_states(architecture):
     model = tiny.bridge(architecture)
-    result = lp.Movement(layers=[1]).run(model, TEXTS[0])
+    result = lp.ResidualUpdate(layers=[1]).run(model, TEXTS[0])
     before, step = steps(model, result.token.id, 1)
     cosine = (before * step).sum(-1) / (before.norm(dim=-1) * step.norm(dim=-1))
     torch.testing.assert_close(result.length[0].double(), step.norm(dim=-1), rtol=1e-4, atol=1e-5)
@@ -36,7 +36,7 @@ def test_length_norm_and_cosine_are_those_of_the_difference_of_two_states(archit
 
 def test_agreement_is_the_mean_over_pairs_within_a_prompt_and_its_control_over_pairs_of_different_prompts():
     model = tiny.bridge("gpt2")
-    result = lp.Movement(layers=[2]).run(model, TEXTS)
+    result = lp.ResidualUpdate(layers=[2]).run(model, TEXTS)
     units, owners = [], []
     for number, prompt in result.token.by_prompt():
         _, step = steps(model, prompt.id, 2)
@@ -53,7 +53,7 @@ def test_agreement_is_the_mean_over_pairs_within_a_prompt_and_its_control_over_p
 
 
 def test_a_prompt_of_one_ordinary_token_has_no_agreement_and_a_single_prompt_no_control():
-    result = lp.Movement().run(tiny.bridge("gpt2"), [[0, 7]])
+    result = lp.ResidualUpdate().run(tiny.bridge("gpt2"), [[0, 7]])
     assert result.token.special.tolist() == [True, False]
     assert result.agreement.isnan().all()
     assert result.agreement_between.isnan().all()
@@ -66,13 +66,13 @@ def test_tokens_pushed_the_same_way_agree_entirely():
             block.attn.o.original_component.weight.zero_()
             block.mlp.out.original_component.weight.zero_()
             block.mlp.out.original_component.bias.fill_(1.0)
-    result = lp.Movement().run(model, TEXTS)
+    result = lp.ResidualUpdate().run(model, TEXTS)
     torch.testing.assert_close(result.agreement, torch.ones_like(result.agreement), atol=1e-4, rtol=0)
     torch.testing.assert_close(result.agreement_between, torch.ones(3), atol=1e-4, rtol=0)
 
 
 def test_the_agreement_table_sets_the_mean_of_prompts_beside_its_control():
-    result = lp.Movement().run(tiny.bridge("gpt2"), lp.demo.sentences()[:7])
+    result = lp.ResidualUpdate().run(tiny.bridge("gpt2"), lp.demo.sentences()[:7])
     table = result.agreement_table()
     assert table["agreement"].tolist() == pytest.approx(result.agreement.mean(1).tolist(), abs=1e-5)
     assert (table["low"] <= table["agreement"]).all() and (table["agreement"] <= table["high"]).all()
@@ -81,7 +81,7 @@ def test_the_agreement_table_sets_the_mean_of_prompts_beside_its_control():
 
 
 def test_the_figure_has_a_panel_for_each_question():
-    figure = lp.Movement().run(tiny.bridge("gpt2"), lp.demo.sentences()[:6]).figure()
+    figure = lp.ResidualUpdate().run(tiny.bridge("gpt2"), lp.demo.sentences()[:6]).figure()
     titles = [figure.layout[f"yaxis{i}"].title.text for i in ("", "2", "3")]
     assert [title.split(" ")[0] for title in titles] == ["step", "cosine", "mean"]
     assert figure.layout.yaxis.type == "log"
@@ -89,4 +89,4 @@ def test_the_figure_has_a_panel_for_each_question():
 
 
 def test_it_keeps_the_contract():
-    check_probe(lp.Movement())
+    check_probe(lp.ResidualUpdate())

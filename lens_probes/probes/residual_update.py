@@ -1,4 +1,4 @@
-"""Movement: how far does each layer move a token's state, whereto, and do the tokens of a prompt move together?
+"""ResidualUpdate: how far does each layer move a token's state, whereto, and do the tokens of a prompt move together?
 
     step[layer, token]      = h_post[layer, token] - h_pre[layer, token]
     length[layer, token]    = |step|                                                   at least 0
@@ -21,18 +21,19 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.maths.similarity import mean_pairwise_cosine
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import PromptTable, Tokens, prompt_table
+from lens_probes.reading import Reading
 from lens_probes.result import Result, summed, unit
-from lens_probes.run import Reading
-from lens_probes.similarity import mean_pairwise_cosine
+from lens_probes.text.prompts import PromptTable, Tokens, prompt_table
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class MovementResult(Result):
+class ResidualUpdateResult(Result):
     """Steps by layer and token, and their agreement by prompt. It grows with the number of tokens."""
 
     layer: tuple[str, ...]
@@ -119,11 +120,11 @@ class MovementResult(Result):
 
 @final
 @dataclass(frozen=True)
-class Movement(Probe[MovementResult]):
+class ResidualUpdate(Probe[ResidualUpdateResult]):
     """Length and direction of each layer's step.
 
     >>> import lens_probes as lp
-    >>> result = lp.Movement().run(lp.tiny.bridge(), ["Time flies like an arrow.", "Fruit flies too."])
+    >>> result = lp.ResidualUpdate().run(lp.tiny.bridge(), ["Time flies like an arrow.", "Fruit flies too."])
     >>> tuple(result.agreement.shape), result.layer
     ((3, 2), ('0', '1', '2'))
     """
@@ -134,7 +135,7 @@ class Movement(Probe[MovementResult]):
         """The residual stream before and after every layer."""
         return [model.hook(at, layer) for layer in model.layers(self.layers) for at in ("resid_pre", "resid_post")]
 
-    def measure(self, reading: Reading) -> MovementResult:
+    def measure(self, reading: Reading) -> ResidualUpdateResult:
         """Steps of the batch, layer by layer."""
         model, tokens = reading.model, reading.tokens
         layers = model.layers(self.layers)
@@ -150,7 +151,7 @@ class Movement(Probe[MovementResult]):
             cosine.append(cosine_similarity(step, before, dim=-1))
             sums.append(prompt_sums(normalize(step, dim=-1).double()[own], tokens.prompt[own], len(prompts)))
         prompt_sum = torch.stack(sums)
-        return MovementResult(
+        return ResidualUpdateResult(
             layer=tuple(str(layer) for layer in layers),
             token=tokens,
             prompt=prompts,

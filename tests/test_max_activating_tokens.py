@@ -1,4 +1,4 @@
-"""NeuronFeatures: brute force, ascents that climb, the path past all layers, contexts, resuming, refusals."""
+"""MaxActivatingTokens: brute force, ascents that climb, the path past all layers, contexts, resuming, refusals."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache
 
 import lens_probes as lp
-from lens_probes import tiny
-from lens_probes.experiments import neuron_features
+from lens_probes.examples import tiny
+from lens_probes.experiments import max_activating_tokens
 from lens_probes.model import ModelView
 from lens_probes.testing import PROMPTS, assert_same, check_experiment
 
@@ -17,7 +17,7 @@ TEXT = "The old man the boat."
 
 
 def features(layer: Any = 1, units=(3, 5), **settings):
-    return lp.NeuronFeatures(layer, units, **{"steps": 3, "restarts": 2} | settings)
+    return lp.MaxActivatingTokens(layer, units, **{"steps": 3, "restarts": 2} | settings)
 
 
 def test_it_keeps_the_contract():
@@ -122,8 +122,8 @@ def test_agreement_and_top_by_hand():
 def test_an_interrupted_search_goes_on_where_it_stopped(monkeypatch):
     model, experiment = tiny.bridge("gpt2"), features()
     whole = experiment.run(model, list(PROMPTS[:2]), progress=False)
-    monkeypatch.setattr(neuron_features, "TOKENS_PER_BATCH", 100)
-    original, calls = neuron_features._Place.searched, []
+    monkeypatch.setattr(max_activating_tokens, "TOKENS_PER_BATCH", 100)
+    original, calls = max_activating_tokens._Place.searched, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -131,7 +131,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(neuron_features._Place, "searched", interrupted)
+    monkeypatch.setattr(max_activating_tokens._Place, "searched", interrupted)
     part = experiment.run(model, list(PROMPTS[:2]), progress=False)
     assert part.value[:, 0].isnan().sum(1).tolist() == [0, 300]
     assert part.agreement()["prompts"].tolist() == [1, 1] and not part.ascended.isnan().any()
@@ -215,13 +215,13 @@ def test_what_cannot_be_asked_is_said():
     with pytest.raises(ValueError, match="k=500 entries were asked for and tiny-gpt2 has 400"):
         features(k=500).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(TypeError, match=r"directions is a tensor \[unit d_model\]; ndarray came"):
-        lp.NeuronFeatures(1, at="resid_post", directions=torch.eye(32).numpy())  # pyright: ignore[reportArgumentType]
+        lp.MaxActivatingTokens(1, at="resid_post", directions=torch.eye(32).numpy())  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="directions hold numbers that are not finite"):
         features(units=None, at="resid_post", directions=torch.eye(32) / 0).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match=r"\(steps=...\) is 1 or more; 0 came"):
-        lp.NeuronFeatures(1, steps=0)
+        lp.MaxActivatingTokens(1, steps=0)
     with pytest.raises(ValueError, match="directions stand in the residual stream, in place of units"):
-        lp.NeuronFeatures(1, directions=torch.eye(32))
+        lp.MaxActivatingTokens(1, directions=torch.eye(32))
     with pytest.raises(ValueError, match=r"unit 128 was asked for and blocks.1.mlp.hook_post of tiny-gpt2 has units 0"):
         features(units=[128]).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match=r"directions is \[unit d_model\] with d_model 32; \(1, 7\) came"):

@@ -1,4 +1,4 @@
-"""ComponentLens: the parts sum to the model's own logits on every decoder, raw and processed weights agree."""
+"""DirectLogitAttribution: the parts sum to the model's own logits on every decoder, raw and processed weights agree."""
 
 import math
 from importlib.metadata import version
@@ -8,9 +8,9 @@ import torch
 from reference import attention
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import Norm
-from lens_probes.probes.component_lens import frozen
+from lens_probes.probes.direct_logit_attribution import frozen
 from lens_probes.testing import check_probe
 
 TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day."]
@@ -27,7 +27,9 @@ def centred_logits(model, tokens):
     return logits - logits.mean(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("probe", [lp.ComponentLens(), lp.ComponentLens(target=3, layers=[2])], ids=repr)
+@pytest.mark.parametrize(
+    "probe", [lp.DirectLogitAttribution(), lp.DirectLogitAttribution(target=3, layers=[2])], ids=repr
+)
 def test_it_keeps_the_contract(probe):
     check_probe(probe)
 
@@ -35,7 +37,7 @@ def test_it_keeps_the_contract(probe):
 @pytest.mark.parametrize("target", ["next", "own", "final", 17])
 def test_the_parts_sum_to_the_models_own_logit_minus_the_mean_logit(target, decoder):
     model = decoder.build()
-    result = lp.ComponentLens(target=target).run(model, TEXTS)
+    result = lp.DirectLogitAttribution(target=target).run(model, TEXTS)
     own = centred_logits(model, result.token)
     asked = {
         "next": result.token.id.roll(-1),
@@ -52,24 +54,24 @@ def test_the_parts_sum_to_the_models_own_logit_minus_the_mean_logit(target, deco
 
 
 def test_raw_and_processed_weights_of_both_classes_agree_part_by_part(decoder):
-    raw = lp.ComponentLens().run(tiny.bridge(decoder.architecture), TEXTS)
-    other = lp.ComponentLens().run(decoder.build(), TEXTS)
+    raw = lp.DirectLogitAttribution().run(tiny.bridge(decoder.architecture), TEXTS)
+    other = lp.DirectLogitAttribution().run(decoder.build(), TEXTS)
     assert raw.component == other.component
     torch.testing.assert_close(raw.contribution, other.contribution, rtol=0, atol=1e-4, equal_nan=True)
 
 
 def test_a_head_that_is_switched_off_contributes_nothing_and_the_others_change_the_total_by_what_they_say():
     model = tiny.bridge("gpt2")
-    before = lp.ComponentLens(target=9).run(model, TEXTS[0])
+    before = lp.DirectLogitAttribution(target=9).run(model, TEXTS[0])
     with torch.no_grad():  # the last layer's head 2: nothing comes after it but the MLP and the final norm
         model.blocks[2].attn.o.original_component.weight[16:24] = 0.0
-    after = lp.ComponentLens(target=9).run(model, TEXTS[0])
+    after = lp.DirectLogitAttribution(target=9).run(model, TEXTS[0])
     assert before.of_component("L2H2").abs().min() > 1e-4
     assert after.of_component("L2H2").abs().max() == 0.0
 
 
 def test_an_embedding_alone_writes_everything(idle):
-    result = lp.ComponentLens(target="own").run(idle, TEXTS[0])
+    result = lp.DirectLogitAttribution(target="own").run(idle, TEXTS[0])
     torch.testing.assert_close(result.of_component("embed"), result.total, rtol=0, atol=1e-4)
     assert "position" not in result.component
     assert result.contribution[1:].abs().max() < 1e-6
@@ -77,7 +79,7 @@ def test_an_embedding_alone_writes_everything(idle):
 
 def test_the_layers_that_were_not_asked_for_come_together():
     model = tiny.bridge("gemma2")
-    whole, part = lp.ComponentLens().run(model, TEXTS), lp.ComponentLens(layers=[1]).run(model, TEXTS)
+    whole, part = lp.DirectLogitAttribution().run(model, TEXTS), lp.DirectLogitAttribution(layers=[1]).run(model, TEXTS)
     others = [name for name in whole.component if name.startswith(("L0", "L2"))]
     together = sum(whole.of_component(name) for name in others)
     torch.testing.assert_close(part.of_component("other_layers"), together, rtol=0, atol=1e-4, equal_nan=True)
@@ -86,7 +88,7 @@ def test_the_layers_that_were_not_asked_for_come_together():
 
 def test_in_bfloat16_the_parts_sum_to_the_models_own_rounding():
     model = tiny.bridge("gpt2", dtype=torch.bfloat16)
-    result = lp.ComponentLens(target=17).run(model, TEXTS)
+    result = lp.DirectLogitAttribution(target=17).run(model, TEXTS)
     own = centred_logits(model, result.token)[:, 17]
     torch.testing.assert_close(result.contribution.sum(0), own, rtol=0, atol=2**-6 * float(own.abs().max()) + 0.02)
 
@@ -106,7 +108,7 @@ def test_a_frozen_norm_reads_a_direction_of_its_output_from_its_input(centred):
 
 
 def test_the_table_means_over_tokens_and_its_shares_sum_to_one():
-    result = lp.ComponentLens().run(tiny.bridge("gpt2"), lp.demo.sentences()[:6], prepend_bos=True)
+    result = lp.DirectLogitAttribution().run(tiny.bridge("gpt2"), lp.demo.sentences()[:6], prepend_bos=True)
     table = result.mean_contribution()
     counted = ~result.total.isnan() & ~result.token.special
     assert table["tokens"].unique().tolist() == [int(counted.sum())] and table["prompts"].unique().tolist() == [6]
@@ -114,18 +116,18 @@ def test_the_table_means_over_tokens_and_its_shares_sum_to_one():
     assert table["mean"].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
     assert table["share"].sum() == pytest.approx(1.0, abs=1e-4)
     assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).mean() > 0.95
-    few = lp.ComponentLens().run(tiny.bridge("gpt2"), TEXTS).mean_contribution()
+    few = lp.DirectLogitAttribution().run(tiny.bridge("gpt2"), TEXTS).mean_contribution()
     assert few["low"].isna().all()
 
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_decomposed_is_refused():
     with pytest.raises(ValueError, match="is one of next, own, final, or a token id; 'all' came"):
-        lp.ComponentLens(target="all")
+        lp.DirectLogitAttribution(target="all")
     with pytest.raises(ValueError, match="target 400 was asked for and the ids of tiny-gpt2 end at 399"):
-        lp.ComponentLens(target=400).run(tiny.bridge("gpt2"), TEXTS)
+        lp.DirectLogitAttribution(target=400).run(tiny.bridge("gpt2"), TEXTS)
     with pytest.raises(ValueError, match="tiny-bert norms after every sum and has a head that is not linear"):
-        lp.ComponentLens().run(tiny.bridge("bert"), TEXTS)
+        lp.DirectLogitAttribution().run(tiny.bridge("bert"), TEXTS)
 
 
 def test_a_model_whose_parts_do_not_sum_is_refused():
@@ -134,7 +136,7 @@ def test_a_model_whose_parts_do_not_sum_is_refused():
         lambda module, inputs, output: output * 3 if isinstance(output, torch.Tensor) else (output[0] * 3, *output[1:])
     )
     with pytest.raises(ValueError, match=r"of tiny-gpt2 do not sum to its states \(they are off by"):
-        lp.ComponentLens().run(model, TEXTS)
+        lp.DirectLogitAttribution().run(model, TEXTS)
 
 
 @pytest.mark.skipif(version("transformer-lens").startswith("3."), reason="TransformerLens 3 has hook_embed unscaled")
@@ -149,7 +151,7 @@ def test_granites_parts_are_those_of_hugging_faces_modules_and_sum_to_its_logits
         towards = (weight[17] - weight.mean(0)) * source.model.norm.weight / source.config.logits_scaling
         direction = towards / (last[0].square().mean(-1, keepdim=True) + source.config.rms_norm_eps).sqrt()
         heads = (attention("granite", ids)[2].added * direction).sum(-1)
-    result = lp.ComponentLens(target=17).run(tiny.bridge("granite", processed=processed), [ids])
+    result = lp.DirectLogitAttribution(target=17).run(tiny.bridge("granite", processed=processed), [ids])
     torch.testing.assert_close(result.contribution.sum(0), logits[:, 17] - logits.mean(-1), rtol=0, atol=1e-5)
     found = torch.stack([result.of_component(f"L2H{head}") for head in range(4)]).sum(0)
     torch.testing.assert_close(found, heads, rtol=0, atol=1e-5)
@@ -179,7 +181,7 @@ def cohere():
 def test_a_factor_of_all_logits_is_part_of_every_contribution():
     with torch.random.fork_rng():
         model = cohere()
-    result = lp.ComponentLens(target=17).run(model, TEXTS)
+    result = lp.DirectLogitAttribution(target=17).run(model, TEXTS)
     with torch.no_grad():
         own = torch.cat([model(prompt.id[None])[0] for _, prompt in result.token.by_prompt()])
     if lp.ModelView(model).logit_scale != 0.25:
@@ -195,11 +197,11 @@ def test_a_block_that_scales_what_it_adds_is_refused_whichever_layers_are_asked(
         block.mlp.hook_out.register_forward_hook(lambda module, inputs, output: output * 3)
         block.attn.hook_out.register_forward_hook(lambda module, inputs, output: output * 3)
     with pytest.raises(ValueError, match=r"of tiny-llama do not sum to its states \(they are off by"):
-        lp.ComponentLens(layers=layers).run(model, TEXTS)
+        lp.DirectLogitAttribution(layers=layers).run(model, TEXTS)
 
 
 def test_figures_show_heads_by_layer_and_say_what_stands_beside_them():
-    result = lp.ComponentLens().run(tiny.bridge("gpt2"), TEXTS)
+    result = lp.DirectLogitAttribution().run(tiny.bridge("gpt2"), TEXTS)
     grid, mlp, bias = result.figure_token(2, prompt=1).data
     row = result.token.row(1, 2)
     assert grid.z[1][3] == pytest.approx(float(result.of_component("L1H3")[row]))
@@ -212,7 +214,7 @@ def test_figures_show_heads_by_layer_and_say_what_stands_beside_them():
         result.figure_token(last)
     with pytest.raises(ValueError, match="component 'L9H9' was asked for and there are embed, position, L0H0"):
         result.of_component("L9H9")
-    only_one = lp.ComponentLens().run(tiny.bridge("gpt2"), [[5]])
+    only_one = lp.DirectLogitAttribution().run(tiny.bridge("gpt2"), [[5]])
     with pytest.raises(ValueError, match="no token here has a target"):
         only_one.figure()
     assert math.isnan(float(only_one.total[0]))

@@ -12,16 +12,16 @@ from jaxtyping import Float64
 from torch import Tensor
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import Table, tokenize
+from lens_probes.reading import PARTS_BEFORE_MERGE, TOKENS_PER_BATCH, Reading, pad
 from lens_probes.result import Result, summed
-from lens_probes.run import PARTS_BEFORE_MERGE, TOKENS_PER_BATCH, Reading, pad
+from lens_probes.text.prompts import Table, tokenize
 
 HAS_HOOKED = version("transformer-lens").startswith("3.")
 TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and the cat likes none of it.", "The old man"]
-PROBES = [lp.RankShift(at="resid_post"), lp.Movement(), lp.ResidualMean(at="resid_post")]
+PROBES = [lp.RankShift(at="resid_post"), lp.ResidualUpdate(), lp.ResidualMean(at="resid_post")]
 STATE = "blocks.1.hook_resid_post"
 PATTERN = "blocks.1.attn.hook_pattern"
 
@@ -168,7 +168,13 @@ def passes(own_gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_several_probes_share_one_forward_pass_a_batch_and_answer_in_order(
     own_gpt2: Any, passes: list[list[str]]
 ) -> None:
-    probes = [lp.Movement(), lp.Density(), lp.RankShift(at="resid_post"), lp.RankShift(at="resid_pre"), lp.Movement()]
+    probes = [
+        lp.ResidualUpdate(),
+        lp.EmbeddingDensity(),
+        lp.RankShift(at="resid_post"),
+        lp.RankShift(at="resid_pre"),
+        lp.ResidualUpdate(),
+    ]
     results = lp.run(probes, own_gpt2, TEXTS, batch_size=2, progress=False)
     assert len(passes) == 2
     assert [result.provenance.probe for result in results] == [repr(probe) for probe in probes]
@@ -181,7 +187,7 @@ def test_several_probes_share_one_forward_pass_a_batch_and_answer_in_order(
 
 
 def test_a_probe_without_hooks_needs_no_forward_pass(own_gpt2: Any, passes: list[list[str]]) -> None:
-    assert len(lp.Density().run(own_gpt2, TEXTS).token) > 10
+    assert len(lp.EmbeddingDensity().run(own_gpt2, TEXTS).token) > 10
     assert passes == []
 
 
@@ -199,16 +205,22 @@ def test_only_the_named_activations_are_kept_and_shown(own_gpt2: Any, passes: li
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda model: lp.Movement(layers=[3]).run(model, "one"), "layer 3 was asked for"),
+        (lambda model: lp.ResidualUpdate(layers=[3]).run(model, "one"), "layer 3 was asked for"),
         (lambda model: Spy(("blocks.9.hook_resid_pre",)).run(model, "one"), r"'blocks\.9\.hook_resid_pre' does not"),
-        (lambda model: lp.Movement().run(model, []), "there are no prompts"),
-        (lambda model: lp.Movement().run(model, [[1], [1] * 65]), "prompt 1 has 65 tokens"),
-        (lambda model: lp.Movement().run(model, [[1], [400]]), "prompt 1 holds token id 400"),
-        (lambda model: lp.Movement().run(model, {"one": "text"}), "topic 'one' has 1 prompt"),
-        (lambda model: lp.Movement().run(model, "one", batch_size=0), "at least 1; 0 came"),
+        (lambda model: lp.ResidualUpdate().run(model, []), "there are no prompts"),
+        (lambda model: lp.ResidualUpdate().run(model, [[1], [1] * 65]), "prompt 1 has 65 tokens"),
+        (lambda model: lp.ResidualUpdate().run(model, [[1], [400]]), "prompt 1 holds token id 400"),
+        (lambda model: lp.ResidualUpdate().run(model, {"one": "text"}), "topic 'one' has 1 prompt"),
+        (lambda model: lp.ResidualUpdate().run(model, "one", batch_size=0), "at least 1; 0 came"),
         (lambda model: lp.run([], model, "one"), "there are no probes: pass at least one"),
-        (lambda model: lp.run(lp.Movement(), model, "one"), r"got one probe, Movement\(layers=None\): write run\(\["),
-        (lambda model: lp.run({"a": lp.Movement()}, model, "one"), r"come first, as a list; got \{'a': Movement\("),  # pyright: ignore
+        (
+            lambda model: lp.run(lp.ResidualUpdate(), model, "one"),
+            r"got one probe, ResidualUpdate\(layers=None\): write run\(\[",
+        ),
+        (
+            lambda model: lp.run({"a": lp.ResidualUpdate()}, model, "one"),  # pyright: ignore[reportArgumentType]
+            r"come first, as a list; got \{'a': ResidualUpdate\(",
+        ),
     ],
 )
 def test_a_mistake_is_refused_before_the_forward_pass(
@@ -223,7 +235,7 @@ def test_run_hands_on_how_to_read_texts(gpt2: Any) -> None:
     def one_word(text: str) -> list[lp.words.Word]:
         return [lp.words.Word(0, len(text), "all")]
 
-    for ask in (lp.Movement().run, lambda *given, **options: lp.run([lp.Movement()], *given, **options)[0]):
+    for ask in (lp.ResidualUpdate().run, lambda *given, **options: lp.run([lp.ResidualUpdate()], *given, **options)[0]):
         with_bos, without = (ask(gpt2, TEXTS, prepend_bos=flag, word_class=one_word).token for flag in (True, False))
         assert len(with_bos) == len(without) + 3
         assert set(with_bos.word_class) == {"all", ""}
@@ -250,7 +262,7 @@ def test_a_reading_holds_the_valid_tokens_end_to_end_and_by_prompt(side: Any, ce
 def test_prompts_are_numbered_from_zero_in_a_reading_and_through_in_the_result(gpt2: Any) -> None:
     readings = spied(gpt2, [[7, 8], [9], [10]], STATE, batch_size=2)
     assert [reading.tokens.prompt.tolist() for reading in readings] == [[0, 0, 1], [0]]
-    assert lp.Movement().run(gpt2, [[7, 8], [9], [10]], batch_size=2).prompt.prompt.tolist() == [0, 1, 2]
+    assert lp.ResidualUpdate().run(gpt2, [[7, 8], [9], [10]], batch_size=2).prompt.prompt.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -416,7 +428,7 @@ MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
 def test_a_cache_of_other_prompts_is_refused(prompts: Any, mask: Tensor | None, message: str, gpt2: Any) -> None:
     cache = own_cache(gpt2, IDS, MASK)
     with pytest.raises(ValueError, match=message):
-        lp.Movement().from_cache(gpt2, prompts, cache, attention_mask=mask)
+        lp.ResidualUpdate().from_cache(gpt2, prompts, cache, attention_mask=mask)
 
 
 def test_a_cache_of_other_ids_of_the_same_shape_is_refused_by_their_embeddings(model: Any) -> None:
@@ -455,13 +467,13 @@ def test_embeddings_are_compared_to_the_coarser_precision(raw: Any) -> None:
     for made_in, read_in in (("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("bfloat16", "float32")):
         made, read = (raw.build(dtype=getattr(torch, dtype)) for dtype in (made_in, read_in))
         cache = own_cache(made, ids)
-        lp.Movement().from_cache(read, ids, cache)
+        lp.ResidualUpdate().from_cache(read, ids, cache)
         with pytest.raises(ValueError, match="at token 2 of prompt 0"):
-            lp.Movement().from_cache(read, [[7, 8, 10]], cache)
+            lp.ResidualUpdate().from_cache(read, [[7, 8, 10]], cache)
     model = raw.build()
     cache = own_cache(model, ids)
     halved = {name: cache[name].half() for name in cache.keys()}  # noqa: SIM118  (to save memory)
-    lp.Movement().from_cache(model, ids, halved)
+    lp.ResidualUpdate().from_cache(model, ids, halved)
 
 
 def test_a_cache_of_another_model_is_refused_by_its_embeddings(gpt2: Any) -> None:
@@ -478,18 +490,18 @@ def test_a_cache_of_another_model_is_refused_by_its_embeddings(gpt2: Any) -> Non
 def test_the_pair_that_run_with_cache_returns_and_what_is_no_cache_are_refused(gpt2: Any) -> None:
     pair = gpt2.run_with_cache(IDS)
     with pytest.raises(TypeError, match=r"pair \(logits, cache\) that run_with_cache returns: pass its second part"):
-        lp.Movement().from_cache(gpt2, IDS, pair)
+        lp.ResidualUpdate().from_cache(gpt2, IDS, pair)
     with pytest.raises(
         TypeError, match=r"got <Tensor of shape \(2, 3, 400\)>: write from_cache\(model, prompts, cache"
     ):
-        lp.Movement().from_cache(gpt2, IDS, pair[0])
-    lp.Movement().from_cache(gpt2, IDS, pair[1])
+        lp.ResidualUpdate().from_cache(gpt2, IDS, pair[0])
+    lp.ResidualUpdate().from_cache(gpt2, IDS, pair[1])
 
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_arguments_in_the_wrong_order_get_one_short_sentence(gpt2: Any) -> None:
     with pytest.raises(TypeError, match=r"got <TransformerBridge>: write run\(\[probe\], model, prompts\)$"):
-        lp.run(gpt2, [lp.Movement()], "one")  # pyright: ignore[reportArgumentType]
+        lp.run(gpt2, [lp.ResidualUpdate()], "one")  # pyright: ignore[reportArgumentType]
     with pytest.raises(
         TypeError, match=r"^<TransformerBridge> is no probe; .*: write run\(\[probe\], model, prompts\)"
     ):
@@ -500,18 +512,20 @@ def test_arguments_in_the_wrong_order_get_one_short_sentence(gpt2: Any) -> None:
 
 def test_a_cache_that_lacks_an_activation_is_refused_with_which_and_how_to_make_one(gpt2: Any) -> None:
     cache = own_cache(gpt2, IDS, names=["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"])
-    message = r"Movement\(layers=None\) reads blocks\.0\.hook_resid_pre, .* and the cache lacks blocks\.1\.hook_resid_"
+    message = (
+        r"ResidualUpdate\(layers=None\) reads blocks\.0\.hook_resid_pre, .* and the cache lacks blocks\.1\.hook_resid_"
+    )
     with pytest.raises(ValueError, match=message + r"pre: run the model with names_filter=probe\.hooks"):
-        lp.Movement().from_cache(gpt2, IDS, cache)
-    assert lp.Movement(layers=[0]).from_cache(gpt2, IDS, cache).layer == ("0",)
+        lp.ResidualUpdate().from_cache(gpt2, IDS, cache)
+    assert lp.ResidualUpdate(layers=[0]).from_cache(gpt2, IDS, cache).layer == ("0",)
 
 
 def test_a_cache_that_is_not_finite_is_refused_but_for_its_padding(gpt2: Any) -> None:
-    cache = {name: own_cache(gpt2, IDS, MASK)[name].clone() for name in lp.Movement().hooks(ModelView(gpt2))}
+    cache = {name: own_cache(gpt2, IDS, MASK)[name].clone() for name in lp.ResidualUpdate().hooks(ModelView(gpt2))}
     cache[STATE][1, 2] = torch.nan
-    lp.Movement().from_cache(gpt2, IDS, cache, attention_mask=MASK)
+    lp.ResidualUpdate().from_cache(gpt2, IDS, cache, attention_mask=MASK)
     with pytest.raises(ValueError, match=f"'{STATE}' holds values that are not finite"):
-        lp.Movement().from_cache(gpt2, IDS, cache)
+        lp.ResidualUpdate().from_cache(gpt2, IDS, cache)
 
 
 # Precision, and what surrounds a run
@@ -520,7 +534,7 @@ def test_a_cache_that_is_not_finite_is_refused_but_for_its_padding(gpt2: Any) ->
 def test_provenance_says_what_was_read_in_which_precision(raw: Any) -> None:
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         model = raw.build(dtype=dtype)
-        for result in lp.run([*PROBES, lp.Density()], model, TEXTS, progress=False):
+        for result in lp.run([*PROBES, lp.EmbeddingDensity()], model, TEXTS, progress=False):
             assert result.provenance.dtype == name
             assert (result.provenance.model, result.provenance.processed) == (f"tiny-{raw.architecture}", False)
             assert result.provenance.n_prompts == 3
@@ -531,7 +545,7 @@ def test_provenance_says_what_was_read_in_which_precision(raw: Any) -> None:
 
 def test_a_bar_is_shown_for_several_batches_and_can_be_turned_off(gpt2: Any, capsys: pytest.CaptureFixture) -> None:
     for batch_size, progress, shown in ((1, True, True), (1, False, False), (None, True, False)):
-        lp.Movement().run(gpt2, TEXTS, batch_size=batch_size, progress=progress)
+        lp.ResidualUpdate().run(gpt2, TEXTS, batch_size=batch_size, progress=progress)
         printed = capsys.readouterr()
         assert ("reading: 100%" in printed.err) == shown
         assert bool(printed.err) == shown
@@ -542,18 +556,18 @@ def test_hooks_of_the_user_stay_fire_during_the_run_and_fire_afterwards(own_gpt2
     fired = []
     own_gpt2.add_hook("blocks.0.hook_resid_pre", lambda tensor, hook: fired.append("once") or tensor + 1)
     own_gpt2.add_hook(STATE, lambda tensor, hook: fired.append("kept"), is_permanent=True)
-    with_hook = lp.Movement().run(own_gpt2, TEXTS)
+    with_hook = lp.ResidualUpdate().run(own_gpt2, TEXTS)
     assert fired == ["once", "kept"]
     own_gpt2(torch.tensor([[7, 8]]))
     assert fired == ["once", "kept"] * 2
     own_gpt2.reset_hooks(including_permanent=True)
-    assert not torch.allclose(with_hook.norm, lp.Movement().run(own_gpt2, TEXTS).norm)  # it did what it was to do
+    assert not torch.allclose(with_hook.norm, lp.ResidualUpdate().run(own_gpt2, TEXTS).norm)  # it did what it was to do
 
 
 def test_a_run_inside_the_users_own_hooks_leaves_them_in_place(own_gpt2: Any) -> None:
     fired = []
     with own_gpt2.hooks(fwd_hooks=[(STATE, lambda tensor, hook: fired.append(1))]):
-        lp.Movement().run(own_gpt2, TEXTS)
+        lp.ResidualUpdate().run(own_gpt2, TEXTS)
         own_gpt2(torch.tensor([[7, 8]]))
     assert len(fired) == 2
     own_gpt2(torch.tensor([[7, 8]]))
@@ -567,7 +581,7 @@ def test_gradients_and_parameters_are_as_before(own_gpt2: Any) -> None:
     for name in some:
         parameters[name].grad = torch.full_like(before[name], 0.5)
     parameters[some[0]].requires_grad_(False)
-    lp.run([*PROBES, lp.Density()], own_gpt2, TEXTS, progress=False)
+    lp.run([*PROBES, lp.EmbeddingDensity()], own_gpt2, TEXTS, progress=False)
     for name, parameter in parameters.items():
         assert torch.equal(parameter, before[name]), name
         assert (parameter.grad is not None) == (name in some), name
@@ -576,7 +590,7 @@ def test_gradients_and_parameters_are_as_before(own_gpt2: Any) -> None:
 
 
 def test_the_context_of_the_caller_changes_no_number(raw: Any) -> None:
-    model, probes = raw.build(), [*PROBES, lp.Density()]
+    model, probes = raw.build(), [*PROBES, lp.EmbeddingDensity()]
     expected = lp.run(probes, model, TEXTS)
     for context in (
         torch.no_grad(),

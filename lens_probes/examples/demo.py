@@ -316,7 +316,7 @@ fox car hit thing-first shy red
 
 
 def _topic_rows() -> list[list[str]]:
-    text = files("lens_probes").joinpath("topics.tsv").read_text(encoding="utf-8")
+    text = files("lens_probes.examples").joinpath("topics.tsv").read_text(encoding="utf-8")
     return [line.split("\t") for line in text.splitlines()[1:]]
 
 

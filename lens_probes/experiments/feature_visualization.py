@@ -1,4 +1,4 @@
-"""PixelFeatures: which pictures excite a unit of a vision transformer?
+"""FeatureVisualization: which pictures excite a unit of a vision transformer?
 
 A unit is a neuron (its value after the activation function) or a dimension of the residual stream, a(x) its activation
 for the pixels x, at one token (0 is the class token, then the patches row by row) or in the mean over all:
@@ -34,12 +34,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
 from lens_probes.model import ImageView, ReadPoint
 from lens_probes.probe import Experiment
+from lens_probes.reading import finite
 from lens_probes.result import Provenance, Result
 from lens_probes.result import unit as in_units
-from lens_probes.run import finite
 
 IMAGES_PER_BATCH = 32
 SHOWN = 4  # restarts of a unit in the figure
@@ -47,7 +48,7 @@ SHOWN = 4  # restarts of a unit in the figure
 
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class PixelFeaturesResult(Result):
+class FeatureVisualizationResult(Result):
     """What every image given does to every unit, and the pictures that ascents came to."""
 
     unit: tuple[str, ...]
@@ -110,7 +111,7 @@ class PixelFeaturesResult(Result):
 
 @final
 @dataclass(frozen=True)
-class PixelFeatures(Experiment[PixelFeaturesResult]):
+class FeatureVisualization(Experiment[FeatureVisualizationResult]):
     """Search the images given, and ascend from noise, for some units of one layer of a vision transformer.
 
     `position`: the token at which units are read, or None for the mean over all. `blur` is the width (standard
@@ -119,7 +120,7 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
 
     >>> import lens_probes as lp
     >>> images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))  # as the model's processor gives
-    >>> result = lp.PixelFeatures(1, units=[3, 5], steps=5).run(lp.tiny.vit(), images, progress=False)
+    >>> result = lp.FeatureVisualization(1, units=[3, 5], steps=5).run(lp.tiny.vit(), images, progress=False)
     >>> tuple(result.pixels.shape)
     (2, 3, 3, 16, 16)
     """
@@ -138,13 +139,13 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("restarts", 1), ("jitter", 0), ("blur", 0)):
             if not getattr(self, name) >= least:
-                raise ValueError(f"PixelFeatures({name}=...) is {least} or more; {getattr(self, name)} came")
+                raise ValueError(f"FeatureVisualization({name}=...) is {least} or more; {getattr(self, name)} came")
         if not self.rate > 0:
-            raise ValueError(f"PixelFeatures(rate=...) is above 0; {self.rate} came")
+            raise ValueError(f"FeatureVisualization(rate=...) is above 0; {self.rate} came")
 
     def run(  # pyright: ignore[reportIncompatibleMethodOverride]  (its prompts are images)
         self, model: Any, images: Float[Tensor, "image channel height width"], *, progress: bool = True
-    ) -> PixelFeaturesResult:
+    ) -> FeatureVisualizationResult:
         """The images, as the model's processor makes them, are searched first; then every unit's ascents."""
         view = ImageView(model)
         hook = view.hook_units(self.at, self.layer)
@@ -167,7 +168,7 @@ class PixelFeatures(Experiment[PixelFeaturesResult]):
             tqdm.write(f"interrupted after {len(ends)} of {len(units)} units")
         ascended, pixels = (torch.stack(each).cpu() for each in zip(*ends, strict=True))
         value = value[:, : len(ends)]
-        return PixelFeaturesResult(
+        return FeatureVisualizationResult(
             unit=tuple(str(number) for number in units)[: len(ends)],
             value=value,
             ascended=ascended,

@@ -1,4 +1,4 @@
-"""HeadCount: all heads silenced, a head that matters, the order of the statistic, and its refusals."""
+"""HeadAblation: all heads silenced, a head that matters, the order of the statistic, and its refusals."""
 
 import numpy as np
 import pytest
@@ -6,24 +6,24 @@ import torch
 from scipy import stats
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
-from lens_probes.prompts import as_prompts, first_part, tokenize
 from lens_probes.testing import check_experiment
+from lens_probes.text.prompts import as_prompts, first_part, tokenize
 
 TEXTS = lp.demo.sentences()[:10]
 
 
 def test_it_keeps_the_contract():
-    check_experiment(lp.HeadCount(steps=2, draws=2))
+    check_experiment(lp.HeadAblation(steps=2, draws=2))
 
 
 def test_heads_go_in_the_order_of_the_statistic_on_the_other_prompts(decoder):
     model = decoder.build()
-    result = lp.HeadCount(statistic="previous", steps=4, draws=2).run(model, TEXTS, progress=False)
+    result = lp.HeadAblation(statistic="previous", steps=4, draws=2).run(model, TEXTS, progress=False)
     tokens = tokenize(TEXTS, ModelView(model))
     chosen_on = as_prompts(tokens[first_part(tokens, 0.5)])
-    values = lp.AttentionMap().run(model, chosen_on).of("previous").flatten()
+    values = lp.AttentionPatterns().run(model, chosen_on).of("previous").flatten()
     assert values[result.order].tolist() == sorted(values.tolist(), reverse=True)
     assert result.count.tolist() == [3, 6, 9, 12]
 
@@ -34,12 +34,12 @@ def test_a_weight_too_small_for_the_precision_is_no_window():
         for block in model.blocks:
             block.attn.q.weight.mul_(12)
             block.attn.k.weight.mul_(12)
-    result = lp.HeadCount(steps=2, draws=1).run(model, TEXTS[:4], progress=False)
+    result = lp.HeadAblation(steps=2, draws=1).run(model, TEXTS[:4], progress=False)
     assert result.ordered.isfinite().all()
 
 
 def test_with_all_heads_silenced_every_order_is_the_same():
-    result = lp.HeadCount(steps=3, draws=3).run(tiny.bridge("gpt2"), TEXTS, progress=False)
+    result = lp.HeadAblation(steps=3, draws=3).run(tiny.bridge("gpt2"), TEXTS, progress=False)
     torch.testing.assert_close(result.random[:, -1], result.ordered[-1].expand(3, -1), rtol=0, atol=1e-5)
     table = result.table()
     assert table["p"].iloc[-1] == 1.0
@@ -49,9 +49,9 @@ def test_with_all_heads_silenced_every_order_is_the_same():
 
 
 def test_an_interrupt_leaves_the_orders_done(monkeypatch):
-    from lens_probes.experiments import head_count
+    from lens_probes.experiments import head_ablation
 
-    original, calls = head_count.prompt_loss, []
+    original, calls = head_ablation.prompt_loss, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -59,13 +59,13 @@ def test_an_interrupt_leaves_the_orders_done(monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(head_count, "prompt_loss", interrupted)
-    result = lp.HeadCount(steps=2, draws=5).run(tiny.bridge("gpt2"), TEXTS, progress=False)
+    monkeypatch.setattr(head_ablation, "prompt_loss", interrupted)
+    result = lp.HeadAblation(steps=2, draws=5).run(tiny.bridge("gpt2"), TEXTS, progress=False)
     assert result.random.shape[0] == 2
 
 
 def test_the_figure_starts_with_all_heads():
-    result = lp.HeadCount(steps=3, draws=2).run(tiny.bridge("llama"), TEXTS, progress=False)
+    result = lp.HeadAblation(steps=3, draws=2).run(tiny.bridge("llama"), TEXTS, progress=False)
     lines = [trace for trace in result.figure().data if trace.name]
     assert [line.y[0] for line in lines] == [pytest.approx(float(result.loss.mean()))] * 2
     assert list(lines[0].x) == ["0", "4", "8", "12"]
@@ -74,14 +74,14 @@ def test_the_figure_starts_with_all_heads():
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
     with pytest.raises(ValueError, match=r"is one of entropy, largest, .* induction; 'sink' came"):
-        lp.HeadCount(statistic="sink")
+        lp.HeadAblation(statistic="sink")
     with pytest.raises(ValueError, match="are 1 or more; 0 and 5 came"):
-        lp.HeadCount(steps=0)
+        lp.HeadAblation(steps=0)
     with pytest.raises(ValueError, match="no query has a value of 'induction'"):
-        lp.HeadCount(statistic="induction").run(tiny.bridge("gpt2"), [[5, 6, 7], [8, 9, 10]])
+        lp.HeadAblation(statistic="induction").run(tiny.bridge("gpt2"), [[5, 6, 7], [8, 9, 10]])
     with pytest.raises(ValueError, match="steps=13 were asked for and there are 12 heads"):
-        lp.HeadCount(steps=13).run(tiny.bridge("gpt2"), TEXTS)
+        lp.HeadAblation(steps=13).run(tiny.bridge("gpt2"), TEXTS)
     with pytest.raises(ValueError, match=r"prompts to fit on, 0 to 1; 1.5 came"):
-        lp.HeadCount(fraction=1.5).run(tiny.bridge("gpt2"), TEXTS)
+        lp.HeadAblation(fraction=1.5).run(tiny.bridge("gpt2"), TEXTS)
     with pytest.raises(ValueError, match="predicts masked tokens"):
-        lp.HeadCount().run(tiny.bridge("bert"), TEXTS)
+        lp.HeadAblation().run(tiny.bridge("bert"), TEXTS)

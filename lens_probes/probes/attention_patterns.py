@@ -1,4 +1,4 @@
-"""AttentionMap: where does each head look?
+"""AttentionPatterns: where does each head look?
 
 Over all queries that may look at more than one token (n allowed keys; special tokens ask nothing here, but may be
 looked at), with a the pattern's row:
@@ -31,13 +31,14 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import PairTable, Tokens, concatenate
+from lens_probes.reading import Reading
 from lens_probes.result import Result, summed, unit
-from lens_probes.run import Reading
+from lens_probes.text.prompts import PairTable, Tokens, concatenate
 
 Statistic = Literal["entropy", "largest", "distance", "first", "previous", "itself", "copies", "induction"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
@@ -47,7 +48,7 @@ LIMIT = 1e9  # bytes of patterns kept
 
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class AttentionMapResult(Result):
+class AttentionPatternsResult(Result):
     """Sums over queries, by the query's word class; patterns if asked for."""
 
     layer: tuple[str, ...]
@@ -75,7 +76,7 @@ class AttentionMapResult(Result):
         if self.pattern is not None and self.pattern.nbytes > LIMIT:
             raise ValueError(
                 f"patterns of {self.pattern.nbytes / 1e9:.1f} GB were to be kept, the limit is {LIMIT / 1e9:.0f} GB: "
-                "ask for fewer layers or prompts, or AttentionMap() without keep_patterns"
+                "ask for fewer layers or prompts, or AttentionPatterns() without keep_patterns"
             )
 
     @property
@@ -117,7 +118,7 @@ class AttentionMapResult(Result):
     def square(self, prompt: int) -> Float[Tensor, "layer head query key"]:
         """The pattern of one prompt, 0 where a query may not look."""
         if self.pattern is None:
-            raise ValueError("this run kept sums only, no patterns: run AttentionMap(keep_patterns=True)")
+            raise ValueError("this run kept sums only, no patterns: run AttentionPatterns(keep_patterns=True)")
         rows = torch.tensor(self.token.rows(prompt))
         own = self.pair.prompt == prompt
         pattern = self.pattern.new_zeros(len(self.layer), len(self.head), len(rows), len(rows))
@@ -207,11 +208,11 @@ TITLES: dict[str, str] = {
 
 @final
 @dataclass(frozen=True)
-class AttentionMap(Probe[AttentionMapResult]):
+class AttentionPatterns(Probe[AttentionPatternsResult]):
     """Statistics of every head's attention, and the patterns if `keep_patterns`.
 
     >>> import lens_probes as lp
-    >>> result = lp.AttentionMap().run(lp.tiny.bridge(), lp.demo.sentences()[:4], progress=False)
+    >>> result = lp.AttentionPatterns().run(lp.tiny.bridge(), lp.demo.sentences()[:4], progress=False)
     >>> tuple(result.mean.shape), result.statistic[:3]
     ((8, 3, 4), ('entropy', 'largest', 'distance'))
     """
@@ -223,7 +224,7 @@ class AttentionMap(Probe[AttentionMapResult]):
         """The pattern of every layer."""
         return [model.hook_pattern(layer) for layer in model.layers(self.layers)]
 
-    def measure(self, reading: Reading) -> AttentionMapResult:
+    def measure(self, reading: Reading) -> AttentionPatternsResult:
         """A prompt at a time, and the sums over the batch."""
         model, layers, hooks = reading.model, reading.model.layers(self.layers), self.hooks(reading.model)
         own = set(_classes(reading.tokens))
@@ -240,7 +241,7 @@ class AttentionMap(Probe[AttentionMapResult]):
                 pairs.append(PairTable(torch.full_like(query, int(one.tokens.prompt[0])), query, key))
                 patterns.append(pattern[:, :, query, key].float())
         sums = Sums(*(torch.stack(each).sum(0) for each in zip(*parts, strict=True)))
-        return AttentionMapResult(
+        return AttentionPatternsResult(
             layer=tuple(map(str, layers)),
             head=tuple(f"H{head}" for head in range(model.n_heads)),
             statistic=STATISTICS,
@@ -333,5 +334,5 @@ def _check_window(
         if not model.seen(layer, tokens.id, own)[-1].all():
             raise ValueError(
                 f"layer {layer} of {model.name} looks at a window of tokens shorter than this prompt of {len(tokens)}, "
-                f"and AttentionMap counts all that come before: use shorter prompts, or other layers"
+                f"and AttentionPatterns counts all that come before: use shorter prompts, or other layers"
             )

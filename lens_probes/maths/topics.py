@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from lens_probes import inference
-from lens_probes.prompts import PromptTable
+from lens_probes.maths import inference
+from lens_probes.text.prompts import PromptTable
 
 MOST_UNEQUAL = 2  # times as many prompts per cell: with 2 to 20, half of all units without an effect have p < 0.05
 DRAWS_AT_ONCE = 16  # permutations or resamples in one product

@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lens_probes.prompts import PromptTable, Table, Tokens, concatenate, whole_number
+from lens_probes.text.prompts import PromptTable, Table, Tokens, concatenate, whole_number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

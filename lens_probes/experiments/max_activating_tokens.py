@@ -1,4 +1,4 @@
-"""NeuronFeatures: which tokens excite a unit?
+"""MaxActivatingTokens: which tokens excite a unit?
 
 A unit is a neuron (its value after the activation function), a dimension of the residual stream or a direction in it,
 a(e) its activation where token embeddings are e, at one place of a prompt (`position`) or in the mean over all:
@@ -34,21 +34,22 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.maths.vocabulary import check_entries
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
-from lens_probes.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize, whole_number
+from lens_probes.reading import TOKENS_PER_BATCH, finite, provenance
 from lens_probes.result import Result
 from lens_probes.result import unit as in_units
-from lens_probes.run import TOKENS_PER_BATCH, finite, provenance
-from lens_probes.vocabulary import check_entries
+from lens_probes.text.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize, whole_number
 
 RATE = 0.3  # of an ascent's steps, in standard deviations of the vocabulary's entries
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class NeuronFeaturesResult(Result):
+class MaxActivatingTokensResult(Result):
     """What every vocabulary entry does to every unit, in every prompt. It grows with prompts x units x vocabulary."""
 
     token: Tokens
@@ -167,7 +168,7 @@ class NeuronFeaturesResult(Result):
 
 @final
 @dataclass(frozen=True)
-class NeuronFeatures(Experiment[NeuronFeaturesResult]):
+class MaxActivatingTokens(Experiment[MaxActivatingTokensResult]):
     """Search the whole vocabulary, and ascend, for some units of one layer. The prompts are the contexts.
 
     `units`: their numbers, or None for the sum of all. `at`: "neuron", or a read point, where `directions`
@@ -177,7 +178,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
     gives what is done; `run(..., resume=result)` goes on from there.
 
     >>> import lens_probes as lp
-    >>> result = lp.NeuronFeatures(1, units=[3, 5], steps=5).run(lp.tiny.bridge(), "Time flies.", progress=False)
+    >>> result = lp.MaxActivatingTokens(1, units=[3, 5], steps=5).run(lp.tiny.bridge(), "Time flies.", progress=False)
     >>> result.value.shape, int(result.top(3).id[0]) == int(result.value[0, 0].argmax())
     (torch.Size([1, 2, 400]), True)
     """
@@ -195,7 +196,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "k"):
             if getattr(self, name) < 1:
-                raise ValueError(f"NeuronFeatures({name}=...) is 1 or more; {getattr(self, name)} came")
+                raise ValueError(f"MaxActivatingTokens({name}=...) is 1 or more; {getattr(self, name)} came")
         if self.directions is not None and not isinstance(self.directions, Tensor):
             raise TypeError(f"directions is a tensor [unit d_model]; {type(self.directions).__name__} came")
         if self.directions is not None and (self.at == "neuron" or self.units is not None):
@@ -206,7 +207,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
         if self.directions is not None:
             numbers = self.directions.detach().float().cpu().numpy().tobytes()
             shown.append(f"directions=<content {hashlib.blake2b(numbers, digest_size=4).hexdigest()}>")
-        return f"NeuronFeatures({', '.join(shown)})"
+        return f"MaxActivatingTokens({', '.join(shown)})"
 
     def run(
         self,
@@ -214,8 +215,8 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
         prompts: Prompts,
         *,
         progress: bool = True,
-        resume: NeuronFeaturesResult | None = None,
-    ) -> NeuronFeaturesResult:
+        resume: MaxActivatingTokensResult | None = None,
+    ) -> MaxActivatingTokensResult:
         """The ascents of all prompts, then the search, a batch of vocabulary entries at a time."""
         view = ModelView(model)
         hook = view.hook_units(self.at, self.layer)
@@ -252,7 +253,7 @@ class NeuronFeatures(Experiment[NeuronFeaturesResult]):
                 for ids in untried.split(place.batch) if len(untried) else ():
                     value[i, :, ids] = finite(hook, read(place.searched(hook, ids))).cpu().T
                     bar.update(len(ids))
-        return NeuronFeaturesResult(
+        return MaxActivatingTokensResult(
             token=tokens,
             prompt=prompt_table(tokens),
             unit=labels,

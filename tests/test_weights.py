@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 
 

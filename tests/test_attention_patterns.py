@@ -1,4 +1,4 @@
-"""AttentionMap: statistics by hand and against the plain pattern, a planted induction head, chance, and pictures."""
+"""AttentionPatterns: statistics by hand and against the plain pattern, a planted induction head, chance, pictures."""
 
 import sys
 from importlib.metadata import version
@@ -8,16 +8,18 @@ import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
+from lens_probes.examples import tiny
 from lens_probes.model import ModelView
-from lens_probes.probes.attention_map import STATISTICS, statistics_of
+from lens_probes.probes.attention_patterns import STATISTICS, statistics_of
 from lens_probes.testing import PROMPTS, check_probe
 
 TEXT = "The cat saw the cat and the dog."
 MAKERS = ["bridge", "hooked"] if version("transformer-lens").startswith("3.") else ["bridge"]
 
 
-@pytest.mark.parametrize("probe", [lp.AttentionMap(), lp.AttentionMap(keep_patterns=True, layers=[0, 2])], ids=repr)
+@pytest.mark.parametrize(
+    "probe", [lp.AttentionPatterns(), lp.AttentionPatterns(keep_patterns=True, layers=[0, 2])], ids=repr
+)
 def test_it_keeps_the_contract(probe):
     check_probe(probe)
 
@@ -63,7 +65,7 @@ def test_one_query_by_hand():
 def test_means_are_those_of_the_models_pattern(raw):
     model = raw.build()
     view = ModelView(model)
-    result = lp.AttentionMap().run(model, TEXT)
+    result = lp.AttentionPatterns().run(model, TEXT)
     ids = torch.tensor([view.encode(TEXT, None)[0]])
     with torch.no_grad():
         _, cache = model.run_with_cache(ids)
@@ -85,7 +87,7 @@ def test_means_are_those_of_the_models_pattern(raw):
 
 
 def test_word_classes_share_out_all_attention():
-    result = lp.AttentionMap().run(tiny.bridge("llama"), PROMPTS)
+    result = lp.AttentionPatterns().run(tiny.bridge("llama"), PROMPTS)
     table = result.by_word_class()
     sums = table.groupby(["layer", "head", "query_class"])[["attention", "allowed"]].sum()
     assert np.allclose(sums, 1, atol=1e-6)
@@ -97,7 +99,7 @@ def test_a_planted_induction_head_has_the_largest_share_after_earlier_copies():
     model = tiny.bridge("gpt2")
     ids = [0, *range(10, 30), *range(10, 30)]
     view = ModelView(model)
-    probe = lp.AttentionMap()
+    probe = lp.AttentionPatterns()
     _, cache = None, view.activations(torch.tensor([ids]), torch.ones(1, 41, dtype=torch.bool), probe.hooks(view))
     name = view.hook_pattern(1)
     induction = torch.zeros(41, 41)
@@ -116,7 +118,7 @@ def test_kept_patterns_are_the_models_own_and_encoders_look_both_ways():
     for architecture in ("qwen3", "bert"):
         model = tiny.bridge(architecture)
         view = ModelView(model)
-        result = lp.AttentionMap(keep_patterns=True).run(model, PROMPTS)
+        result = lp.AttentionPatterns(keep_patterns=True).run(model, PROMPTS)
         ids = torch.tensor([view.encode(PROMPTS[1], None)[0]])
         with torch.no_grad():
             _, cache = model.run_with_cache(ids)
@@ -132,9 +134,9 @@ def test_a_window_shorter_than_the_prompt_is_refused(monkeypatch, maker, archite
     monkeypatch.setitem(tiny._MODELS, "gemma2", (name, settings | full | {"sliding_window": 8}))
     model, ids = getattr(tiny, maker)(architecture), torch.arange(5, 14)
     with pytest.raises(ValueError, match=f"layer 1 of tiny-{architecture} looks at a window.*this prompt of 9"):
-        lp.AttentionMap().run(model, [ids[:5], ids])
-    assert lp.AttentionMap().run(model, [ids[:8]]).mean.isfinite().any()
-    assert lp.AttentionMap(layers=[0, 2]).run(model, [ids]).layer == ("0", "2")
+        lp.AttentionPatterns().run(model, [ids[:5], ids])
+    assert lp.AttentionPatterns().run(model, [ids[:8]]).mean.isfinite().any()
+    assert lp.AttentionPatterns(layers=[0, 2]).run(model, [ids]).layer == ("0", "2")
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -154,7 +156,7 @@ def test_weights_too_small_for_the_precision_are_no_window_and_the_mask_is_asked
     masked = ModelView._masked
     monkeypatch.setattr(ModelView, "_masked", lambda view, layer, ids: asked.append(layer) or masked(view, layer, ids))
     ids = torch.arange(5, 25)
-    result = lp.AttentionMap(keep_patterns=True).run(model, [ids, ids.flip(0)[:18]])
+    result = lp.AttentionPatterns(keep_patterns=True).run(model, [ids, ids.flip(0)[:18]])
     assert (result.square(0) == 0).all(1)[:, *torch.ones(20, 20).tril().nonzero(as_tuple=True)].any()
     assert result.mean[:6].isfinite().all()
     assert len(asked) == len(set(asked)) <= 3  # a shorter prompt has the longer one's mask
@@ -163,18 +165,18 @@ def test_weights_too_small_for_the_precision_are_no_window_and_the_mask_is_asked
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said(monkeypatch):
     model = tiny.bridge("gpt2")
-    sums = lp.AttentionMap().run(model, PROMPTS)
-    with pytest.raises(ValueError, match=r"run AttentionMap\(keep_patterns=True\)"):
+    sums = lp.AttentionPatterns().run(model, PROMPTS)
+    with pytest.raises(ValueError, match=r"run AttentionPatterns\(keep_patterns=True\)"):
         sums.square(0)
     with pytest.raises(ValueError, match=r"statistic is one of entropy, largest.*; 'sink' came"):
         sums.of("sink")
-    monkeypatch.setattr(sys.modules[lp.AttentionMap.__module__], "LIMIT", 1e4)
+    monkeypatch.setattr(sys.modules[lp.AttentionPatterns.__module__], "LIMIT", 1e4)
     with pytest.raises(ValueError, match="were to be kept, the limit is"):
-        lp.AttentionMap(keep_patterns=True).run(model, PROMPTS)
+        lp.AttentionPatterns(keep_patterns=True).run(model, PROMPTS)
 
 
 def test_figures_draw_every_token_and_equal_ones_apart():
-    result = lp.AttentionMap(keep_patterns=True).run(tiny.bridge("gpt2"), [TEXT, "<b> a " * 8])
+    result = lp.AttentionPatterns(keep_patterns=True).run(tiny.bridge("gpt2"), [TEXT, "<b> a " * 8])
     (grid,) = result.figure("previous").data
     assert [list(row) for row in grid.z] == result.of("previous").tolist()
     two = result.figure_heads([(0, 1), (2, 3)])

@@ -23,9 +23,9 @@ from torch import Tensor
 from lens_probes import figures
 from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
-from lens_probes.prompts import whole_number
 from lens_probes.result import Provenance, Result
 from lens_probes.result import unit as stating
+from lens_probes.text.prompts import whole_number
 
 AT_ONCE = 128  # vectors whose logits are held at a time
 ROWS = 30  # of the table figure

@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 
 from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
-from lens_probes.prompts import Prompts, Tokens, target_ids, tokenize
 from lens_probes.result import Provenance, Result
-from lens_probes.words import WordClasses
+from lens_probes.text.prompts import Prompts, Tokens, target_ids, tokenize
+from lens_probes.text.words import WordClasses
 
 if TYPE_CHECKING:
     from lens_probes.probe import Probe
@@ -111,7 +111,7 @@ def run(
     one batch.
 
     >>> import lens_probes as lp
-    >>> shift, movement = lp.run([lp.RankShift(), lp.Movement()], lp.tiny.bridge(), "Time flies like an arrow.")
+    >>> shift, movement = lp.run([lp.RankShift(), lp.ResidualUpdate()], lp.tiny.bridge(), "Time flies like an arrow.")
     >>> shift.rank.shape == movement.length.shape
     True
     """

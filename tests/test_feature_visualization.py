@@ -1,4 +1,4 @@
-"""PixelFeatures: a linear unit whose best picture is known, the Hugging Face model's own numbers, blur, refusals."""
+"""FeatureVisualization: a linear unit whose best picture is known, Hugging Face's own numbers, blur, refusals."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import lens_probes as lp
-from lens_probes import tiny
-from lens_probes.experiments import pixel_features
-from lens_probes.experiments.pixel_features import blurred
+from lens_probes.examples import tiny
+from lens_probes.experiments import feature_visualization
+from lens_probes.experiments.feature_visualization import blurred
 from lens_probes.testing import check_experiment
 
 
@@ -19,7 +19,7 @@ def images():
 
 
 def features(layer: Any = 1, units: Any = (3, 5), **settings: Any):
-    return lp.PixelFeatures(layer, units, **{"steps": 5, "restarts": 2} | settings)
+    return lp.FeatureVisualization(layer, units, **{"steps": 5, "restarts": 2} | settings)
 
 
 def test_it_keeps_the_contract(images):
@@ -114,14 +114,14 @@ def test_bfloat16_gives_nearly_the_same(images):
 
 
 def test_an_interrupt_keeps_the_units_done(images, monkeypatch):
-    ascend = pixel_features.PixelFeatures._ascend
+    ascend = feature_visualization.FeatureVisualization._ascend
 
     def interrupted(self, view, hook, u, *rest):
         if u == 1:
             raise KeyboardInterrupt
         return ascend(self, view, hook, u, *rest)
 
-    monkeypatch.setattr(pixel_features.PixelFeatures, "_ascend", interrupted)
+    monkeypatch.setattr(feature_visualization.FeatureVisualization, "_ascend", interrupted)
     result = features().run(tiny.vit(), images, progress=False)
     assert result.unit == ("3",) and result.value.shape == (8, 1)
 
@@ -130,7 +130,7 @@ def test_an_interrupt_before_the_first_unit_is_passed_on(images, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pixel_features.PixelFeatures, "_ascend", interrupted)
+    monkeypatch.setattr(feature_visualization.FeatureVisualization, "_ascend", interrupted)
     with pytest.raises(KeyboardInterrupt):
         features().run(tiny.vit(), images, progress=False)
 
@@ -170,5 +170,5 @@ def test_it_refuses(images):
         features().run(model, images / 0, progress=False)
     with pytest.raises(TypeError, match="TransformerBridge of a vision transformer; TransformerBridge of GPT2"):
         features().run(tiny.bridge(), images, progress=False)
-    with pytest.raises(TypeError, match="PixelFeatures reads models of images"):
+    with pytest.raises(TypeError, match="FeatureVisualization reads models of images"):
         lp.RankShift().run(model, "Time flies.", progress=False)

@@ -1,7 +1,7 @@
-"""HeadCount: how many heads does a trained model need?
+"""HeadAblation: how many heads does a trained model need?
 
 Heads are silenced one after another (set to their mean over the prompts that they were ordered on), in the order of a
-statistic of `AttentionMap`, highest first, and in random orders:
+statistic of `AttentionPatterns`, highest first, and in random orders:
 
     L[step, prompt] = mean -log p(next token) of a prompt with the first count[step] heads silenced          nats
 
@@ -24,23 +24,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
+from lens_probes.model.ablation import Silencing
 from lens_probes.probe import Experiment
-from lens_probes.probes.attention_map import STATISTICS, AttentionMap, Statistic
+from lens_probes.probes.attention_patterns import STATISTICS, AttentionPatterns, Statistic
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
-from lens_probes.prompts import Prompts, PromptTable, as_prompts, first_part, prompt_table, tokenize
+from lens_probes.reading import prompt_loss, provenance, run
 from lens_probes.result import Result, unit
-from lens_probes.run import prompt_loss, provenance, run
-from lens_probes.silencing import Silencing
+from lens_probes.text.prompts import Prompts, PromptTable, as_prompts, first_part, prompt_table, tokenize
 
 NULL = "the order of the statistic is as good as a random order"
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class HeadCountResult(Result):
+class HeadAblationResult(Result):
     """The loss of every prompt with more and more heads silenced, in order and in random orders."""
 
     statistic: str
@@ -93,13 +94,13 @@ class HeadCountResult(Result):
 
 @final
 @dataclass(frozen=True)
-class HeadCount(Experiment[HeadCountResult]):
+class HeadAblation(Experiment[HeadAblationResult]):
     """Silence heads in the order of a statistic, at `steps` numbers of heads: steps x (1 + draws) passes.
 
     Ordered on one part of the prompts and measured on the other. Interrupted, it gives the random orders done so far.
 
     >>> import lens_probes as lp
-    >>> result = lp.HeadCount(steps=3, draws=2).run(lp.tiny.bridge(), lp.demo.sentences()[:6], progress=False)
+    >>> result = lp.HeadAblation(steps=3, draws=2).run(lp.tiny.bridge(), lp.demo.sentences()[:6], progress=False)
     >>> result.count.tolist(), tuple(result.random.shape)
     ([4, 8, 12], (2, 3, 3))
     """
@@ -114,19 +115,19 @@ class HeadCount(Experiment[HeadCountResult]):
     def __post_init__(self) -> None:
         if self.statistic not in STATISTICS:
             raise ValueError(
-                f"HeadCount(statistic=...) is one of {', '.join(STATISTICS)}; {brief(self.statistic)} came"
+                f"HeadAblation(statistic=...) is one of {', '.join(STATISTICS)}; {brief(self.statistic)} came"
             )
         if self.steps < 1 or self.draws < 1:
-            raise ValueError(f"HeadCount(steps=..., draws=...) are 1 or more; {self.steps} and {self.draws} came")
+            raise ValueError(f"HeadAblation(steps=..., draws=...) are 1 or more; {self.steps} and {self.draws} came")
 
-    def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> HeadCountResult:
+    def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> HeadAblationResult:
         """Order on one part of the prompts, silence and measure on the other."""
         view = ModelView(model)
         view.check_predicts_next()
         tokens = tokenize(prompts, view)
         first = first_part(tokens, self.fraction)
         layers = view.layers(self.layers)
-        asked = [AttentionMap(layers=self.layers), HeadTopicSimilarity(layers=self.layers)]
+        asked = [AttentionPatterns(layers=self.layers), HeadTopicSimilarity(layers=self.layers)]
         attention, heads = run(asked, model, as_prompts(tokens[first]), progress=False)
         by_statistic = attention.of(self.statistic).flatten()
         if by_statistic.isnan().any():
@@ -154,7 +155,7 @@ class HeadCount(Experiment[HeadCountResult]):
             tqdm.write(f"interrupted after {len(passes) // self.steps - 1} of {self.draws} random orders")
         whole = len(passes) // self.steps * self.steps
         losses = torch.stack(passes[:whole]).unflatten(0, (-1, self.steps))
-        return HeadCountResult(
+        return HeadAblationResult(
             statistic=self.statistic,
             prompt=prompt_table(rest),
             step=tuple(str(int(n)) for n in count),

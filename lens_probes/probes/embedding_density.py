@@ -1,4 +1,4 @@
-"""Density: how crowded is the vocabulary around a token's embedding?
+"""EmbeddingDensity: how crowded is the vocabulary around a token's embedding?
 
     density[token] = mean over the k entries nearest to w[id] (itself excluded) of cos(w[id], w[v])        -1 to 1
 
@@ -17,18 +17,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.maths.vocabulary import nearest
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
-from lens_probes.prompts import Tokens
+from lens_probes.reading import Reading
 from lens_probes.result import Result, amount, unit
-from lens_probes.run import Reading
-from lens_probes.vocabulary import nearest
+from lens_probes.text.prompts import Tokens
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class DensityResult(Result):
+class EmbeddingDensityResult(Result):
     """Local density of each token's embedding. It grows with the number of tokens, a number each."""
 
     token: Tokens
@@ -80,11 +81,11 @@ class DensityResult(Result):
 
 @final
 @dataclass(frozen=True)
-class Density(Probe[DensityResult]):
+class EmbeddingDensity(Probe[EmbeddingDensityResult]):
     """Mean cosine of a token's embedding with its k nearest in the vocabulary.
 
     >>> import lens_probes as lp
-    >>> result = lp.Density(k=3).run(lp.tiny.bridge(), "Time flies like an arrow.")
+    >>> result = lp.EmbeddingDensity(k=3).run(lp.tiny.bridge(), "Time flies like an arrow.")
     >>> result.density.shape == result.token.id.shape
     True
     """
@@ -93,21 +94,23 @@ class Density(Probe[DensityResult]):
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise ValueError(f"Density(k=...) is a number of neighbours, at least 1; {self.k} came")
+            raise ValueError(f"EmbeddingDensity(k=...) is a number of neighbours, at least 1; {self.k} came")
 
     def hooks(self, model: ModelView) -> list[str]:
         """None: it reads the embedding only."""
         if self.k >= model.d_vocab:
             raise ValueError(
-                f"Density(k={self.k}) needs more than {self.k} entries and {model.name} has {model.d_vocab}"
+                f"EmbeddingDensity(k={self.k}) needs more than {self.k} entries and {model.name} has {model.d_vocab}"
             )
         return []
 
-    def measure(self, reading: Reading) -> DensityResult:
+    def measure(self, reading: Reading) -> EmbeddingDensityResult:
         """Each id once."""
         ids, place = reading.tokens.id.unique(return_inverse=True)
         W_E = reading.model.W_E
-        return DensityResult(token=reading.tokens, density=density(ids.to(W_E.device), W_E, self.k).cpu()[place])
+        return EmbeddingDensityResult(
+            token=reading.tokens, density=density(ids.to(W_E.device), W_E, self.k).cpu()[place]
+        )
 
 
 def density(ids: Int[Tensor, " row"], vocabulary: Float[Tensor, "vocab d_model"], k: int) -> Float[Tensor, " row"]:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from lens_probes.demo import HEADLESS
+from lens_probes.examples.demo import HEADLESS
 from lens_probes.messages import brief
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class ModelView(View):
 
     Wraps a `HookedTransformer` or a `TransformerBridge`, raw or processed, decoder or post-norm encoder.
 
-    >>> from lens_probes import tiny
+    >>> from lens_probes.examples import tiny
     >>> view = ModelView(tiny.bridge("gpt2"))
     >>> view.hook("resid_mid", 1), view.label("resid_mid", 1), tuple(view.W_E.shape) == (view.d_vocab, view.d_model)
     ('blocks.1.hook_resid_mid', '1_mid', True)
@@ -190,7 +190,7 @@ class ModelView(View):
             raise TypeError(
                 f"lens_probes reads models with one stack of blocks over text tokens; {self.name} "
                 f"({type(model).__name__}) is another kind: use a decoder, or BERT or RoBERTa as a TransformerBridge "
-                f"(PixelFeatures reads models of images)"
+                f"(FeatureVisualization reads models of images)"
             )
         if not self.is_bridge and type(model).__name__ != "HookedTransformer":
             # HookedEncoder uses the same hook names for other states (hook_resid_mid before LN1, for one).
@@ -855,7 +855,7 @@ class ModelView(View):
 class ImageView(View):
     """What lens_probes reads of a model of images: a vision transformer as a TransformerBridge. It writes nothing.
 
-    >>> from lens_probes import tiny
+    >>> from lens_probes.examples import tiny
     >>> view = ImageView(tiny.vit())
     >>> view.activation(torch.zeros(2, *view.shape), view.hook("resid_post", 1)).shape
     torch.Size([2, 17, 32])
@@ -867,7 +867,7 @@ class ImageView(View):
         if getattr(wrapped, "main_input_name", None) != "pixel_values" or not hasattr(model, "blocks"):
             raise TypeError(
                 f"a model of images is a TransformerBridge of a vision transformer; {type(model).__name__} of "
-                f"{type(wrapped).__name__} came: lens_probes.tiny.vit() makes one"
+                f"{type(wrapped).__name__} came: lens_probes.examples.tiny.vit() makes one"
             )
         super().__init__(model)
 
@@ -941,7 +941,7 @@ class Continuation:
     whole prompt. Where it does not (TransformerLens 4.3 alone does not fill the cache of transformers 5.24), every
     candidate is computed with its whole prefix, and a warning says so once per view.
 
-    >>> from lens_probes import tiny
+    >>> from lens_probes.examples import tiny
     >>> view = ModelView(tiny.bridge("llama"))
     >>> third = Continuation(view, torch.tensor([5, 6]), view.hook("resid_post", 1))
     >>> third.states(torch.tensor([7, 8, 9, 10])).shape
@@ -1154,7 +1154,7 @@ def untrained(model: Any, *, seed: int = 0) -> Any:
 
     What it shows too was not learned. The model itself is left as it is.
 
-    >>> from lens_probes import tiny
+    >>> from lens_probes.examples import tiny
     >>> model = tiny.bridge("llama")
     >>> other = untrained(model)
     >>> other.W_E.shape == model.W_E.shape, bool((other.W_E == model.W_E).any())

@@ -1,4 +1,4 @@
-"""Density: brute force over a tiny model's embedding, copied rows, types and not tokens."""
+"""EmbeddingDensity: brute force over a tiny model's embedding, copied rows, types and not tokens."""
 
 import math
 
@@ -9,8 +9,9 @@ import torch
 from pandas.testing import assert_frame_equal
 
 import lens_probes as lp
-from lens_probes import inference, tiny
-from lens_probes.probes.density import density
+from lens_probes.examples import tiny
+from lens_probes.maths import inference
+from lens_probes.probes.embedding_density import density
 from lens_probes.testing import check_probe
 
 PROMPTS = [
@@ -40,7 +41,7 @@ def all_densities(entries: torch.Tensor, k: int) -> list[float]:
 
 @pytest.mark.parametrize("k", [1, 3, 10, 399])
 def test_density_is_that_of_brute_force_over_the_embedding(gpt2, k):
-    result = lp.Density(k=k).run(gpt2, PROMPTS[:2], progress=False)
+    result = lp.EmbeddingDensity(k=k).run(gpt2, PROMPTS[:2], progress=False)
     expected = {i: by_brute_force(i, gpt2.W_E.detach(), k) for i in result.token.id.unique().tolist()}
     np.testing.assert_allclose(result.density, [expected[i] for i in result.token.id.tolist()], atol=1e-6)
 
@@ -48,7 +49,7 @@ def test_density_is_that_of_brute_force_over_the_embedding(gpt2, k):
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_density_is_about_the_embedding_of_other_architectures_too(architecture):
     model = tiny.bridge(architecture)
-    result = lp.Density(k=4).run(model, PROMPTS[0], progress=False)
+    result = lp.EmbeddingDensity(k=4).run(model, PROMPTS[0], progress=False)
     expected = [by_brute_force(i, model.W_E.detach(), 4) for i in result.token.id.tolist()]
     np.testing.assert_allclose(result.density, expected, atol=1e-6)
 
@@ -87,8 +88,8 @@ def test_half_precision_gives_the_density_of_its_float32_copy():
 
 
 def test_equal_ids_have_equal_density_wherever_they_are(gpt2):
-    result = lp.Density(k=5).run(gpt2, PROMPTS, progress=False)
-    one_by_one = [lp.Density(k=5).run(gpt2, prompt, progress=False).density for prompt in PROMPTS]
+    result = lp.EmbeddingDensity(k=5).run(gpt2, PROMPTS, progress=False)
+    one_by_one = [lp.EmbeddingDensity(k=5).run(gpt2, prompt, progress=False).density for prompt in PROMPTS]
     torch.testing.assert_close(result.density, torch.cat(one_by_one))
     of_type = dict(zip(result.token.id.tolist(), result.density.tolist(), strict=True))
     assert [of_type[i] for i in result.token.id.tolist()] == result.density.tolist()
@@ -97,8 +98,8 @@ def test_equal_ids_have_equal_density_wherever_they_are(gpt2):
 
 def test_saying_a_word_again_changes_nothing_but_the_number_of_tokens(gpt2):
     prompts = PROMPTS[:3]
-    once = lp.Density(k=5).run(gpt2, prompts, progress=False)
-    again = lp.Density(k=5).run(gpt2, prompts + prompts[:1] * 6, progress=False)
+    once = lp.EmbeddingDensity(k=5).run(gpt2, prompts, progress=False)
+    again = lp.EmbeddingDensity(k=5).run(gpt2, prompts + prompts[:1] * 6, progress=False)
     one, more = once.by_word_class(), again.by_word_class()
     columns = ["word_class", "types", "median", "lower_quartile", "upper_quartile"]
     assert_frame_equal(one[columns], more[columns])
@@ -109,7 +110,7 @@ def test_saying_a_word_again_changes_nothing_but_the_number_of_tokens(gpt2):
 
 
 def test_word_classes_are_described_and_compared_as_types(gpt2):
-    result = lp.Density(k=5).run(gpt2, PROMPTS, progress=False)
+    result = lp.EmbeddingDensity(k=5).run(gpt2, PROMPTS, progress=False)
     classes: dict[int, set[str]] = {}
     for i, word_class in zip(result.token.id.tolist(), result.token.word_class, strict=True):
         classes.setdefault(i, set()).add(word_class)
@@ -133,7 +134,7 @@ def test_word_classes_are_described_and_compared_as_types(gpt2):
 
 
 def test_a_comparison_takes_strata_permutations_and_a_seed(gpt2):
-    result = lp.Density(k=5).run(gpt2, PROMPTS, progress=False)
+    result = lp.EmbeddingDensity(k=5).run(gpt2, PROMPTS, progress=False)
     strata = result.token.id % 2
     expected = inference.compare_types(
         result.density[None].double().numpy(),
@@ -151,7 +152,7 @@ def test_a_comparison_takes_strata_permutations_and_a_seed(gpt2):
 
 
 def test_the_figure_draws_the_medians_of_the_table(gpt2):
-    result = lp.Density(k=5).run(gpt2, PROMPTS, progress=False)
+    result = lp.EmbeddingDensity(k=5).run(gpt2, PROMPTS, progress=False)
     figure = result.figure()
     drawn = [value for trace in figure.data for value in np.atleast_1d(trace.y)]
     np.testing.assert_allclose(drawn, result.by_word_class()["median"])
@@ -159,14 +160,16 @@ def test_the_figure_draws_the_medians_of_the_table(gpt2):
 
 @pytest.mark.parametrize("k", [400, 401])
 def test_as_many_neighbours_as_the_vocabulary_has_entries_are_refused(gpt2, k):
-    with pytest.raises(ValueError, match=f"Density\\(k={k}\\) needs more than {k} entries and tiny-gpt2 has 400"):
-        lp.Density(k=k).run(gpt2, PROMPTS, progress=False)
+    with pytest.raises(
+        ValueError, match=f"EmbeddingDensity\\(k={k}\\) needs more than {k} entries and tiny-gpt2 has 400"
+    ):
+        lp.EmbeddingDensity(k=k).run(gpt2, PROMPTS, progress=False)
 
 
 @pytest.mark.parametrize("k", [0, -2])
 def test_no_neighbours_are_refused(k):
     with pytest.raises(ValueError, match=f"is a number of neighbours, at least 1; {k} came"):
-        lp.Density(k=k)
+        lp.EmbeddingDensity(k=k)
 
 
 def test_no_activation_is_read(gpt2, monkeypatch):
@@ -174,8 +177,8 @@ def test_no_activation_is_read(gpt2, monkeypatch):
         raise AssertionError("the model was run")
 
     monkeypatch.setattr(type(gpt2), "forward", refuse)
-    assert lp.Density().run(gpt2, PROMPTS, progress=False).density.isfinite().all()
+    assert lp.EmbeddingDensity().run(gpt2, PROMPTS, progress=False).density.isfinite().all()
 
 
 def test_density_keeps_the_contract():
-    check_probe(lp.Density(k=3))
+    check_probe(lp.EmbeddingDensity(k=3))

@@ -1,4 +1,4 @@
-"""ComponentLens: which heads and MLPs write the target?
+"""DirectLogitAttribution: which heads and MLPs write the target?
 
 The final state is the sum of what every part of the model wrote. With the final norm's scale s at its true value,
 centring (LayerNorm only) and weight w are linear, and so is what the state says about the target t:
@@ -31,21 +31,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_probes import figures, inference
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.maths.vocabulary import predictions
 from lens_probes.messages import brief
 from lens_probes.model import ModelView, Norm
 from lens_probes.probe import Probe
-from lens_probes.prompts import Target, Tokens, asked_about, target_ids
+from lens_probes.reading import Reading
 from lens_probes.result import Result, unit
-from lens_probes.run import Reading
-from lens_probes.vocabulary import predictions
+from lens_probes.text.prompts import Target, Tokens, asked_about, target_ids
 
 TOLERANCE = 0.05  # of the totals' size: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by much more
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class ComponentLensResult(Result):
+class DirectLogitAttributionResult(Result):
     """What every part of the model adds to the target's logit. It grows with the number of tokens."""
 
     target: str | tuple[int, ...]
@@ -64,7 +65,7 @@ class ComponentLensResult(Result):
         missing = {f"L{layer}{part}" for layer in self.layer for part in parts} - set(self.component)
         if missing or not self.layer or not self.head:
             raise ValueError(
-                f"ComponentLensResult has a component for every head, MLP and attention bias of its layers; "
+                f"DirectLogitAttributionResult has a component for every head, MLP and attention bias of its layers; "
                 f"{min(missing, default='every one')} is missing"
             )
 
@@ -141,14 +142,14 @@ class ComponentLensResult(Result):
 
 @final
 @dataclass(frozen=True)
-class ComponentLens(Probe[ComponentLensResult]):
+class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
     """What every part of the model adds to the target's logit.
 
     `target`: the token that really follows (`next`), the token itself (`own`), the model's own top-1 (`final`), or an
     id. With `layers`, the heads and MLPs of the others come together as `other_layers`.
 
     >>> import lens_probes as lp
-    >>> result = lp.ComponentLens().run(lp.tiny.bridge(), "Time flies like an arrow.")
+    >>> result = lp.DirectLogitAttribution().run(lp.tiny.bridge(), "Time flies like an arrow.")
     >>> bool(torch.allclose(result.contribution[:, :-1].sum(0), result.total[:-1], atol=1e-4))
     True
     """
@@ -159,7 +160,9 @@ class ComponentLens(Probe[ComponentLensResult]):
     def __post_init__(self) -> None:
         if not isinstance(self.target, int) and self.target not in get_args(Target):
             named = ", ".join(get_args(Target))
-            raise ValueError(f"ComponentLens(target=...) is one of {named}, or a token id; {brief(self.target)} came")
+            raise ValueError(
+                f"DirectLogitAttribution(target=...) is one of {named}, or a token id; {brief(self.target)} came"
+            )
 
     def hooks(self, model: ModelView) -> list[str]:
         """What is written: embeddings, each head's mixed values, what attention and MLP add; and the last state."""
@@ -181,7 +184,7 @@ class ComponentLens(Probe[ComponentLensResult]):
             dict.fromkeys([*model.embeddings(), model.hook("resid_pre", 0), *written, model.hook("resid_post", -1)])
         )
 
-    def measure(self, reading: Reading) -> ComponentLensResult:
+    def measure(self, reading: Reading) -> DirectLogitAttributionResult:
         """Contributions of the batch, layer by layer."""
         model, tokens = reading.model, reading.tokens
         layers = model.layers(self.layers)
@@ -215,7 +218,7 @@ class ComponentLens(Probe[ComponentLensResult]):
         contribution = torch.stack(list(parts.values())).cpu()
         total = total + parts["final_bias"]
         unknown = (targets < 0).cpu()
-        return ComponentLensResult(
+        return DirectLogitAttributionResult(
             target=(self.target,) if isinstance(self.target, int) else self.target,
             layer=tuple(map(str, layers)),
             head=tuple(f"H{head}" for head in range(model.n_heads)),

@@ -29,7 +29,7 @@ from scipy import sparse, special, stats
 from torch import Tensor
 
 from lens_probes.messages import brief
-from lens_probes.prompts import Tokens
+from lens_probes.text.prompts import Tokens
 
 RESAMPLES = 1000
 PERMUTATIONS = 999

@@ -1,0 +1,1 @@
+"""Prompts, the table of their tokens, and the words that tokens belong to."""
