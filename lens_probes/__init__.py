@@ -30,7 +30,7 @@ __version__ = _metadata.version("lens-probes")
 globals().update(siblings())
 
 # Last, because importing the file called `run` binds this name to the module.
-from lens_probes.reading import run  # noqa: E402
+from lens_probes.probe import run  # noqa: E402
 
 __all__ = [
     "Experiment",

@@ -19,7 +19,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_probes.result import amount
+from lens_probes.messages import amount
 
 # Colours of Okabe and Ito, told apart with colour-blind eyes too.
 CLASS_COLOURS = {

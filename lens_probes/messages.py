@@ -1,4 +1,4 @@
-"""How a value is shown in an error: as it is written where that is short, never a whole model, tensor or table."""
+"""How values and numbers are shown in errors and titles: as written where that is short, never a whole model."""
 
 import reprlib
 
@@ -26,3 +26,12 @@ def brief(value: object) -> str:
     ("[1, 'two']", '<Linear>', '[<Tensor of shape (3, 4)>]')
     """
     return _BRIEF.repr(value)
+
+
+def amount(n: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> amount(1, "prompt"), amount(1200, "token")
+    ('1 prompt', '1,200 tokens')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -1,62 +1,110 @@
-"""What a probe is, and what an experiment is."""
+"""The contract: what a probe is, what an experiment is, and how they are asked.
+
+prompts -> tokens -> batches -> activations -> Reading -> probe.measure -> merged result
+"""
 
 import abc
 import functools
 import inspect
 import sys
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, dataclass_transform, get_args
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from lens_probes.model import ModelView, differentiating
-from lens_probes.reading import Cache, Reading
-from lens_probes.reading import from_cache as _from_cache
-from lens_probes.reading import run as _run
-from lens_probes.result import Result
-from lens_probes.text.prompts import Prompts
+from lens_probes.messages import amount, brief
+from lens_probes.model import ModelView, differentiating, undisturbed
+from lens_probes.reading import Cache, Reading, batches, cached, pad
+from lens_probes.result import Provenance, Result, provenance
+from lens_probes.settings import check_settings
+from lens_probes.text.prompts import Prompts, Tokens, prompt_table, tokenize
 from lens_probes.text.words import WordClasses
 
+PARTS_BEFORE_MERGE = 32  # sums of a long corpus are folded together on the way and stay one batch's size
+
 R = TypeVar("R", bound=Result)
+X = TypeVar("X")
+Y = TypeVar("Y")
+
+Hooks = Sequence[str] | Mapping[str, str]
+"""The activations that a probe reads by their TransformerLens names; or label -> name, the label naming the layer."""
 
 
-def _with_card(kind: type) -> None:
-    """The method card stands once, at the top of the file; help() of the class shows it, and where its result is."""
-    card = sys.modules[kind.__module__].__doc__ or ""
-    kind.__doc__ = (
-        f"{card.strip()}\n\n{inspect.cleandoc(kind.__doc__ or '')}\n\nIts result: help of {kind.__name__}Result."
+def _result_class(kind: type) -> Any:
+    """The result that a probe or experiment says it returns, in the brackets behind its base."""
+    return next(
+        (
+            argument
+            for base in getattr(kind, "__orig_bases__", ())
+            for argument in get_args(base)
+            if isinstance(argument, type) and issubclass(argument, Result)
+        ),
+        None,
     )
 
 
-def _by_itself(run: Callable[..., R]) -> Callable[..., R]:
-    """The same whatever inference mode, gradient mode or autocast the caller is in."""
-
-    @functools.wraps(run)
-    def alone(experiment: Any, model: Any, *args: Any, **kwargs: Any) -> R:
-        with differentiating(model):
-            return run(experiment, model, *args, **kwargs)
-
-    return alone
-
-
-class Probe(abc.ABC, Generic[R]):
-    """A question asked of a model's activations. Every probe is a final frozen dataclass; its fields are its settings.
-
-    To write one: `hooks` names the activations, `measure` turns one batch into a result. The mathematics is a pure
-    function beside the class. A probe over layers has `layers=None` (all) among its settings.
-    """
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
+    """What can be asked of a model: a frozen dataclass by itself, its fields its settings, checked when it is made."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        _with_card(cls)
+        dataclass(frozen=True)(cls)
+        # The method card stands once, at the top of the file; help() of the class shows it.
+        card, own = sys.modules[cls.__module__].__doc__ or "", inspect.cleandoc(cls.__doc__ or "")
+        result = _result_class(cls)
+        if isinstance(result, type):
+            cls.__doc__ = f"{card.strip()}\n\n{own}\n\nIts result: help of {result.__name__}."
+
+    if not TYPE_CHECKING:  # a type checker would take the return type for that of the constructor
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Settings are checked before anything else is done with them."""
+            check_settings(cls, args, kwargs)
+            return super().__new__(cls)
+
+
+class Probe(Asked, Generic[R]):
+    """A question asked of a model's activations.
+
+    To write one: `hooks` names the activations, `measure` turns one batch into a result. The mathematics is a pure
+    function beside the class. A probe over layers has `layers: Layers = None` (all) among its settings.
+    """
 
     @abc.abstractmethod
-    def hooks(self, model: ModelView) -> list[str]:
-        """The activations it reads, by their TransformerLens names; none for a probe of weights and tokens."""
+    def hooks(self, model: ModelView) -> Hooks:
+        """The activations it reads, by their TransformerLens names; none for a probe of weights and tokens.
+
+        A mapping gives each a label, which `reading.layer` and the result's `layer` axis then have.
+        """
 
     @abc.abstractmethod
     def measure(self, reading: Reading) -> R:
         """One batch in, one result out. Gradients are off; nothing may be written."""
+
+    def result(self, reading: Reading, **values: Any) -> R:
+        """The result of these quantities; labels that are known are filled in.
+
+        Those are `layer` (where hooks are a mapping), `token`, `prompt`, `head`, `kv_head`, and settings of this probe
+        that the result has under the same name.
+        """
+        kind, model = _result_class(type(self)), reading.model
+        known: dict[str, Callable[[], Any]] = {
+            "layer": lambda: reading.layer,
+            "token": lambda: reading.tokens,
+            "prompt": lambda: prompt_table(reading.tokens),
+            "head": lambda: tuple(f"H{head}" for head in range(model.n_heads)),
+            "kv_head": lambda: tuple(f"KV{head}" for head in range(model.n_kv_heads)),
+        }
+        settings = {each.name for each in fields(self)}
+        for name in (each.name for each in fields(kind) if each.name not in values):
+            if name in settings:
+                values[name] = getattr(self, name)
+            elif name in known:
+                values[name] = known[name]()
+        return kind(**values)
 
     def run(
         self,
@@ -69,7 +117,7 @@ class Probe(abc.ABC, Generic[R]):
         progress: bool = True,
     ) -> R:
         """Ask the question of a HookedTransformer or TransformerBridge; arguments as in `lens_probes.run`."""
-        return _run(
+        return run(
             [self],
             model,
             prompts,
@@ -100,28 +148,197 @@ class Probe(abc.ABC, Generic[R]):
         Without them nothing can be checked: the cache of other prompts of the same shape, or of another model of the
         same size, gives a wrong result without an error. Models that share their embeddings cannot be told apart.
         """
-        return _from_cache(
-            self,
-            model,
+        view = ModelView(model)
+        names = _names([self], view)
+        reading = cached(
+            view,
+            names,
             prompts,
             cache,
+            asked=brief(self),
             attention_mask=attention_mask,
             prepend_bos=prepend_bos,
             word_class=word_class,
         )
+        return _measured(self, reading)
 
 
-class Experiment(abc.ABC, Generic[R]):
+def run(
+    probes: Sequence[Probe[Any]],
+    model: Any,
+    prompts: Prompts,
+    *,
+    prepend_bos: bool | None = None,
+    word_class: WordClasses | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> list[Any]:
+    """Ask several probes of one model in one forward pass; their results, in the order of the probes.
+
+    `prompts`: a text, texts (a list, a generator, a column of a table), topic -> texts, `Prompt`s, or token ids.
+    `prepend_bos` is about text (None: the model's default). `word_class` names the words of a text. `batch_size` is in
+    prompts (None: about 512 tokens per batch); no number depends on it. `progress` shows a bar where there is more than
+    one batch.
+
+    >>> import lens_probes as lp
+    >>> shift, update = lp.run([lp.RankShift(), lp.ResidualUpdate()], lp.tiny.bridge(), "Time flies like an arrow.")
+    >>> shift.rank.shape == update.length.shape
+    True
+    """
+    _check_probes(probes)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be a number of prompts, 1 or more; got {batch_size}")
+    view = ModelView(model)
+    names = _names(probes, view)
+    tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
+    of_run = batches(tokens, batch_size)
+    parts: list[list[Result]] = [[] for _ in probes]
+    for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
+        ids, mask = pad(batch, view)
+        reading = Reading(view, batch, view.activations(ids, mask, names), mask)
+        for done, probe in zip(parts, probes, strict=True):
+            done.append(_measured(probe, reading))
+            if len(done) == PARTS_BEFORE_MERGE:
+                done[:] = [Result.merge(done)]
+    return [Result.merge(done) for done in parts]
+
+
+def _check_probes(probes: Any) -> None:
+    if hasattr(probes, "measure"):
+        raise TypeError(f"probes must be a list; got one probe, {brief(probes)}: write run([probe], model, prompts)")
+    if not isinstance(probes, Sequence) or isinstance(probes, str):
+        raise TypeError(
+            f"probes must be a list and come first; got {brief(probes)}: write run([probe], model, prompts)"
+        )
+    if not probes:
+        raise ValueError("probes must be one or more; got none: pass a list such as [lens_probes.RankShift()]")
+    for probe in probes:
+        if isinstance(probe, type):
+            raise TypeError(f"a probe must be made before it is run; got its class: write {probe.__name__}()")
+        if not hasattr(probe, "measure"):  # a model has hooks too
+            raise TypeError(
+                f"{brief(probe)} is no probe; an experiment such as TunedLens runs alone: write "
+                f"run([probe], model, prompts), or experiment.run(model, prompts)"
+            )
+
+
+def _names(probes: Sequence[Probe[Any]], view: ModelView) -> list[str]:
+    """The hooks of all probes, each once, all of them known to the model."""
+    names = list(dict.fromkeys(name for probe in probes for name in names_of(probe.hooks(view))))
+    view.check_hooks(names)
+    return names
+
+
+def names_of(hooks: Hooks) -> list[str]:
+    """The names of the activations, without their labels."""
+    return list(dict.fromkeys(hooks.values() if isinstance(hooks, Mapping) else hooks))
+
+
+def _measured(probe: Probe[Any], reading: Reading) -> Any:
+    """A probe's result on one batch, with its provenance, numbers of prompts local to the batch."""
+    view, hooks = reading.model, probe.hooks(reading.model)
+    first = int(reading.tokens.prompt[0])
+    tokens = replace(reading.tokens, prompt=reading.tokens.prompt - first)
+    points = hooks if isinstance(hooks, Mapping) else {}
+    with undisturbed(view.model):
+        result = probe.measure(replace(reading, tokens=tokens, points=points))
+    names = names_of(hooks)
+    dtype = reading.dtype(names[0]) if names else view.W_E.dtype  # cfg.dtype says float32 for a bfloat16 model
+    return replace(result, provenance=provenance(probe, view, dtype, names, tokens))
+
+
+class Experiment(Asked, Generic[R]):
     """What fits, searches, intervenes or differentiates: no hooks, no cache, no merging by batch promised.
 
-    Also a final frozen dataclass; its result has the same tables, files and figures, and the model is as before.
+    Its result has the same tables, files and figures, and the model is as before. It runs the same whatever inference
+    mode, gradient mode or autocast the caller is in.
     """
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        _with_card(cls)
-        cls.run = _by_itself(cls.run)
+        if "run" in vars(cls):
+            cls.run = _by_itself(cls.run)
 
     @abc.abstractmethod
-    def run(self, model: Any, prompts: Prompts, *, progress: bool = True) -> R:
+    def run(self, model: Any, prompts: Any, *, progress: bool = True) -> R:
         """Do it, and return what came out."""
+
+
+def _by_itself(run: Callable[..., R]) -> Callable[..., R]:
+    @functools.wraps(run)
+    def alone(experiment: Any, model: Any, *args: Any, **kwargs: Any) -> R:
+        with differentiating(model):
+            return run(experiment, model, *args, **kwargs)
+
+    return alone
+
+
+class TextExperiment(Experiment[R]):
+    """An experiment on a model of text. To write one: `perform` turns a `Study` into a result."""
+
+    @abc.abstractmethod
+    def perform(self, study: "Study") -> R:
+        """Do it, on the tokens of the study."""
+
+    def run(
+        self,
+        model: Any,
+        prompts: Prompts,
+        *,
+        prepend_bos: bool | None = None,
+        word_class: WordClasses | None = None,
+        progress: bool = True,
+    ) -> R:
+        """Do it on these prompts; they, `prepend_bos` and `word_class` are as in `lens_probes.run`."""
+        return self.perform(Study.of(self, model, prompts, prepend_bos, word_class, progress))
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What an experiment is given: a view of the model, the table of tokens, and how to go through its work."""
+
+    asked: Experiment[Any]
+    view: ModelView
+    tokens: Tokens
+    progress: bool
+
+    @classmethod
+    def of(
+        cls,
+        asked: Experiment[Any],
+        model: Any,
+        prompts: Prompts,
+        prepend_bos: bool | None,
+        word_class: WordClasses | None,
+        progress: bool,
+    ) -> "Study":
+        """The model's own tokens of these prompts."""
+        view = ModelView(model)
+        return cls(asked, view, tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class), progress)
+
+    def each(self, do: Callable[[X], Y], items: Iterable[X], *, doing: str, unit: str, least: int = 1) -> list[Y]:
+        """What comes of each item, in order, with a bar; see `each_of`."""
+        return each_of(do, items, doing=doing, unit=unit, progress=self.progress, least=least)
+
+    def provenance(self, hooks: Sequence[str], tokens: Tokens | None = None) -> Provenance:
+        """Of a result that read these activations, of all tokens unless others are given."""
+        return provenance(self.asked, self.view, self.view.W_E.dtype, hooks, self.tokens if tokens is None else tokens)
+
+
+def each_of(
+    do: Callable[[X], Y], items: Iterable[X], *, doing: str, unit: str, progress: bool = True, least: int = 1
+) -> list[Y]:
+    """What comes of each item, in order. Interrupted, it gives those that are done, unless they are fewer than `least`.
+
+    >>> each_of(lambda n: n + 1, [1, 2], doing="adding", unit="number", progress=False)
+    [2, 3]
+    """
+    items, done = list(items), []
+    try:
+        for item in tqdm(items, desc=doing, unit=unit, disable=not progress or len(items) < 2):
+            done.append(do(item))
+    except KeyboardInterrupt:
+        if len(done) < least:
+            raise
+        tqdm.write(f"interrupted after {len(done)} of {amount(len(items), unit)}")
+    return done

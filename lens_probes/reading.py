@@ -1,28 +1,22 @@
-"""From prompts to results: batches, one forward pass for several probes, and what a probe sees of a batch.
+"""What a probe sees of a batch, and how prompts become batches.
 
-tokens -> padded batch -> activations -> Reading (valid tokens only) -> probe.measure -> merged result
+tokens -> padded batch -> activations -> Reading (valid tokens only)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lens_probes.messages import brief
-from lens_probes.model import ModelView, undisturbed
-from lens_probes.result import Provenance, Result
+from lens_probes.model import ModelView
 from lens_probes.text.prompts import Prompts, Tokens, target_ids, tokenize
 from lens_probes.text.words import WordClasses
 
-if TYPE_CHECKING:
-    from lens_probes.probe import Probe
-
 TOKENS_PER_BATCH = 512  # what a batch holds, padding included: enough to fill matrix products, little enough to keep
-PARTS_BEFORE_MERGE = 32  # sums of a long corpus are folded together on the way and stay one batch's size
 
 
 @runtime_checkable
@@ -38,14 +32,29 @@ class Reading:
     """What a probe sees of a batch: the valid tokens only, prompts laid end to end. Padding never reaches a probe.
 
     `reading[name]` is an activation `[token ...]`, `reading.tokens` the table of the same tokens, `reading.model` the
-    model's weights and `unembed`. `by_prompt()` yields readings of one prompt each, and those give `square(name)`,
-    `[head query key]`, of what is square in position.
+    model's weights and `unembed`. Where the probe's hooks have labels, `points` are these hooks by label, `layer` the
+    labels and `stack()` all activations as `[layer token d]`. `by_prompt()` yields readings of one prompt each, and
+    those give `pattern(name)`, `[head query key]`, of what is square in position.
     """
 
     model: ModelView
     tokens: Tokens
     _cache: Mapping[str, Tensor]
     _mask: Bool[Tensor, "prompt position"]
+    points: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layer(self) -> tuple[str, ...]:
+        """The labels of the hooks: those of the result's layer axis."""
+        return tuple(self.points)
+
+    def stack(self) -> Float[Tensor, "layer token d"]:
+        """The activations of all labelled hooks in float32, in their order, on the model's device."""
+        return torch.stack([self[name].float() for name in self.points.values()])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The precision in which an activation came."""
+        return self._activation(name).dtype
 
     def __getitem__(self, name: str) -> Float[Tensor, "token ..."]:
         """A copy of an activation, `[token ...]`, in the model's precision and on the model's device."""
@@ -53,7 +62,7 @@ class Reading:
         if activation.shape[:2] != self._mask.shape:
             raise ValueError(
                 f"activation {name!r} of shape {tuple(activation.shape)} has no token axis after the batch: "
-                f"read it with `for one in reading.by_prompt(): one.square({name!r})`"
+                f"read it with `for one in reading.by_prompt(): one.pattern({name!r})`"
             )
         return finite(name, activation[self._mask.to(activation.device)])
 
@@ -61,13 +70,13 @@ class Reading:
         """One prompt at a time, each with its own rows of the table and its prompt numbers as they are here."""
         for row, (_, tokens) in enumerate(self.tokens.by_prompt()):
             cache = {name: activation[row : row + 1] for name, activation in self._cache.items()}
-            yield Reading(self.model, tokens, cache, self._mask[row : row + 1])
+            yield Reading(self.model, tokens, cache, self._mask[row : row + 1], self.points)
 
-    def square(self, name: str) -> Float[Tensor, "head query key"]:
+    def pattern(self, name: str) -> Float[Tensor, "head query key"]:
         """An attention pattern or score of one prompt, `[head query key]`, without padding."""
         if len(self._mask) != 1:
             raise ValueError(
-                f"square({name!r}) is about one prompt; this reading has {len(self._mask)}: use by_prompt()"
+                f"pattern({name!r}) is about one prompt; this reading has {len(self._mask)}: use by_prompt()"
             )
         valid = self._mask[0].nonzero().flatten().to(self._activation(name).device)
         return finite(name, self._activation(name)[0].index_select(-2, valid).index_select(-1, valid), masked=True)
@@ -91,59 +100,6 @@ def finite(name: str, activation: Tensor, *, masked: bool = False) -> Tensor:
             f"its weights"
         )
     return activation
-
-
-def run(
-    probes: Sequence["Probe[Any]"],
-    model: Any,
-    prompts: Prompts,
-    *,
-    prepend_bos: bool | None = None,
-    word_class: WordClasses | None = None,
-    batch_size: int | None = None,
-    progress: bool = True,
-) -> list[Any]:
-    """Ask several probes of one model in one forward pass; their results, in the order of the probes.
-
-    `prompts`: a text, texts (a list, a generator, a column of a table), topic -> texts, `Prompt`s, or token ids.
-    `prepend_bos` is about text (None: the model's default). `word_class` names the words of a text. `batch_size` is in
-    prompts (None: about 512 tokens per batch); no number depends on it. `progress` shows a bar where there is more than
-    one batch.
-
-    >>> import lens_probes as lp
-    >>> shift, movement = lp.run([lp.RankShift(), lp.ResidualUpdate()], lp.tiny.bridge(), "Time flies like an arrow.")
-    >>> shift.rank.shape == movement.length.shape
-    True
-    """
-    if hasattr(probes, "measure"):
-        raise TypeError(f"probes must be a list; got one probe, {brief(probes)}: write run([probe], model, prompts)")
-    if not isinstance(probes, Sequence) or isinstance(probes, str):
-        raise TypeError(f"probes come first, as a list; got {brief(probes)}: write run([probe], model, prompts)")
-    if not probes:
-        raise ValueError("there are no probes: pass at least one, such as lens_probes.RankShift()")
-    for probe in probes:
-        if isinstance(probe, type):
-            raise TypeError(f"probes are made before they are run; the class came: write {probe.__name__}()")
-        if not hasattr(probe, "measure"):  # a model has hooks too
-            raise TypeError(
-                f"{brief(probe)} is no probe; an experiment such as TunedLens runs alone: write "
-                f"run([probe], model, prompts), or experiment.run(model, prompts)"
-            )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is a number of prompts, at least 1; {batch_size} came")
-    view = ModelView(model)
-    names = _names(probes, view)
-    tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
-    of_run = batches(tokens, batch_size)
-    parts: list[list[Result]] = [[] for _ in probes]
-    for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
-        ids, mask = pad(batch, view)
-        reading = Reading(view, batch, view.activations(ids, mask, names), mask)
-        for done, result in zip(parts, _measure(probes, reading), strict=True):
-            done.append(result)
-            if len(done) == PARTS_BEFORE_MERGE:
-                done[:] = [Result.merge(done)]
-    return [Result.merge(done) for done in parts]
 
 
 def prompt_loss(
@@ -176,18 +132,18 @@ def prompt_loss(
     return torch.stack(losses)
 
 
-def from_cache(
-    probe: "Probe[Any]",
-    model: Any,
+def cached(
+    view: ModelView,
+    names: Sequence[str],
     prompts: Prompts,
     cache: Cache,
     *,
-    attention_mask: Tensor | None = None,
-    prepend_bos: bool | None = None,
-    word_class: WordClasses | None = None,
-) -> Any:
-    """One probe on activations the user already has; see `Probe.from_cache`."""
-    view = ModelView(model)
+    asked: str,
+    attention_mask: Tensor | None,
+    prepend_bos: bool | None,
+    word_class: WordClasses | None,
+) -> Reading:
+    """A reading of these activations, which the user has already; `asked` names who reads them."""
     if isinstance(cache, tuple):
         raise TypeError(
             "from_cache takes the cache alone; got a tuple, such as the pair (logits, cache) that run_with_cache "
@@ -198,12 +154,11 @@ def from_cache(
             f"a cache holds activations by name, as model.run_with_cache returns it; got {brief(cache)}: write "
             f"from_cache(model, prompts, cache)"
         )
-    names = _names([probe], view)
     available = set(cache.keys())
     missing = [name for name in names if name not in available]
     if missing:
         raise ValueError(
-            f"{brief(probe)} reads {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} and the cache lacks "
+            f"{asked} reads {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} and the cache lacks "
             f"{missing[0]}: run the model with names_filter=probe.hooks(ModelView(model)), or without a filter"
         )
     embed = [name for name in (view.hook_token_embed,) if name in available]  # what ids alone give: tells other ids
@@ -233,7 +188,7 @@ def from_cache(
             )
     for name in embed:
         _check_embedded(view, tokens, Reading(view, tokens, activations, mask)[name])
-    return _measure([probe], Reading(view, tokens, {name: activations[name] for name in names}, mask))[0]
+    return Reading(view, tokens, {name: activations[name] for name in names}, mask)
 
 
 def _check_embedded(view: ModelView, tokens: Tokens, held: Float[Tensor, "token d"]) -> None:
@@ -252,42 +207,6 @@ def _check_embedded(view: ModelView, tokens: Tokens, held: Float[Tensor, "token 
             f"{int(tokens.position[row])} of prompt {int(tokens.prompt[row])} than {view.name} gives "
             f"{tokens.text[row]!r}: pass the ids and the model that the cache was made with"
         )
-
-
-def _names(probes: Sequence["Probe[Any]"], view: ModelView) -> list[str]:
-    """The hooks of all probes, each once, all of them known to the model."""
-    names = list(dict.fromkeys(name for probe in probes for name in probe.hooks(view)))
-    view.check_hooks(names)
-    return names
-
-
-def _measure(probes: Sequence["Probe[Any]"], reading: Reading) -> list[Result]:
-    """Each probe's result on one batch, with its provenance, numbers of prompts local to the batch."""
-    first = int(reading.tokens.prompt[0])
-    reading = replace(reading, tokens=replace(reading.tokens, prompt=reading.tokens.prompt - first))
-    results = []
-    for probe in probes:
-        with undisturbed(reading.model.model):
-            result = probe.measure(reading)
-        view, hooks = reading.model, probe.hooks(reading.model)
-        read = reading._cache[hooks[0]] if hooks else view.W_E  # cfg.dtype says float32 for a bfloat16 model
-        results.append(replace(result, provenance=provenance(probe, view, reading.tokens, hooks, read.dtype)))
-    return results
-
-
-def provenance(asked: object, view: ModelView, tokens: Tokens, hooks: Sequence[str], dtype: torch.dtype) -> Provenance:
-    """How a result came about: who asked, of which model, in which precision, from how much text."""
-    return Provenance(
-        probe=repr(asked),
-        model=view.name,
-        model_class=view.class_name,
-        processed=view.processed,
-        dtype=str(dtype).removeprefix("torch."),
-        hooks=tuple(hooks),
-        versions=view.versions,
-        n_prompts=len(tokens.prompt.unique()),
-        n_tokens=len(tokens),
-    )
 
 
 def batches(tokens: Tokens, batch_size: int | None = None) -> list[Tokens]:

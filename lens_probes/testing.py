@@ -26,7 +26,7 @@ from torch import Tensor
 from lens_probes.examples import tiny
 from lens_probes.messages import brief
 from lens_probes.model import ImageView, ModelView, undisturbed, view_of
-from lens_probes.probe import Experiment, Probe
+from lens_probes.probe import Experiment, Hooks, Probe, names_of
 from lens_probes.reading import Reading, pad
 from lens_probes.result import ROW_AXES, Result, schema
 from lens_probes.text.prompts import Prompts, Table, tokenize
@@ -124,7 +124,7 @@ def check_from_cache(probe: Probe[Any], model: Any) -> None:
     view = ModelView(model)
     for prompts in (PROMPTS[:1], PROMPTS):
         ids, mask = pad(tokenize(list(prompts), view), view)
-        cache = view.activations(ids, mask, probe.hooks(view))
+        cache = view.activations(ids, mask, names_of(probe.hooks(view)))
         whole = _run(probe, model, prompts)
         assert_same(whole, probe.from_cache(model, list(prompts), cache), "from_cache with texts")
         ids_only = probe.from_cache(model, ids, cache, attention_mask=mask)
@@ -190,13 +190,14 @@ def check_model_classes_agree(probe: Probe[Any]) -> None:
 def check_result(result: Result) -> None:
     """Finite and in its stated range; figure, table and file work from what is stored."""
     for name in schema(type(result)).axes:
-        tensor, says = getattr(result, name), result.__dataclass_fields__[name].metadata
-        assert "says" in says, f"field {name!r} does not say its unit: field(metadata=unit(...))"
+        tensor, quantity = getattr(result, name), result.quantity(name)
+        assert quantity.says != name, f"field {name!r} does not say what it is: declare it with measured(...)"
         if tensor is not None:
             assert not torch.isinf(tensor).any(), f"{name!r} holds infinities"
-            known = tensor[~torch.isnan(tensor)].double()
-            assert ((known >= says["low"] - TOLERANCE) & (known <= says["high"] + TOLERANCE)).all(), (
-                f"{name!r} leaves its range {says['low']} to {says['high']}: {known.min():g} to {known.max():g}"
+            known = torch.from_numpy(result.known(name)).flatten()
+            known = known[~known.isnan()]
+            assert ((known >= quantity.low - TOLERANCE) & (known <= quantity.high + TOLERANCE)).all(), (
+                f"{name!r} leaves its range {quantity.low} to {quantity.high}: {known.min():g} to {known.max():g}"
             )
     with mock.patch("torch.nn.Module.__call__", side_effect=AssertionError("figure() ran a module")):
         drawn = result.figure()
@@ -214,9 +215,12 @@ def check_result(result: Result) -> None:
 def assert_same(one: Result, other: Result, what: str, *, tolerance: float = TOLERANCE) -> None:
     """Two results hold the same labels and numbers, up to rounding; provenance aside."""
     assert type(one) is type(other), f"{type(one).__name__} against {type(other).__name__}"
-    for name, value in one._values().items():
+    for name in (field.name for field in dataclasses.fields(one) if field.name != "provenance"):
         _assert_same_value(
-            f"{type(one).__name__}.{name} differs from that of {what}", value, getattr(other, name), tolerance
+            f"{type(one).__name__}.{name} differs from that of {what}",
+            getattr(one, name),
+            getattr(other, name),
+            tolerance,
         )
 
 
@@ -294,13 +298,12 @@ class _Deliberate(Exception):
     """Raised by `_Failing`, so that no other error is taken for it."""
 
 
-@dataclasses.dataclass(frozen=True)
 class _Failing(Probe[Any]):
     """Reads what a probe reads, then fails."""
 
     probe: Probe[Any]
 
-    def hooks(self, model: ModelView) -> list[str]:
+    def hooks(self, model: ModelView) -> Hooks:
         """Those of the probe."""
         return self.probe.hooks(model)
 

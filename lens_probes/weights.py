@@ -11,8 +11,7 @@ alignmentforum.org/posts/mkbGjzxD8d8XqKHzA.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,8 +22,7 @@ from torch import Tensor
 from lens_probes import figures
 from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
-from lens_probes.result import Provenance, Result
-from lens_probes.result import unit as stating
+from lens_probes.result import Provenance, Result, measured
 from lens_probes.text.prompts import whole_number
 
 AT_ONCE = 128  # vectors whose logits are held at a time
@@ -32,22 +30,16 @@ ROWS = 30  # of the table figure
 COLUMNS = 10
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class VectorReading(Result):
     """The most and the least probable entries of each vector."""
 
     unit: tuple[str, ...]
     vocab: tuple[str, ...]
-    top_ids: Int[Tensor, "unit k"] = field(
-        metadata=stating("the most probable entries, best first", low=0, index="vocab")
-    )
-    top_log_prob: Float[Tensor, "unit k"] = field(metadata=stating("their log-probabilities, nats", high=0))
-    bottom_ids: Int[Tensor, "unit other_k"] = field(
-        metadata=stating("the least probable entries, last first", low=0, index="vocab")
-    )
-    bottom_log_prob: Float[Tensor, "unit other_k"] = field(metadata=stating("their log-probabilities, nats", high=0))
-    entropy: Float[Tensor, " unit"] = field(metadata=stating("entropy of the prediction, nats", low=0))
+    top_ids: Int[Tensor, "unit k"] = measured("the most probable entries, best first", low=0, into="vocab")
+    top_log_prob: Float[Tensor, "unit k"] = measured("their log-probabilities, nats", high=0)
+    bottom_ids: Int[Tensor, "unit other_k"] = measured("the least probable entries, last first", low=0, into="vocab")
+    bottom_log_prob: Float[Tensor, "unit other_k"] = measured("their log-probabilities, nats", high=0)
+    entropy: Float[Tensor, " unit"] = measured("entropy of the prediction, nats", low=0)
 
     def figure(self, first: int = 0) -> go.Figure:
         """A table of thirty vectors, from number `first` on: their most, and then least, probable entries."""

@@ -691,7 +691,7 @@ def test_p_does_not_depend_on_the_unit_of_measurement(scale):
     random = np.random.default_rng(0)
     apart = np.abs(random.normal(1, 0.1, (1, 20)))
     null = random.normal(size=(99, 1))
-    assert inference.swapping_p(apart * scale)[0] == inference.swapping_p(apart)[0] == 0.001
+    assert inference.sign_flip_p(apart * scale)[0] == inference.sign_flip_p(apart)[0] == 0.001
     for judge in (inference.permutation_p, inference.maximum_p):
         assert judge(np.array([9.0 * scale]), null * scale)[0] == judge(np.array([9.0]), null)[0] == 0.01
 
@@ -787,25 +787,25 @@ def test_missing_values_have_no_p_and_missing_permutations_are_not_counted():
     permuted = np.array([[0.0, 0.0, NAN, 0.0, NAN], [1.0, 0.0, NAN, 0.0, 4.0], [2.0, 9.0, NAN, 1.0, -1.0]])
     # Column 0: the mean of 3, 0, 1, 2 is 1.5, and 0 is as far. Column 4: the mean of 3, 4, -1 is 2, and both are.
     np.testing.assert_allclose(inference.permutation_p(observed, permuted), [2 / 4, NAN, NAN, NAN, 3 / 3])
-    np.testing.assert_allclose(inference.exceeding_p(observed, permuted), [1 / 4, NAN, NAN, NAN, 2 / 3])
+    np.testing.assert_allclose(inference.one_sided_p(observed, permuted), [1 / 4, NAN, NAN, NAN, 2 / 3])
 
 
 def test_a_p_of_larger_values_is_by_column_or_against_one_for_all():
     observed = np.array([2.0, 0.0, NAN, 5.0])
     largest = np.array([[1.0], [2.0], [3.0], [NAN]])
-    np.testing.assert_allclose(inference.exceeding_p(observed, largest), [3 / 4, 1.0, NAN, 1 / 4])
+    np.testing.assert_allclose(inference.one_sided_p(observed, largest), [3 / 4, 1.0, NAN, 1 / 4])
     each = np.array([[1.0, 0.0, 1.0, 6.0], [3.0, -1.0, 1.0, 7.0]])
-    np.testing.assert_allclose(inference.exceeding_p(observed, each), [2 / 3, 2 / 3, NAN, 1.0])
+    np.testing.assert_allclose(inference.one_sided_p(observed, each), [2 / 3, 2 / 3, NAN, 1.0])
 
 
 def test_p_of_swapped_pairs_is_that_of_all_signs():
     differences = np.array([[1.0, 2.0, 4.0, 8.0], [1.0, -2.0, 4.0, 8.0], [0.0, 0.0, 0.0, 0.0], [NAN, 1.0, 1.0, 1.0]])
-    found = inference.swapping_p(differences, 4000)
+    found = inference.sign_flip_p(differences, 4000)
     # Of 16 signs, the sum 15 is reached by 2 (both sides); 11 or more by 15, 13, 11 and their negatives.
     np.testing.assert_allclose(found[:3], [2 / 16, 6 / 16, 1.0], atol=4 * np.sqrt(0.25 / 4000))
     assert np.isnan(found[3])
-    assert (found[:3] == inference.swapping_p(differences[:3], 4000)).all()
-    assert (found[:2] != inference.swapping_p(differences[:2], 4000, seed=1)).any()
+    assert (found[:3] == inference.sign_flip_p(differences[:3], 4000)).all()
+    assert (found[:2] != inference.sign_flip_p(differences[:2], 4000, seed=1)).any()
 
 
 def test_a_family_wise_p_is_against_the_largest_of_all_in_the_same_permutation():

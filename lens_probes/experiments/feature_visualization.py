@@ -22,9 +22,8 @@ Source: blbadger.github.io, "Language Model Features" (features of vision transf
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -39,25 +38,22 @@ from lens_probes.maths import inference
 from lens_probes.model import ImageView, ReadPoint
 from lens_probes.probe import Experiment
 from lens_probes.reading import finite
-from lens_probes.result import Provenance, Result
-from lens_probes.result import unit as in_units
+from lens_probes.result import Provenance, Result, measured
 
 IMAGES_PER_BATCH = 32
 SHOWN = 4  # restarts of a unit in the figure
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class FeatureVisualizationResult(Result):
     """What every image given does to every unit, and the pictures that ascents came to."""
 
     unit: tuple[str, ...]
-    value: Float[Tensor, "image unit"] = field(metadata=in_units("activation for the image"))
-    ascended: Float[Tensor, "unit restart"] = field(metadata=in_units("activation that the ascent came to"))
-    pixels: Float[Tensor, "unit restart channel height width"] = field(metadata=in_units("what the ascent came to"))
-    best: Float[Tensor, "unit channel height width"] = field(metadata=in_units("the image given that excites most"))
-    low: Float[Tensor, " channel"] = field(metadata=in_units("the smallest value in the images"))
-    high: Float[Tensor, " channel"] = field(metadata=in_units("the largest value in the images"))
+    value: Float[Tensor, "image unit"] = measured("activation for the image")
+    ascended: Float[Tensor, "unit restart"] = measured("activation that the ascent came to")
+    pixels: Float[Tensor, "unit restart channel height width"] = measured("what the ascent came to")
+    best: Float[Tensor, "unit channel height width"] = measured("the image given that excites most")
+    low: Float[Tensor, " channel"] = measured("the smallest value in the images")
+    high: Float[Tensor, " channel"] = measured("the largest value in the images")
 
     def by_unit(self) -> pd.DataFrame:
         """A row a unit: the best image and its value, what the ascents came to, and whether they found one picture.
@@ -109,8 +105,6 @@ class FeatureVisualizationResult(Result):
         return (unit if len(unit) == 3 else unit.mean(0).expand(3, -1, -1)).movedim(0, -1).numpy()
 
 
-@final
-@dataclass(frozen=True)
 class FeatureVisualization(Experiment[FeatureVisualizationResult]):
     """Search the images given, and ascend from noise, for some units of one layer of a vision transformer.
 

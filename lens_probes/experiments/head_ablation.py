@@ -12,9 +12,7 @@ Source: Vaswani et al. 2017, "Attention Is All You Need", arXiv 1706.03762, Tabl
 Heads Really Better than One?", arXiv 1905.10650.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,29 +27,28 @@ from lens_probes.maths import inference
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.model.ablation import Silencing
-from lens_probes.probe import Experiment
+from lens_probes.probe import Experiment, run
 from lens_probes.probes.attention_patterns import STATISTICS, AttentionPatterns, Statistic
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
-from lens_probes.reading import prompt_loss, provenance, run
-from lens_probes.result import Result, unit
+from lens_probes.reading import prompt_loss
+from lens_probes.result import Result, measured, provenance
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import Prompts, PromptTable, as_prompts, first_part, prompt_table, tokenize
 
 NULL = "the order of the statistic is as good as a random order"
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class HeadAblationResult(Result):
     """The loss of every prompt with more and more heads silenced, in order and in random orders."""
 
     statistic: str
     prompt: PromptTable
     step: tuple[str, ...]
-    loss: Float[Tensor, " prompt"] = field(metadata=unit("mean -log p(next token) of a prompt, nats", low=0))
-    count: Int[Tensor, " step"] = field(metadata=unit("heads silenced", low=0))
-    ordered: Float[Tensor, "step prompt"] = field(metadata=unit("loss, silenced in the order of the statistic", low=0))
-    random: Float[Tensor, "draw step prompt"] = field(metadata=unit("loss, silenced in random orders", low=0))
-    order: Int[Tensor, " head"] = field(metadata=unit("the heads in order, layers laid end to end", low=0))
+    loss: Float[Tensor, " prompt"] = measured("mean -log p(next token) of a prompt, nats", low=0)
+    count: Int[Tensor, " step"] = measured("heads silenced", low=0)
+    ordered: Float[Tensor, "step prompt"] = measured("loss, silenced in the order of the statistic", low=0)
+    random: Float[Tensor, "draw step prompt"] = measured("loss, silenced in random orders", low=0)
+    order: Int[Tensor, " head"] = measured("the heads in order, layers laid end to end", low=0)
 
     def table(self) -> pd.DataFrame:
         """One row per step: the loss in order with its interval, that of random orders, p (two-sided) and q."""
@@ -92,8 +89,6 @@ class HeadAblationResult(Result):
         )
 
 
-@final
-@dataclass(frozen=True)
 class HeadAblation(Experiment[HeadAblationResult]):
     """Silence heads in the order of a statistic, at `steps` numbers of heads: steps x (1 + draws) passes.
 
@@ -108,7 +103,7 @@ class HeadAblation(Experiment[HeadAblationResult]):
     statistic: Statistic = "first"
     steps: int = 6
     draws: int = 5
-    layers: Sequence[int] | None = None
+    layers: Layers = None
     fraction: float = 0.5
     seed: int = 0
 
@@ -164,5 +159,5 @@ class HeadAblation(Experiment[HeadAblationResult]):
             ordered=losses[0],
             random=losses[1:],
             order=order,
-            provenance=provenance(self, view, rest, silence.hooks, view.W_E.dtype),
+            provenance=provenance(self, view, view.W_E.dtype, silence.hooks, rest),
         )

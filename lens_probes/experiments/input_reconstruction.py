@@ -26,7 +26,7 @@ no context); sequential: Nikolaou et al. 2025, "Language Models are Injective an
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, final, get_args
 
@@ -44,8 +44,8 @@ from lens_probes.maths.vocabulary import check_entries
 from lens_probes.messages import brief
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
-from lens_probes.reading import finite, provenance
-from lens_probes.result import Result, schema, unit
+from lens_probes.reading import finite
+from lens_probes.result import Result, measured, provenance, schema
 from lens_probes.text.prompts import Prompts, PromptTable, Table, Tokens, prompt_table, tokenize
 
 Method = Literal["gradient", "sequential"]
@@ -67,8 +67,6 @@ class Texts(Table):
     text: tuple[str, ...]
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class InputReconstructionResult(Result):
     """What was found for every token, and how near its state came. It grows with the tokens."""
 
@@ -76,27 +74,21 @@ class InputReconstructionResult(Result):
     prompt: PromptTable
     step: tuple[str, ...]
     found_text: Texts
-    found: Int[Tensor, " token"] = field(metadata=unit("token id found, -1 if none was", low=-1))
-    correct: Float[Tensor, " token"] = field(
-        metadata=unit(
-            "1 if that is the token (or has its vocabulary row); missing if special or not asked", low=0, high=1
-        )
+    found: Int[Tensor, " token"] = measured("token id found, -1 if none was", low=0, missing=-1)
+    correct: Float[Tensor, " token"] = measured(
+        "1 if that is the token (or has its vocabulary row); missing if special or not asked", low=0, high=1
     )
-    decoded: Float[Tensor, " token"] = field(
-        metadata=unit("1 if the token's embedding plus noise decodes to it", low=0, high=1)
+    decoded: Float[Tensor, " token"] = measured("1 if the token's embedding plus noise decodes to it", low=0, high=1)
+    tried: Int[Tensor, " token"] = measured(
+        "candidates checked, 32 at a time; -1 where no search was", low=0, missing=-1
     )
-    tried: Int[Tensor, " token"] = field(
-        metadata=unit("candidates checked, 32 at a time; -1 where no search was", low=-1)
-    )
-    distance: Float[Tensor, " token"] = field(metadata=unit("|h(found) - h*|; missing if none was found", low=0))
-    soft_distance: Float[Tensor, " token"] = field(metadata=unit("|h(e) - h*| of the soft embeddings", low=0))
-    yardstick: Float[Tensor, " token"] = field(metadata=unit("|h(e* + noise) - h*|", low=0))
-    state_norm: Float[Tensor, " token"] = field(metadata=unit("|h*|", low=0))
-    steps: Int[Tensor, " prompt"] = field(metadata=unit("gradient steps of the best restart, or gradients", low=0))
-    path_loss: Float[Tensor, "step prompt"] = field(
-        metadata=unit("loss on the way; missing where a search gave up", low=0)
-    )
-    path_accuracy: Float[Tensor, "step prompt"] = field(metadata=unit("accuracy on the way", low=0, high=1))
+    distance: Float[Tensor, " token"] = measured("|h(found) - h*|; missing if none was found", low=0)
+    soft_distance: Float[Tensor, " token"] = measured("|h(e) - h*| of the soft embeddings", low=0)
+    yardstick: Float[Tensor, " token"] = measured("|h(e* + noise) - h*|", low=0)
+    state_norm: Float[Tensor, " token"] = measured("|h*|", low=0)
+    steps: Int[Tensor, " prompt"] = measured("gradient steps of the best restart, or gradients", low=0)
+    path_loss: Float[Tensor, "step prompt"] = measured("loss on the way; missing where a search gave up", low=0)
+    path_accuracy: Float[Tensor, "step prompt"] = measured("accuracy on the way", low=0, high=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,7 +184,7 @@ class InputReconstructionResult(Result):
                     "difference": float(difference.mean()),
                     "low": low[0],
                     "high": high[0],
-                    "p": float(inference.swapping_p(difference)[0]),
+                    "p": float(inference.sign_flip_p(difference)[0]),
                     "q": np.nan,
                     "prompts": len(own),
                 }
@@ -286,8 +278,6 @@ class InputReconstructionResult(Result):
         )
 
 
-@final
-@dataclass(frozen=True)
 class InputReconstruction(Experiment[InputReconstructionResult]):
     """Find each prompt again from its states at one read point of one layer.
 
@@ -359,7 +349,7 @@ class InputReconstruction(Experiment[InputReconstructionResult]):
             steps=torch.tensor([each.steps for each in done]),
             path_loss=torch.stack([each.path_loss for each in done], dim=1),
             path_accuracy=torch.stack([each.path_accuracy for each in done], dim=1),
-            provenance=provenance(self, view, kept, [view.hook_token_embed, task.hook], view.W_E.dtype),
+            provenance=provenance(self, view, view.W_E.dtype, [view.hook_token_embed, task.hook], kept),
         )
 
     def _checkpoints(self) -> list[int]:

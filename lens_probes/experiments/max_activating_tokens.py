@@ -21,8 +21,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -39,16 +38,13 @@ from lens_probes.maths import inference
 from lens_probes.maths.vocabulary import check_entries
 from lens_probes.model import Continuation, ModelView, ReadPoint
 from lens_probes.probe import Experiment
-from lens_probes.reading import TOKENS_PER_BATCH, finite, provenance
-from lens_probes.result import Result
-from lens_probes.result import unit as in_units
+from lens_probes.reading import TOKENS_PER_BATCH, finite
+from lens_probes.result import Result, measured, provenance
 from lens_probes.text.prompts import Prompts, PromptTable, Tokens, prompt_table, tokenize, whole_number
 
 RATE = 0.3  # of an ascent's steps, in standard deviations of the vocabulary's entries
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class MaxActivatingTokensResult(Result):
     """What every vocabulary entry does to every unit, in every prompt. It grows with prompts x units x vocabulary."""
 
@@ -56,16 +52,14 @@ class MaxActivatingTokensResult(Result):
     prompt: PromptTable
     unit: tuple[str, ...]
     vocab: tuple[str, ...]
-    value: Float[Tensor, "prompt unit vocab"] = field(metadata=in_units("activation; missing where not yet searched"))
-    ascended: Float[Tensor, "prompt unit"] = field(metadata=in_units("activation that the ascent came to"))
-    nearest: Int[Tensor, "token unit k"] = field(
-        metadata=in_units("entries nearest to the ascent's end, -1: fixed", low=-1, index="vocab")
+    value: Float[Tensor, "prompt unit vocab"] = measured("activation; missing where not yet searched")
+    ascended: Float[Tensor, "prompt unit"] = measured("activation that the ascent came to")
+    nearest: Int[Tensor, "token unit k"] = measured(
+        "entries nearest to the ascent's end, -1: fixed", low=0, missing=-1, into="vocab"
     )
-    pull: Float[Tensor, "token unit"] = field(metadata=in_units("|d a / d e| where the ascent starts", low=0))
-    path: Float[Tensor, "unit vocab"] = field(
-        metadata=in_units("the embedding's own entry; missing outside the residual stream")
-    )
-    embed_mean: Float[Tensor, " d_model"] = field(metadata=in_units("mean embedding, by which the model is told"))
+    pull: Float[Tensor, "token unit"] = measured("|d a / d e| where the ascent starts", low=0)
+    path: Float[Tensor, "unit vocab"] = measured("the embedding's own entry; missing outside the residual stream")
+    embed_mean: Float[Tensor, " d_model"] = measured("mean embedding, by which the model is told")
 
     @property
     def mean_value(self) -> Float[Tensor, "unit vocab"]:
@@ -77,7 +71,7 @@ class MaxActivatingTokensResult(Result):
         whole_number("k", k)
         if k < 1:
             raise ValueError(f"top(k=...) is the number of entries shown, 1 or more; got {k}")
-        values = self.value[inference.prompt_order(self.token), self.place_on("unit", unit)].double()
+        values = self.value[inference.prompt_order(self.token), self.index_of("unit", unit)].double()
         ids = _highest(values.mean(0), k)
         low, high = inference.mean_interval(values[:, ids].T.numpy())
         texts = [self.vocab[i] for i in ids.tolist()]
@@ -166,8 +160,6 @@ class MaxActivatingTokensResult(Result):
         )
 
 
-@final
-@dataclass(frozen=True)
 class MaxActivatingTokens(Experiment[MaxActivatingTokensResult]):
     """Search the whole vocabulary, and ascend, for some units of one layer. The prompts are the contexts.
 
@@ -225,7 +217,7 @@ class MaxActivatingTokens(Experiment[MaxActivatingTokensResult]):
         read = self._reader(view, hook)
         every = [_Place(view, own, self.position) for _, own in tokens.by_prompt()]
         labels = self._labels()
-        came_from = provenance(self, view, tokens, [view.hook_token_embed, hook], view.W_E.dtype)
+        came_from = provenance(self, view, view.W_E.dtype, [view.hook_token_embed, hook], tokens)
         if resume is not None:
             same = all(torch.equal(getattr(resume.token, name), getattr(tokens, name)) for name in ("id", "prompt"))
             if resume.provenance != came_from or not same:

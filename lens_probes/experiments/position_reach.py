@@ -29,8 +29,7 @@ random projections: Hutchinson 1990, doi.org/10.1080/03610919008812866.
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,29 +43,24 @@ from lens_probes import figures
 from lens_probes.maths import inference
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
-from lens_probes.reading import TOKENS_PER_BATCH, finite, provenance
-from lens_probes.result import Result, unit
+from lens_probes.reading import TOKENS_PER_BATCH, finite
+from lens_probes.result import Result, measured, provenance
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import PairTable, Prompts, Tokens, concatenate, tokenize
 
 SUMMARIES = ("width", "distance", "own", "first", "early")
 NULL = "a prompt's summary in the one model is as likely that in the other; a false-discovery rate over layers"
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class PositionReachResult(Result):
     """The derivative of every query's state by every source's embedding, a row a pair. It grows with the squares."""
 
     layer: tuple[str, ...]
     token: Tokens
     pair: PairTable
-    derivative: Float[Tensor, "layer pair"] = field(
-        metadata=unit("|d h[query] / d e[source]|, e as hook_embed holds it", low=0)
-    )
-    error: Float[Tensor, "layer pair"] = field(metadata=unit("standard error of the derivative", low=0))
-    embed_norm: Float[Tensor, " pair"] = field(
-        metadata=unit("length of the source's embedding, as hook_embed holds it", low=0)
-    )
+    derivative: Float[Tensor, "layer pair"] = measured("|d h[query] / d e[source]|, e as hook_embed holds it", low=0)
+    error: Float[Tensor, "layer pair"] = measured("standard error of the derivative", low=0)
+    embed_norm: Float[Tensor, " pair"] = measured("length of the source's embedding, as hook_embed holds it", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,7 +161,7 @@ class PositionReachResult(Result):
         frames = []
         for name, own, others in zip(SUMMARIES, self._summaries()[0], other._summaries()[0], strict=True):
             low, high = inference.mean_interval(own - others)
-            p = inference.swapping_p(own - others)
+            p = inference.sign_flip_p(own - others)
             columns = {"mean": own.mean(1), "other": others.mean(1), "difference": (own - others).mean(1)}
             tested = {"low": low, "high": high, "p": p, "q": inference.false_discovery(p), "prompts": own.shape[1]}
             frames.append(pd.DataFrame({"layer": self.layer, "summary": name, **columns, **tested}))
@@ -244,8 +238,6 @@ class PositionReachResult(Result):
         return torch.unique(self.pair.prompt * longest + self.pair.query, return_inverse=True)[1]
 
 
-@final
-@dataclass(frozen=True)
 class PositionReach(Experiment[PositionReachResult]):
     """How much the state of each token after a layer depends on each token of its prompt.
 
@@ -259,7 +251,7 @@ class PositionReach(Experiment[PositionReachResult]):
     """
 
     projections: int = 8
-    layers: Sequence[int] | None = None
+    layers: Layers = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -290,7 +282,7 @@ class PositionReach(Experiment[PositionReachResult]):
             derivative=torch.cat(derivatives, dim=1),
             error=torch.cat(errors, dim=1),
             embed_norm=torch.cat(lengths),
-            provenance=provenance(self, view, done, [view.hook_token_embed, *hooks], view.W_E.dtype),
+            provenance=provenance(self, view, view.W_E.dtype, [view.hook_token_embed, *hooks], done),
         )
 
     def _of_prompt(

@@ -18,8 +18,7 @@ Source: the question is from Henry Dashwood, "How to Think About Self-Attention 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,25 +33,24 @@ from lens_probes.maths import inference
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Experiment
-from lens_probes.reading import batches, finite, pad, prompt_loss, provenance
-from lens_probes.result import Result, unit
+from lens_probes.reading import batches, finite, pad, prompt_loss
+from lens_probes.result import Result, measured, provenance
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import Prompts, PromptTable, Tokens, first_part, prompt_table, tokenize
 
 WAYS = ("keys are values", "keys are values, unscaled", "values are keys", "values are keys, unscaled", "shared")
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TiedKeyValueResult(Result):
     """The loss of every prompt as it is and for every way of tying at every place."""
 
     way: tuple[str, ...]
     place: tuple[str, ...]
     prompt: PromptTable
-    loss: Float[Tensor, " prompt"] = field(metadata=unit("mean -log p(next token) of a prompt, nats", low=0))
-    tied: Float[Tensor, "way place prompt"] = field(metadata=unit("the same with keys and values tied, nats", low=0))
-    kept: Float[Tensor, " place"] = field(
-        metadata=unit("share of the variance that a shared vector keeps where it was fitted", low=0, high=1)
+    loss: Float[Tensor, " prompt"] = measured("mean -log p(next token) of a prompt, nats", low=0)
+    tied: Float[Tensor, "way place prompt"] = measured("the same with keys and values tied, nats", low=0)
+    kept: Float[Tensor, " place"] = measured(
+        "share of the variance that a shared vector keeps where it was fitted", low=0, high=1
     )
 
     @property
@@ -90,8 +88,6 @@ class TiedKeyValueResult(Result):
         )
 
 
-@final
-@dataclass(frozen=True)
 class TiedKeyValue(Experiment[TiedKeyValueResult]):
     """Tie keys to values at every place in turn: 5 passes a place over the prompts that nothing was fitted on.
 
@@ -104,7 +100,7 @@ class TiedKeyValue(Experiment[TiedKeyValueResult]):
     """
 
     at: Literal["kv_head", "layer", "all"] = "layer"
-    layers: Sequence[int] | None = None
+    layers: Layers = None
     fraction: float = 0.5
 
     def __post_init__(self) -> None:
@@ -147,7 +143,7 @@ class TiedKeyValue(Experiment[TiedKeyValueResult]):
                 [torch.stack([fits[at].kept[some].mean() for at, some in tied]).mean() for tied in places.values()]
             )[: len(done)],
             provenance=provenance(
-                self, view, rest, [hook(at) for at in layers for hook in _hooks(view)], view.W_E.dtype
+                self, view, view.W_E.dtype, [hook(at) for at in layers for hook in _hooks(view)], rest
             ),
         )
 

@@ -17,8 +17,7 @@ Source: Pochinkov and Schoots 2024, "Dissecting Language Models: Machine Unlearn
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,11 +33,12 @@ from lens_probes.maths.topics import by_topic
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.model.ablation import Silencing
-from lens_probes.probe import Experiment
+from lens_probes.probe import Experiment, run
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
 from lens_probes.probes.topic_activity import STATISTICS, Statistic, TopicActivity
-from lens_probes.reading import prompt_loss, provenance, run
-from lens_probes.result import Result, unit
+from lens_probes.reading import prompt_loss
+from lens_probes.result import Result, measured, provenance
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import Prompt, Prompts, PromptTable, as_prompts, prompt_table, tokenize
 
 DRAWS_FOR_STARS = 19  # to be beyond all of fewer is no news: p would be above 0.05
@@ -46,8 +46,6 @@ NULL = "the topic's units hurt no more than as many random units of the same lay
 SPECIFICITY_NULL = "the topic's units hurt it, against the others, no more than random units of the same layers do"
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TopicAblationResult(Result):
     """The loss of every held-out prompt, as it is, without each topic's units, and without random ones."""
 
@@ -56,12 +54,12 @@ class TopicAblationResult(Result):
     topic: tuple[str, ...]
     prompt: PromptTable
     layer: tuple[str, ...]
-    loss: Float[Tensor, " prompt"] = field(metadata=unit("mean -log p(next token) of a held-out prompt, nats", low=0))
-    silenced: Float[Tensor, "topic prompt"] = field(metadata=unit("the same with a topic's units silenced", low=0))
-    random: Float[Tensor, "topic draw prompt"] = field(metadata=unit("the same with random units silenced", low=0))
-    chosen_layer: Int[Tensor, "topic k"] = field(metadata=unit("the layer of each unit silenced", low=0, index="layer"))
-    chosen_unit: Int[Tensor, "topic k"] = field(metadata=unit("its number in the layer", low=0))
-    chosen_contrast: Float[Tensor, "topic k"] = field(metadata=unit("its contrast where it was chosen, in SDs"))
+    loss: Float[Tensor, " prompt"] = measured("mean -log p(next token) of a held-out prompt, nats", low=0)
+    silenced: Float[Tensor, "topic prompt"] = measured("the same with a topic's units silenced", low=0)
+    random: Float[Tensor, "topic draw prompt"] = measured("the same with random units silenced", low=0)
+    chosen_layer: Int[Tensor, "topic k"] = measured("the layer of each unit silenced", low=0, into="layer")
+    chosen_unit: Int[Tensor, "topic k"] = measured("its number in the layer", low=0)
+    chosen_contrast: Float[Tensor, "topic k"] = measured("its contrast where it was chosen, in SDs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +77,7 @@ class TopicAblationResult(Result):
             damage, drawn = self._damage(own), self._random_damage(own)
             excess = damage - drawn.mean(1)
             low, high = inference.mean_interval(excess)
-            p = inference.exceeding_p(damage.mean(1), drawn.mean(2).T)
+            p = inference.one_sided_p(damage.mean(1), drawn.mean(2).T)
             columns = {
                 "damage": damage.mean(1),
                 "random": drawn.mean((1, 2)),
@@ -114,7 +112,7 @@ class TopicAblationResult(Result):
 
             observed = float(difference(np.ones(len(number)))[0])
             (low,), (high,) = inference.interval(difference, len(number))
-            p = float(inference.exceeding_p(np.array([observed]), each[:, None])[0])
+            p = float(inference.one_sided_p(np.array([observed]), each[:, None])[0])
             rows.append((self.topic[topic], observed, low, high, each.mean(), each.min(), each.max(), p))
         columns = ["topic", "specificity", "low", "high", "random", "random_low", "random_high", "p"]
         frame = pd.DataFrame(rows, columns=columns).assign(prompts=len(number), draws=self.random.shape[1])
@@ -184,8 +182,6 @@ def _own_less_others(
     return coefficient
 
 
-@final
-@dataclass(frozen=True)
 class TopicAblation(Experiment[TopicAblationResult]):
     """Silence what lights up for each topic, and see what it costs each topic.
 
@@ -207,7 +203,7 @@ class TopicAblation(Experiment[TopicAblationResult]):
     draws: int = 20
     statistic: Statistic = "mean_abs"
     fraction: float = 0.5
-    layers: Sequence[int] | None = None
+    layers: Layers = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -267,7 +263,7 @@ class TopicAblation(Experiment[TopicAblationResult]):
             chosen_layer=chosen.indices // units.shape[1],
             chosen_unit=chosen.indices % units.shape[1],
             chosen_contrast=chosen.values,
-            provenance=provenance(self, view, rest, silence.hooks, view.W_E.dtype),
+            provenance=provenance(self, view, view.W_E.dtype, silence.hooks, rest),
         )
 
     def _chosen(

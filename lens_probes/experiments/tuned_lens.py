@@ -15,9 +15,9 @@ Source: Belrose et al. 2023, "Eliciting Latent Predictions from Transformers wit
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import torch
@@ -31,15 +31,14 @@ from lens_probes.maths.vocabulary import check_entries
 from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
 from lens_probes.probe import Experiment
-from lens_probes.reading import Reading, pad, provenance
-from lens_probes.result import Result, unit
+from lens_probes.reading import Reading, pad
+from lens_probes.result import Result, measured, provenance
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import Prompts, Tokens, concatenate, tokenize
 
 RECENT = 20  # steps whose mean is drawn as the loss at the end
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TunedLensResult(Result):
     """Affine maps, one a layer, and what the fit needs to go on. Calling it translates a state."""
 
@@ -49,13 +48,11 @@ class TunedLensResult(Result):
     tokens_per_step: int
     seed: int
     text_hash: str  # of the prompts: a fit goes on with the same ones
-    maps: Float[Tensor, "layer input d_model"] = field(metadata=unit("A, and below it b, of each layer"))
-    loss: Float[Tensor, "layer step"] = field(
-        metadata=unit("mean KL(final || layer) over a step's tokens, nats", low=0)
-    )
-    gradient_mean: Float[Tensor, "layer input d_model"] = field(metadata=unit("Adam's running mean of the gradient"))
-    gradient_square: Float[Tensor, "layer input d_model"] = field(metadata=unit("and that of its square", low=0))
-    embed_mean: Float[Tensor, " d_model"] = field(metadata=unit("mean embedding, by which the model is told"))
+    maps: Float[Tensor, "layer input d_model"] = measured("A, and below it b, of each layer")
+    loss: Float[Tensor, "layer step"] = measured("mean KL(final || layer) over a step's tokens, nats", low=0)
+    gradient_mean: Float[Tensor, "layer input d_model"] = measured("Adam's running mean of the gradient")
+    gradient_square: Float[Tensor, "layer input d_model"] = measured("and that of its square", low=0)
+    embed_mean: Float[Tensor, " d_model"] = measured("mean embedding, by which the model is told")
 
     def __call__(self, state: Float[Tensor, "token d_model"], label: str) -> Float[Tensor, "token d_model"]:
         """The state as the last layer would have it; the last layer's as it is."""
@@ -92,8 +89,6 @@ class TunedLensResult(Result):
         )
 
 
-@final
-@dataclass(frozen=True)
 class TunedLens(Experiment[TunedLensResult]):
     """Fit a tuned lens. `layers` are those of `LogitLens`; a step is one batch of prompts of about `tokens_per_step`.
 
@@ -110,7 +105,7 @@ class TunedLens(Experiment[TunedLensResult]):
     """
 
     steps: int = 250
-    layers: Sequence[int] | None = None
+    layers: Layers = None
     learning_rate: float = 1e-3
     tokens_per_step: int = 256
     seed: int = 0
@@ -162,7 +157,7 @@ class TunedLens(Experiment[TunedLensResult]):
             gradient_mean=fit.gradient_mean.cpu(),
             gradient_square=fit.gradient_square.cpu(),
             embed_mean=view.embed_mean,
-            provenance=provenance(self, view, tokens, hooks, view.W_E.dtype),
+            provenance=provenance(self, view, view.W_E.dtype, hooks, tokens),
         )
 
     def _start(self, view: ModelView, layer: tuple[str, ...], tokens: Tokens, resume: TunedLensResult | None) -> "_Fit":

@@ -623,12 +623,12 @@ def permutation_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation un
     return np.where(np.isfinite(observed) & (m > 0), (as_far.sum(axis=0) + 1) / (m + 1), np.nan)
 
 
-def exceeding_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation other"]) -> PerUnit:
+def one_sided_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation other"]) -> PerUnit:
     """One-sided p, (b+1)/(m+1), of values where larger is farther out: against one column each, or one for all.
 
     Missing values (NaN) as in `permutation_p`.
 
-    >>> exceeding_p(np.array([2.0, 0.0, np.nan]), np.array([[1.0], [0.5], [3.0]]))
+    >>> one_sided_p(np.array([2.0, 0.0, np.nan]), np.array([[1.0], [0.5], [3.0]]))
     array([0.5, 1. , nan])
     """
     known = np.isfinite(permuted)
@@ -638,13 +638,13 @@ def exceeding_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation othe
     return np.where(np.isfinite(observed) & (m > 0), (beyond.sum(axis=0) + 1) / (m + 1), np.nan)
 
 
-def swapping_p(
+def sign_flip_p(
     differences: Float[np.ndarray, "unit pair"], permutations: int = PERMUTATIONS, *, seed: int = 0
 ) -> PerUnit:
     """Two-sided p of each unit's mean difference over pairs, from swapping the two of each pair at random."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, differences.shape[1]))
     null = signs @ differences.T / differences.shape[1]
-    return exceeding_p(np.abs(differences.mean(1)), np.abs(null))
+    return one_sided_p(np.abs(differences.mean(1)), np.abs(null))
 
 
 def false_discovery(p: PerUnit) -> PerUnit:

@@ -144,6 +144,10 @@ class View:
         """The activation that holds each neuron's value after the activation function (and its gate)."""
         return f"blocks.{layer}.mlp.hook_post"
 
+    def states(self, at: ReadPoint, layers: Iterable[int] | slice | None) -> dict[str, str]:
+        """A read point through these layers: label and activation of every state, such as `3_post`."""
+        return {self.label(at, layer): self.hook(at, layer) for layer in self.layers(layers)}
+
     def label(self, at: ReadPoint, layer: int) -> str:
         """How a layer axis names this state: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""
         return f"{layer}_{at.removeprefix('resid_')}"
@@ -494,7 +498,7 @@ class ModelView(View):
             return f"blocks.{layer}.ln1.hook_in" if at == "resid_mid" else f"blocks.{layer}.attn.o.hook_out"
         return name
 
-    def stream(self, layers: Iterable[int] | None, *, incl_mid: bool = False) -> dict[str, str]:
+    def stream(self, layers: Iterable[int] | slice | None, *, incl_mid: bool = False) -> dict[str, str]:
         """The residual stream through these layers: label and activation of every state, in the order they come about.
 
         Layer 0 brings the embeddings, `0_pre`, with it.

@@ -31,9 +31,8 @@ arXiv 1706.03762.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -48,15 +47,14 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, unit
+from lens_probes.result import Result, measured
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import PromptTable, Tokens, prompt_table, whole_number
 
 Place = str | int | Sequence[str]
 NULL = "what a head looks at does not depend on the cue; the two prompts of a pair swapped at random"
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class AttentionPairResult(Result):
     """What the query makes of each key, one row a prompt. It grows with the number of prompts."""
 
@@ -65,15 +63,15 @@ class AttentionPairResult(Result):
     head: tuple[str, ...]
     key: tuple[str, ...]
     prompt: PromptTable
-    query_position: Int[Tensor, " prompt"] = field(metadata=unit("place of the query token in its prompt", low=0))
-    key_position: Int[Tensor, "prompt key"] = field(metadata=unit("place of the key token in its prompt", low=0))
-    terms: Float[Tensor, "layer head prompt key d_head"] = field(metadata=unit("what each dimension adds to dot"))
-    dot: Float[Tensor, "layer head prompt key"] = field(metadata=unit("product of query and key, scaled"))
-    score: Float[Tensor, "layer head prompt key"] = field(metadata=unit("dot as the softmax gets it"))
-    weight: Float[Tensor, "layer head prompt key"] = field(metadata=unit("share of attention", low=0, high=1))
-    value: Float[Tensor, "layer head prompt key d_head"] = field(metadata=unit("the key token's value"))
-    written_norm: Float[Tensor, "layer head prompt key"] = field(
-        metadata=unit("length of what the key token adds to the query token", low=0)
+    query_position: Int[Tensor, " prompt"] = measured("place of the query token in its prompt", low=0)
+    key_position: Int[Tensor, "prompt key"] = measured("place of the key token in its prompt", low=0)
+    terms: Float[Tensor, "layer head prompt key d_head"] = measured("what each dimension adds to dot")
+    dot: Float[Tensor, "layer head prompt key"] = measured("product of query and key, scaled")
+    score: Float[Tensor, "layer head prompt key"] = measured("dot as the softmax gets it")
+    weight: Float[Tensor, "layer head prompt key"] = measured("share of attention", low=0, high=1)
+    value: Float[Tensor, "layer head prompt key d_head"] = measured("the key token's value")
+    written_norm: Float[Tensor, "layer head prompt key"] = measured(
+        "length of what the key token adds to the query token", low=0
     )
 
     @property
@@ -90,7 +88,7 @@ class AttentionPairResult(Result):
         view = ModelView(model)
         if self.provenance.model != view.name or self.provenance.processed != view.processed:
             raise ValueError(f"these values are of {self.provenance.model} and {view.name} came: pass the same model")
-        at = self.place_on("layer", layer), self.place_on("head", head)
+        at = self.index_of("layer", layer), self.index_of("head", head)
         W_O = view.W_O(layer)[head].float().cpu()
         return (self.weight[at][:, :, None] * self.value[at]) @ W_O
 
@@ -114,7 +112,7 @@ class AttentionPairResult(Result):
         difference = values[..., 0] - values[..., 1]
         moved = (difference[:, :, matched] - difference[:, :, matched + 1]).flatten(0, 1).numpy()  # unit, pair
         low, high = inference.mean_interval(moved)
-        p = inference.swapping_p(moved, permutations, seed=seed)
+        p = inference.sign_flip_p(moved, permutations, seed=seed)
         both = torch.stack([matched, matched + 1])
         frame = self.cells("layer", "head").assign(
             effect=moved.mean(1),
@@ -182,7 +180,7 @@ class AttentionPairResult(Result):
         whole_number("prompt", prompt)
         if not 0 <= prompt < len(self.prompt):
             raise ValueError(f"prompt {prompt} was asked for and this result has prompts 0 to {len(self.prompt) - 1}")
-        at = self.place_on("layer", layer), self.place_on("head", head), prompt
+        at = self.index_of("layer", layer), self.index_of("head", head), prompt
         sums = self.dot[at].tolist()
         return figures.small_grids(
             [("", self.terms[at].tolist())],
@@ -200,8 +198,6 @@ class AttentionPairResult(Result):
         return f"{question}\n{self.provenance.describe()}"
 
 
-@final
-@dataclass(frozen=True)
 class AttentionPair(Probe[AttentionPairResult]):
     """What the query token looks for in the key tokens of each prompt.
 
@@ -216,7 +212,7 @@ class AttentionPair(Probe[AttentionPairResult]):
 
     query: Place
     keys: Sequence[Place] | Mapping[str, Place]
-    layers: Sequence[int] | None = None
+    layers: Layers = None
 
     def __post_init__(self) -> None:
         keys = self.keys
@@ -295,7 +291,7 @@ class AttentionPair(Probe[AttentionPairResult]):
         for number, one in enumerate(prompts):
             own = torch.searchsorted(reading.tokens.prompt, one.tokens.prompt[0])  # its first row
             rows = slice(int(own), int(own) + len(one.tokens))
-            pattern = one.square(model.hook_pattern(layer))  # head query key
+            pattern = one.pattern(model.hook_pattern(layer))  # head query key
             may = model.seen(layer, one.tokens.id, pattern)
             asked, at = int(query[number]), keys[number]
             if not may[asked, at].all():

@@ -22,8 +22,7 @@ Learning and Induction Heads", arXiv 2209.11895.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, final, get_args
+from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -37,7 +36,8 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, summed, unit
+from lens_probes.result import Result, measured, summed
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import PairTable, Tokens, concatenate
 
 Statistic = Literal["entropy", "largest", "distance", "first", "previous", "itself", "copies", "induction"]
@@ -46,8 +46,6 @@ CLASSES = (*inference.CLASSES, "other", "special")
 LIMIT = 1e9  # bytes of patterns kept
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class AttentionPatternsResult(Result):
     """Sums over queries, by the query's word class; patterns if asked for."""
 
@@ -55,19 +53,17 @@ class AttentionPatternsResult(Result):
     head: tuple[str, ...]
     statistic: tuple[str, ...]
     word_class: tuple[str, ...]
-    queries: Float64[Tensor, "statistic word_class"] = field(metadata=summed("queries that count for a statistic"))
-    total: Float64[Tensor, "statistic word_class layer head"] = field(metadata=summed("its sum over them"))
-    even: Float64[Tensor, "statistic word_class"] = field(metadata=summed("its sum if all allowed keys had the same"))
-    looked: Float64[Tensor, "word_class other_word_class layer head"] = field(
-        metadata=summed("sum over queries of one class of the attention on keys of another")
+    queries: Float64[Tensor, "statistic word_class"] = summed("queries that count for a statistic")
+    total: Float64[Tensor, "statistic word_class layer head"] = summed("its sum over them")
+    even: Float64[Tensor, "statistic word_class"] = summed("its sum if all allowed keys had the same")
+    looked: Float64[Tensor, "word_class other_word_class layer head"] = summed(
+        "sum over queries of one class of the attention on keys of another"
     )
-    allowed: Float64[Tensor, "word_class other_word_class"] = field(
-        metadata=summed("the same if all allowed keys had the same")
-    )
+    allowed: Float64[Tensor, "word_class other_word_class"] = summed("the same if all allowed keys had the same")
     token: Tokens
     pair: PairTable
-    pattern: Float[Tensor, "layer head pair"] | None = field(
-        default=None, metadata=unit("attention of the query on the key", low=0, high=1)
+    pattern: Float[Tensor, "layer head pair"] | None = measured(
+        "attention of the query on the key", low=0, high=1, default=None
     )
 
     def __post_init__(self) -> None:
@@ -162,7 +158,7 @@ class AttentionPatternsResult(Result):
         texts = self._texts(prompt)
         return figures.squares(
             [
-                (f"L{layer}H{head}", pattern[self.place_on("layer", layer), self.place_on("head", head)].tolist())
+                (f"L{layer}H{head}", pattern[self.index_of("layer", layer), self.index_of("head", head)].tolist())
                 for layer, head in pairs
             ],
             x=texts,
@@ -178,7 +174,7 @@ class AttentionPatternsResult(Result):
         texts = self._texts(prompt)
         row = self.token.row(prompt, token)
         position = self.token.rows(prompt).index(row)
-        pattern = self.square(prompt)[self.place_on("layer", layer), :, position]
+        pattern = self.square(prompt)[self.index_of("layer", layer), :, position]
         return figures.squares(
             [("", pattern.tolist())],
             x=texts,
@@ -206,8 +202,6 @@ TITLES: dict[str, str] = {
 }
 
 
-@final
-@dataclass(frozen=True)
 class AttentionPatterns(Probe[AttentionPatternsResult]):
     """Statistics of every head's attention, and the patterns if `keep_patterns`.
 
@@ -218,7 +212,7 @@ class AttentionPatterns(Probe[AttentionPatternsResult]):
     """
 
     keep_patterns: bool = False
-    layers: Sequence[int] | None = None
+    layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
         """The pattern of every layer."""
@@ -231,7 +225,7 @@ class AttentionPatterns(Probe[AttentionPatternsResult]):
         classes = (*CLASSES, *sorted(own - set(CLASSES)))
         parts, patterns, pairs = [], [], []
         for one in reading.by_prompt():
-            pattern = torch.stack([one.square(hook) for hook in hooks]).double().cpu()
+            pattern = torch.stack([one.pattern(hook) for hook in hooks]).double().cpu()
             everything = torch.ones(pattern.shape[2:], dtype=torch.bool)
             may = everything if model.encoder else everything.tril()
             _check_window(model, layers, one.tokens, pattern)

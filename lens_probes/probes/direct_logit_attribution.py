@@ -21,9 +21,8 @@ Source: direct logit attribution as in Elhage et al. 2021, "A Mathematical Frame
 transformer-circuits.pub/2021/framework.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import final, get_args
+from dataclasses import dataclass
+from typing import get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -38,14 +37,13 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView, Norm
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, unit
+from lens_probes.result import Result, measured
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import Target, Tokens, asked_about, target_ids
 
 TOLERANCE = 0.05  # of the totals' size: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by much more
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class DirectLogitAttributionResult(Result):
     """What every part of the model adds to the target's logit. It grows with the number of tokens."""
 
@@ -54,10 +52,10 @@ class DirectLogitAttributionResult(Result):
     head: tuple[str, ...]
     component: tuple[str, ...]
     token: Tokens
-    contribution: Float[Tensor, "component token"] = field(
-        metadata=unit("what a part adds to the target's logit minus the mean logit; NaN without a target")
+    contribution: Float[Tensor, "component token"] = measured(
+        "what a part adds to the target's logit minus the mean logit; NaN without a target"
     )
-    total: Float[Tensor, " token"] = field(metadata=unit("the target's logit minus the mean logit, before a soft cap"))
+    total: Float[Tensor, " token"] = measured("the target's logit minus the mean logit, before a soft cap")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,8 +138,6 @@ class DirectLogitAttributionResult(Result):
         return ~asked_about(self.token, self.target).special & ~self.total.isnan()
 
 
-@final
-@dataclass(frozen=True)
 class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
     """What every part of the model adds to the target's logit.
 
@@ -155,7 +151,7 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
     """
 
     target: Target | int = "next"
-    layers: Sequence[int] | None = None
+    layers: Layers = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, int) and self.target not in get_args(Target):

@@ -19,8 +19,7 @@ asked for single heads, for a similarity under which two near-zero vectors are a
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, final, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -48,7 +47,8 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, summed, unit
+from lens_probes.result import Result, measured, summed
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import PromptTable, check_pool, pooling, prompt_table
 
 Of = Literal["head", "head_out", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"]
@@ -58,8 +58,6 @@ PROMPTS_PER_DIRECTION = 10  # with as many directions as prompts every pair look
 NULL = "a prompt's vector does not depend on its topic; topics permuted among prompts, or among cells within a group"
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class HeadTopicSimilarityResult(Result):
     """One vector a prompt and head, and sums by topic. Its vectors grow with the number of prompts."""
 
@@ -69,12 +67,12 @@ class HeadTopicSimilarityResult(Result):
     head: tuple[str, ...]
     topic: tuple[str, ...]
     prompt: PromptTable
-    unit_sum: Float64[Tensor, "layer head topic d_head"] = field(
-        metadata=summed("sum over a topic's prompts of the vectors, each divided by its length")
+    unit_sum: Float64[Tensor, "layer head topic d_head"] = summed(
+        "sum over a topic's prompts of the vectors, each divided by its length"
     )
-    count: Float64[Tensor, "layer head topic"] = field(metadata=summed("how many of them are not zero"))
-    vector: Float[Tensor, "layer head prompt d_head"] | None = field(
-        default=None, metadata=unit("what a head gives a prompt, in the units of the activation")
+    count: Float64[Tensor, "layer head topic"] = summed("how many of them are not zero")
+    vector: Float[Tensor, "layer head prompt d_head"] | None = measured(
+        "what a head gives a prompt, in the units of the activation", default=None
     )
 
     def __post_init__(self) -> None:
@@ -279,7 +277,7 @@ class HeadTopicSimilarityResult(Result):
         )
 
     def _at(self, layer: int, head: int) -> tuple[int, int]:
-        return self.place_on("layer", layer), self.place_on("head", head)
+        return self.index_of("layer", layer), self.index_of("head", head)
 
     def _name(self, layer: int, head: int) -> str:
         return f"L{layer}H{head}" if self.of in ("head", "head_out") else f"layer {layer}"
@@ -337,8 +335,6 @@ class HeadTopicSimilarityResult(Result):
         return (squares / squares.sum(-1, keepdim=True)).float()
 
 
-@final
-@dataclass(frozen=True)
 class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
     """What each head gives each prompt, for prompts that have topics.
 
@@ -356,7 +352,7 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
     of: Of = "head"
     pool: Literal["mean", "last"] | int = "mean"
     keep_vectors: bool = True
-    layers: Sequence[int] | None = None
+    layers: Layers = None
 
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):

@@ -14,9 +14,6 @@ Self-Attention Intuitively"; principal angles: Bjorck and Golub 1973, doi.org/10
 """
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import final
 
 import numpy as np
 import plotly.graph_objects as go
@@ -28,27 +25,24 @@ from lens_probes import figures
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, unit
+from lens_probes.result import Result, measured
+from lens_probes.settings import Layers
 
 DRAWS = 100  # pairs of random subspaces
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class KeyValueOverlapResult(Result):
     """Overlaps of every key/value head. Its size does not depend on prompts."""
 
     layer: tuple[str, ...]
     kv_head: tuple[str, ...]
-    cosine: Float[Tensor, "layer kv_head k"] = field(
-        metadata=unit("cosine of each principal angle, largest first", low=0, high=1)
+    cosine: Float[Tensor, "layer kv_head k"] = measured("cosine of each principal angle, largest first", low=0, high=1)
+    other_head: Float[Tensor, "layer kv_head"] = measured(
+        "mean overlap of its keys with the values of the other heads", low=0, high=1
     )
-    other_head: Float[Tensor, "layer kv_head"] = field(
-        metadata=unit("mean overlap of its keys with the values of the other heads", low=0, high=1)
-    )
-    expected: Float[Tensor, ""] = field(metadata=unit("mean overlap of random subspaces", low=0, high=1))
-    null_low: Float[Tensor, ""] = field(metadata=unit("2.5 % of random pairs overlap less", low=0, high=1))
-    null_high: Float[Tensor, ""] = field(metadata=unit("2.5 % of random pairs overlap more", low=0, high=1))
+    expected: Float[Tensor, ""] = measured("mean overlap of random subspaces", low=0, high=1)
+    null_low: Float[Tensor, ""] = measured("2.5 % of random pairs overlap less", low=0, high=1)
+    null_high: Float[Tensor, ""] = measured("2.5 % of random pairs overlap more", low=0, high=1)
 
     @property
     def overlap(self) -> Float[Tensor, "layer kv_head"]:
@@ -71,8 +65,6 @@ class KeyValueOverlapResult(Result):
         )
 
 
-@final
-@dataclass(frozen=True)
 class KeyValueOverlap(Probe[KeyValueOverlapResult]):
     """How much keys and values read in common, head by head.
 
@@ -82,7 +74,7 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
     ((3, 2), 0.25)
     """
 
-    layers: Sequence[int] | None = None
+    layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
         """None: it reads weights."""

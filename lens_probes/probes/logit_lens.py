@@ -22,8 +22,7 @@ arXiv 2303.08112.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import final, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -40,7 +39,8 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, unit
+from lens_probes.result import Result, measured
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import Target, Tokens, asked_about, target_ids, whole_number
 
 Translator = Callable[[Float[Tensor, "token d_model"], str], Float[Tensor, "token d_model"]]
@@ -55,8 +55,6 @@ SHOWN = {  # what a picture shows, and whether more of it is nearer to a decisio
 }
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class LogitLensResult(Result):
     """What every state predicts. It grows with the number of tokens."""
 
@@ -66,26 +64,26 @@ class LogitLensResult(Result):
     layer: tuple[str, ...]
     token: Tokens
     vocab: tuple[str, ...]  # the text of each id, unless top_k=0
-    log_prob: Float[Tensor, "layer token"] = field(
-        metadata=unit("log-probability of the target, or of any of several; nats, NaN without a target", high=0)
+    log_prob: Float[Tensor, "layer token"] = measured(
+        "log-probability of the target, or of any of several; nats, NaN without a target", high=0
     )
-    rank: Int[Tensor, "layer token"] = field(
-        metadata=unit("entries more probable than the target, or the best of several; -1 without", low=-1)
+    rank: Int[Tensor, "layer token"] = measured(
+        "entries more probable than the target, or the best of several; -1 without", low=0, missing=-1
     )
-    entropy: Float[Tensor, "layer token"] = field(metadata=unit("entropy of the prediction, nats", low=0))
-    kl: Float[Tensor, "layer token"] = field(metadata=unit("KL(final || layer), nats", low=0))
-    final_id: Int[Tensor, " token"] = field(metadata=unit("what the model itself predicts: its top-1", low=0))
-    top_ids: Int[Tensor, "layer token k"] | None = field(
-        default=None, metadata=unit("the most probable entries, best first", low=0, index="vocab")
+    entropy: Float[Tensor, "layer token"] = measured("entropy of the prediction, nats", low=0)
+    kl: Float[Tensor, "layer token"] = measured("KL(final || layer), nats", low=0)
+    final_id: Int[Tensor, " token"] = measured("what the model itself predicts: its top-1", low=0)
+    top_ids: Int[Tensor, "layer token k"] | None = measured(
+        "the most probable entries, best first", low=0, into="vocab", default=None
     )
-    top_log_prob: Float[Tensor, "layer token k"] | None = field(
-        default=None, metadata=unit("their log-probabilities, nats", high=0)
+    top_log_prob: Float[Tensor, "layer token k"] | None = measured(
+        "their log-probabilities, nats", high=0, default=None
     )
-    target_log_prob: Float[Tensor, "layer token target"] | None = field(
-        default=None, metadata=unit("log-probability of each of the fixed ids, nats", high=0)
+    target_log_prob: Float[Tensor, "layer token target"] | None = measured(
+        "log-probability of each of the fixed ids, nats", high=0, default=None
     )
-    target_rank: Int[Tensor, "layer token target"] | None = field(
-        default=None, metadata=unit("rank of each of the fixed ids", low=0)
+    target_rank: Int[Tensor, "layer token target"] | None = measured(
+        "rank of each of the fixed ids", low=0, default=None
     )
 
     def __post_init__(self) -> None:
@@ -288,8 +286,6 @@ class LogitLensResult(Result):
         return f"{question}\ntarget: {self._target_name()}; {through}{self.provenance.describe()}"
 
 
-@final
-@dataclass(frozen=True)
 class LogitLens(Probe[LogitLensResult]):
     """What every state predicts, through the model's own head.
 
@@ -313,7 +309,7 @@ class LogitLens(Probe[LogitLensResult]):
     top_k: int = 5
     incl_mid: bool = False
     translator: Translator | None = None
-    layers: Sequence[int] | None = None
+    layers: Layers = None
 
     def __post_init__(self) -> None:
         fixed = self._fixed()

@@ -16,12 +16,10 @@ numbers multiply by untransposed weights and use one position for all tokens; th
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, final, get_args
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Float64, Int
@@ -29,26 +27,27 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lens_probes import figures
-from lens_probes.maths import inference
 from lens_probes.maths.similarity import mean_pairwise_cosine
-from lens_probes.maths.vocabulary import METRICS, Metric, check_entries, kept, nearest, ranks
-from lens_probes.messages import brief
-from lens_probes.model import READ_POINTS, ModelView, ReadPoint
+from lens_probes.maths.vocabulary import Metric, check_entries, kept, nearest, ranks
+from lens_probes.model import ModelView, ReadPoint
 from lens_probes.probe import Probe
 from lens_probes.probes.residual_mean import ResidualMeanResult
 from lens_probes.reading import Reading
-from lens_probes.result import Result, summed, unit
+from lens_probes.result import LayerTokenResult, Quantity, derived, measured, summed
+from lens_probes.settings import Count, Layers, Seed, described
 from lens_probes.text.prompts import Tokens
 
 Reference = Literal["embed", "embed_pos", "unembed"]
 
 STATES_AT_ONCE = 2**22  # numbers in the states held in float32 at a time: 16 MiB, and a few copies of it
-SCORE_UNITS = {"cosine": "cosine, -1 to 1", "dot": "product", "euclidean": "distance, at least 0"}
+SCORES = {
+    "cosine": {"unit": "cosine", "low": -1.0, "high": 1.0},
+    "dot": {"unit": "product"},
+    "euclidean": {"unit": "distance", "low": 0.0, "low_on_top": True},
+}
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class RankShiftResult(Result):
+class RankShiftResult(LayerTokenResult):
     """Ranks and scores of every token's own vocabulary entry, by layer. It grows with the number of tokens."""
 
     at: ReadPoint
@@ -56,137 +55,45 @@ class RankShiftResult(Result):
     metric: Metric
     n_vocab: int
     centered: bool
-    layer: tuple[str, ...]
-    token: Tokens
     vocab: tuple[str, ...]  # the text of each id, with neighbours only
-    rank: Int[Tensor, "layer token"] = field(
-        metadata=unit("entries closer than the token's own, 0 is closest; -1 if unknown", low=-1)
+    rank: Int[Tensor, "layer token"] = measured(
+        "rank of the token's own entry", low=0, missing=-1, null="null_rank", low_on_top=True
     )
-    score: Float[Tensor, "layer token"] = field(metadata=unit("closeness to the token's own entry, see metric"))
-    norm: Float[Tensor, "layer token"] = field(metadata=unit("length of the state, before any centring", low=0))
-    null_rank: Int[Tensor, "layer token"] = field(
-        metadata=unit("rank of another token of the prompt and class, -1 if none", low=-1)
+    score: Float[Tensor, "layer token"] = measured("closeness to the token's own entry")
+    norm: Float[Tensor, "layer token"] = measured("length of the state, before any centring", low=0)
+    null_rank: Int[Tensor, "layer token"] = measured("rank of another token of the prompt and class", low=0, missing=-1)
+    unit_sum: Float64[Tensor, "layer d_model"] = summed("sum of the compared states, each divided by its length")
+    neighbour_ids: Int[Tensor, "layer token k"] | None = measured(
+        "the closest entries, closest first", low=0, missing=-1, into="vocab", default=None
     )
-    unit_sum: Float64[Tensor, "layer d_model"] = field(
-        metadata=summed("sum of the compared states, each divided by its length, special tokens out")
-    )
-    neighbour_ids: Int[Tensor, "layer token k"] | None = field(
-        default=None, metadata=unit("the closest entries, closest first; -1 if unknown", low=-1, index="vocab")
-    )
-    neighbour_score: Float[Tensor, "layer token k"] | None = field(
-        default=None, metadata=unit("their closeness, as score")
-    )
-    overlap: Float[Tensor, "layer token"] | None = field(
-        default=None, metadata=unit("share of the closest entries kept from the layer before", low=0, high=1)
+    neighbour_score: Float[Tensor, "layer token k"] | None = measured("their closeness, as score", default=None)
+    overlap: Float[Tensor, "layer token"] | None = measured(
+        "share of the closest entries kept from the layer before", low=0, high=1, default=None
     )
 
-    @property
+    @derived("mean cosine over all pairs of compared states", low=-1, high=1)
     def anisotropy(self) -> Float[Tensor, " layer"]:
         """Mean cosine over all pairs of compared states, special tokens out: 0 if directions are spread evenly."""
         n = (~self.token.special).sum().expand(len(self.layer))
         return mean_pairwise_cosine(self.unit_sum, n).float()
 
+    @derived("places the rank moved since the first layer of this result; positive is away from the token")
     def shift(self) -> Float64[Tensor, "layer token"]:
         """How many places the rank has moved since the first layer of this result; positive is away from the token."""
-        rank = self._ranks()
+        rank = torch.from_numpy(self.known("rank"))
         return rank - rank[:1]
-
-    def _ranks(self) -> Float64[Tensor, "layer token"]:
-        return self.rank.double().masked_fill(self.rank < 0, torch.nan)
-
-    def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
-        """Rank, score and null rank by word class and layer: n, median, quartiles and interval of the median.
-
-        One row per quantity, class and layer, with columns as `inference.describe` gives them; word types weigh equally
-        unless `weigh="tokens"`. Special tokens are excluded unless `special`: their states are outliers.
-        """
-        return inference.by_word_class(self._quantities(), self.layer, self.token, special=special, weigh=weigh)
-
-    def compare(
-        self,
-        first: str = "content",
-        second: str = "function",
-        *,
-        of: str = "rank",
-        strata: inference.Strata | None = None,
-        weigh: inference.Weigh = "types",
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-    ) -> pd.DataFrame:
-        """Per layer: the probability that a `first` token has the larger rank (or score, null_rank), p, q and n.
-
-        See `inference.compare`. For frequency matching give `strata`, one number per token:
-        `lens_probes.text.words.merge_order(model.tokenizer)[result.token.id]`, or counts of your own.
-        """
-        return inference.compare_by_layer(
-            self._quantities(),
-            of,
-            self.layer,
-            self.token,
-            first,
-            second,
-            strata=strata,
-            weigh=weigh,
-            permutations=permutations,
-            seed=seed,
-        )
-
-    def _quantities(self) -> dict[str, inference.Values]:
-        """What is summarised, as float64 with NaN for missing."""
-        null = self.null_rank.double().masked_fill(self.null_rank < 0, torch.nan)
-        return {
-            "rank": self._ranks().numpy(),
-            "score": self.score.double().numpy(),
-            "null_rank": null.numpy(),
-        }
 
     def figure(self) -> go.Figure:
         """Median rank and score by word class over layers, with 95 % intervals; dotted, the null and random states.
 
         Classes of fewer than ten words are left out, unless there are no others.
         """
-        table = self.by_word_class()
-        shown = figures.shown_classes(table)
-        null = [
-            replace(line, name=f"null: another {word_class} token", low=None, high=None, dashed=True)
-            for word_class in shown
-            for line in figures.class_lines(table, "null_rank", [word_class])
-        ]
+        panels = self.class_panels("rank", "score")
         middle = [(self.n_vocab - 1) / 2] * len(self.layer)
-        chance = figures.Line("random states", middle, colour=figures.GREY, dashed=True)
-        panels = {
-            self._rank_title(): [*figures.class_lines(table, "rank", shown), *null, chance],
-            self._score_title(): figures.class_lines(table, "score", shown),
-        }
-        return figures.lines(
-            panels,
-            self.layer,
-            title=self._title("How near is a state to its own token?"),
-            x_title="state",
-            upside_down=[self._rank_title()] + ([self._score_title()] if self.metric == "euclidean" else []),
+        panels[self.quantity("rank").title].append(
+            figures.Line("random states", middle, colour=figures.GREY, dashed=True)
         )
-
-    def figure_paths(self, prompt: int = 0, token: int | str = 0) -> go.Figure:
-        """The ranks of one prompt's tokens through the layers, one token bold: a position, or a word it has once."""
-        rows = self.token.rows(prompt)
-        bold = rows.index(self.token.row(prompt, token))
-        ranks = self._ranks()
-        texts = [self.token.text[i] for i in rows]
-        classes = ["special" if self.token.special[i] else self.token.word_class[i] or "no word" for i in rows]
-        return figures.paths(
-            [
-                figures.TokenPath(
-                    text, kind, ranks[:, i].tolist(), figures.class_colour(kind, classes), f" (token {n})"
-                )
-                for n, (text, kind, i) in enumerate(zip(texts, classes, rows, strict=True))
-            ],
-            bold=bold,
-            x=self.layer,
-            title=self._title(f"How near are the tokens of prompt {prompt} to themselves?"),
-            x_title="state",
-            y_title=self._rank_title(),
-            upside_down=True,
-        )
+        return self.draw_classes(panels, "How near is a state to its own token?")
 
     def figure_neighbours(self, token: int | str, prompt: int = 0) -> go.Figure:
         """The entries closest to one token's state, layer by layer; the token's own is shaded."""
@@ -198,8 +105,8 @@ class RankShiftResult(Result):
         row = self.token.row(prompt, token)
         own, ids, scores = self.token.id[row], self.neighbour_ids[:, row], self.neighbour_score[:, row]
         columns = {
-            "state": list(self.layer),
-            "own rank": [f"{rank:,.0f}" for rank in self._ranks()[:, row].tolist()],
+            "layer": list(self.layer),
+            "own rank": [f"{rank:,.0f}" for rank in self.known("rank")[:, row].tolist()],
         }
         shade = [["white"] * len(self.layer)] * 2
         for k in range(ids.shape[1]):
@@ -208,26 +115,22 @@ class RankShiftResult(Result):
                 for i, score in zip(ids[:, k].tolist(), scores[:, k].tolist(), strict=True)
             ]
             shade.append(["#FFE9B0" if i == own else "white" for i in ids[:, k]])
-        text = self.token.text[row]
-        return figures.table(
-            columns,
-            title=self._title(f"Nearest entries to token {token} of prompt {prompt}, {text!r}"),
-            shade=shade,
-        )
+        question = f"Nearest entries to token {token} of prompt {prompt}, {self.token.text[row]!r}"
+        return figures.table(columns, title=self.title(question), shade=shade)
 
-    def _rank_title(self) -> str:
-        return f"rank of own entry (0 to {self.n_vocab - 1:,})"
+    def quantity(self, name: str) -> Quantity:
+        """What a tensor's numbers are; ranks and scores by the vocabulary and the metric of this run."""
+        if name in ("rank", "null_rank"):
+            return super().quantity(name)._replace(high=self.n_vocab - 1)
+        if name in ("score", "neighbour_score"):
+            return super().quantity(name)._replace(**SCORES[self.metric])
+        return super().quantity(name)
 
-    def _score_title(self) -> str:
-        return f"score ({SCORE_UNITS[self.metric]})"
-
-    def _title(self, question: str) -> str:
-        centred = ", centred" if self.centered else ""
-        return f"{question}\n{self.at} against {self.reference}, {self.metric}{centred}; {self.provenance.describe()}"
+    def conditions(self) -> str:
+        """Read point, reference and metric."""
+        return f"{self.at} against {self.reference}, {self.metric}{', centred' if self.centered else ''}"
 
 
-@final
-@dataclass(frozen=True)
 class RankShift(Probe[RankShiftResult]):
     """The rank of each token's own entry in its state, by layer.
 
@@ -245,49 +148,29 @@ class RankShift(Probe[RankShiftResult]):
     at: ReadPoint = "resid_mid"
     reference: Reference = "embed"
     metric: Metric = "cosine"
-    center: ResidualMeanResult | None = None
-    neighbours: int = 0
-    overlap: int = 0
-    null_seed: int = 0
-    layers: Sequence[int] | None = None
+    center: Annotated[ResidualMeanResult, described("the result of ResidualMean().run(model, texts)")] | None = None
+    neighbours: Count = 0
+    overlap: Count = 0
+    null_seed: Seed = 0
+    layers: Layers = None
 
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("at", self.at, READ_POINTS),
-            ("reference", self.reference, get_args(Reference)),
-            ("metric", self.metric, METRICS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"RankShift({name}=...) is one of {', '.join(allowed)}; {brief(value)} came")
-        if self.center is not None and not isinstance(self.center, ResidualMeanResult):
-            raise TypeError(
-                f"RankShift(center=...) is the result of ResidualMean(at={self.at!r}).run(model, texts); "
-                f"{type(self.center).__name__} came"
-            )
-        if self.neighbours < 0 or self.overlap < 0:
-            raise ValueError(
-                f"RankShift(neighbours=..., overlap=...) are numbers of entries, at least 0; "
-                f"{self.neighbours} and {self.overlap} came"
-            )
-
-    def hooks(self, model: ModelView) -> list[str]:
+    def hooks(self, model: ModelView) -> dict[str, str]:
         """The read point of every layer."""
-        layers = model.layers(self.layers)
         if self.center is not None:
             check_entries(self._vocabulary(model), f"the reference vectors of {model.name}")
-            self.center.of(model, self.at, layers)
+            self.center.of(model, self.at, model.layers(self.layers))
         if self.reference == "embed_pos":
             model.embedding_at(0)  # refuses a model without learned positions before the forward pass
         if max(self.neighbours, self.overlap) > model.d_vocab:
             raise ValueError(
-                f"{max(self.neighbours, self.overlap)} closest entries were asked for and {model.name} has "
-                f"{model.d_vocab}"
+                f"RankShift(neighbours=..., overlap=...) must be at most the {model.d_vocab} entries of {model.name}; "
+                f"got {max(self.neighbours, self.overlap)}"
             )
-        return [model.hook(self.at, layer) for layer in layers]
+        return model.states(self.at, self.layers)
 
     def measure(self, reading: Reading) -> RankShiftResult:
         """Ranks of the own and the null entry, a few layers at a time."""
-        model, tokens = reading.model, reading.tokens
+        model, tokens, hooks = reading.model, reading.tokens, list(reading.points.values())
         layers = model.layers(self.layers)
         means = self.center.of(model, self.at, layers) if self.center else None
         targets = torch.stack([tokens.id, null_ids(tokens, self.null_seed)], dim=1).to(model.device)
@@ -297,7 +180,6 @@ class RankShift(Probe[RankShiftResult]):
         ids, closeness = torch.empty(*size, n_nearest, dtype=torch.int64), torch.empty(*size, n_nearest)
         norm, unit_sum = torch.empty(size), torch.empty(len(layers), model.d_model, dtype=torch.float64)
         step = max(1, STATES_AT_ONCE // (len(tokens) * model.d_model))
-        hooks = self.hooks(model)
         for first in range(0, len(layers), step):
             here = slice(first, first + step)
             states = torch.stack([reading[hook].float() for hook in hooks[here]])
@@ -317,14 +199,10 @@ class RankShift(Probe[RankShiftResult]):
                     found = nearest(rows, vocabulary, n_nearest, metric=self.metric, origin=origin)
                     for kept_here, values in zip((ids, closeness), found, strict=True):
                         kept_here[here, at] = values.unflatten(0, (len(states), -1)).cpu()
-        return RankShiftResult(
-            at=self.at,
-            reference=self.reference,
-            metric=self.metric,
+        return self.result(
+            reading,
             n_vocab=model.d_vocab,
             centered=self.center is not None,
-            layer=tuple(model.label(self.at, layer) for layer in layers),
-            token=tokens,
             vocab=model.vocabulary_texts if self.neighbours else (),
             rank=rank[..., 0],
             score=score[..., 0],

@@ -10,41 +10,37 @@ than the rest (an attention sink). Sums stay the same size however long the corp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import final
 
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from lens_probes import figures
 from lens_probes.model import ModelView, ReadPoint
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, summed, unit
+from lens_probes.result import Result, derived, measured, summed
+from lens_probes.settings import Layers
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ResidualMeanResult(Result):
     """Sums of states by layer; `mean`, `share` are properties of them. The same size however long the corpus."""
 
+    headline = "share"
     at: ReadPoint
     layer: tuple[str, ...]
-    total: Float64[Tensor, "layer d_model"] = field(metadata=summed("sum of the states of tokens that are not special"))
-    square: Float64[Tensor, " layer"] = field(metadata=summed("sum of the squared norms of the same states"))
-    count: Float64[Tensor, ""] = field(metadata=summed("number of these tokens"))
-    embed_mean: Float[Tensor, " d_model"] = field(metadata=unit("mean row of the model's embedding, to know it again"))
+    total: Float64[Tensor, "layer d_model"] = summed("sum of the states of tokens that are not special")
+    square: Float64[Tensor, " layer"] = summed("sum of the squared norms of the same states")
+    count: Float64[Tensor, ""] = summed("number of these tokens")
+    embed_mean: Float[Tensor, " d_model"] = measured("mean row of the model's embedding, to know it again")
 
-    @property
+    @derived("mean state")
     def mean(self) -> Float[Tensor, "layer d_model"]:
         """The mean state."""
         return (self.total / self.count.clamp(min=1)).float()
 
-    @property
+    @derived("share of the mean squared norm that all tokens have in common", low=0, high=1)
     def share(self) -> Float[Tensor, " layer"]:
-        """Share of the mean squared norm that the mean state makes up, 0 to 1; about 1/n for unrelated states."""
+        """Share of the mean squared norm that the mean state makes up, 0 to 1; about 1/n for n unrelated states."""
         return (self.count.clamp(min=1) * self.mean.double().square().sum(-1) / self.square).float()
 
     def of(self, model: ModelView, at: ReadPoint, layers: Sequence[int]) -> Float[Tensor, "layer d_model"]:
@@ -60,22 +56,11 @@ class ResidualMeanResult(Result):
             )
         return self.mean[[self.layer.index(label) for label in labels]]
 
-    def figure(self) -> go.Figure:
-        """The share of the mean state over layers."""
-        return figures.lines(
-            {
-                "share of the mean squared norm (0 to 1)": [
-                    figures.Line("all tokens but special ones", self.share.tolist())
-                ]
-            },
-            self.layer,
-            title=f"How much of {self.at} do all tokens share?\n{self.provenance.describe()}",
-            x_title="state",
-        )
+    def conditions(self) -> str:
+        """The read point."""
+        return self.at
 
 
-@final
-@dataclass(frozen=True)
 class ResidualMean(Probe[ResidualMeanResult]):
     """The mean state at a read point, by layer.
 
@@ -89,26 +74,23 @@ class ResidualMean(Probe[ResidualMeanResult]):
     """
 
     at: ReadPoint = "resid_mid"
-    layers: Sequence[int] | None = None
+    layers: Layers = None
 
-    def hooks(self, model: ModelView) -> list[str]:
+    def hooks(self, model: ModelView) -> dict[str, str]:
         """The read point of every layer."""
-        return [model.hook(self.at, layer) for layer in model.layers(self.layers)]
+        return model.states(self.at, self.layers)
 
     def measure(self, reading: Reading) -> ResidualMeanResult:
         """Sums over the batch."""
-        model, own = reading.model, ~reading.tokens.special
-        layers = model.layers(self.layers)
-        totals, squares = [], []
-        for hook in self.hooks(model):
+        own, totals, squares = ~reading.tokens.special, [], []
+        for hook in reading.points.values():
             states = reading[hook].cpu().double()[own]
             totals.append(states.sum(0))
             squares.append(states.square().sum())
-        return ResidualMeanResult(
-            at=self.at,
-            layer=tuple(model.label(self.at, layer) for layer in layers),
+        return self.result(
+            reading,
             total=torch.stack(totals),
             square=torch.stack(squares),
             count=own.sum().double(),
-            embed_mean=model.embed_mean,
+            embed_mean=reading.model.embed_mean,
         )

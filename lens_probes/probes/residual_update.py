@@ -10,10 +10,6 @@ token of every prompt does alike is in both; only the difference is about the pr
 both. Source: the open questions of "Paying Attention, Part 2" (github.com/danavery/attention-encodings).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import final
-
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -27,55 +23,37 @@ from lens_probes.maths.similarity import mean_pairwise_cosine
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, summed, unit
-from lens_probes.text.prompts import PromptTable, Tokens, prompt_table
+from lens_probes.result import LayerTokenResult, derived, measured, summed
+from lens_probes.settings import Layers
+from lens_probes.text.prompts import PromptTable, prompt_table
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class ResidualUpdateResult(Result):
+class ResidualUpdateResult(LayerTokenResult):
     """Steps by layer and token, and their agreement by prompt. It grows with the number of tokens."""
 
-    layer: tuple[str, ...]
-    token: Tokens
     prompt: PromptTable
-    length: Float[Tensor, "layer token"] = field(metadata=unit("length of the layer's step", low=0))
-    norm: Float[Tensor, "layer token"] = field(metadata=unit("length of the state before the step", low=0))
-    cosine: Float[Tensor, "layer token"] = field(
-        metadata=unit("cosine of the step with the state before it", low=-1, high=1)
+    length: Float[Tensor, "layer token"] = measured("length of the layer's step", low=0, logarithmic=True)
+    norm: Float[Tensor, "layer token"] = measured("length of the state before the step", low=0, logarithmic=True)
+    cosine: Float[Tensor, "layer token"] = measured("cosine of the step with the state before it", low=-1, high=1)
+    agreement: Float[Tensor, "layer prompt"] = measured(
+        "mean cosine between the steps of a prompt's tokens", low=-1, high=1
     )
-    agreement: Float[Tensor, "layer prompt"] = field(
-        metadata=unit("mean cosine between the steps of a prompt's tokens", low=-1, high=1)
-    )
-    unit_sum: Float64[Tensor, "layer d_model"] = field(metadata=summed("sum of all steps, each divided by its length"))
-    square_sum: Float64[Tensor, " layer"] = field(
-        metadata=summed("sum over prompts of the squared length of the prompt's sum of unit steps")
-    )
-    count: Float64[Tensor, ""] = field(metadata=summed("number of tokens that are not special"))
-    square_count: Float64[Tensor, ""] = field(metadata=summed("sum over prompts of that number squared"))
+    unit_sum: Float64[Tensor, "layer d_model"] = summed("sum of all steps, each divided by its length")
+    square_sum: Float64[Tensor, " layer"] = summed("sum over prompts of |sum of the prompt's unit steps|^2")
+    count: Float64[Tensor, ""] = summed("number of tokens that are not special")
+    square_count: Float64[Tensor, ""] = summed("sum over prompts of that number squared")
 
-    @property
+    @derived("length of the step / length of the state", low=0, logarithmic=True)
     def relative_length(self) -> Float[Tensor, "layer token"]:
         """Length of the step divided by that of the state before it, at least 0."""
         return self.length / self.norm
 
-    @property
+    @derived("mean cosine between steps of different prompts", low=-1, high=1)
     def agreement_between(self) -> Float[Tensor, " layer"]:
         """Mean cosine over pairs of steps of different prompts, -1 to 1; NaN for a single prompt."""
         pairs = self.count**2 - self.square_count
         between = (self.unit_sum.square().sum(-1) - self.square_sum) / pairs.clamp(min=1)
         return torch.where(pairs > 0, between, torch.nan).float()
-
-    def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
-        """Relative length and cosine by word class and layer: n, median, quartiles and interval of the median.
-
-        Word types weigh equally unless `weigh="tokens"`; special tokens are excluded unless `special`.
-        """
-        quantities = {
-            "relative_length": self.relative_length.double().numpy(),
-            "cosine": self.cosine.double().numpy(),
-        }
-        return inference.by_word_class(quantities, self.layer, self.token, special=special, weigh=weigh)
 
     def agreement_table(self) -> pd.DataFrame:
         """Per layer: the mean over prompts of `agreement` with its 95 % interval, the control, and their difference."""
@@ -95,31 +73,16 @@ class ResidualUpdateResult(Result):
 
     def figure(self) -> go.Figure:
         """Relative length and cosine by word class, and the agreement of a prompt's steps beside its control."""
-        table = self.by_word_class()
-        classes = figures.shown_classes(table)
-        titles = {"relative_length": "step / state (ratio of lengths)", "cosine": "cosine of step and state (-1 to 1)"}
-        panels = {title: figures.class_lines(table, quantity, classes) for quantity, title in titles.items()}
-        agreement = self.agreement_table()
-        panels["mean cosine between steps (-1 to 1)"] = [
-            figures.Line(
-                "tokens of one prompt",
-                list(agreement["agreement"]),
-                list(agreement["low"]),
-                list(agreement["high"]),
-            ),
-            figures.Line("tokens of different prompts", list(agreement["between_prompts"]), dashed=True),
+        table = self.agreement_table()
+        own, low, high = (list(table[name]) for name in ("agreement", "low", "high"))
+        agreement = [
+            figures.Line("tokens of one prompt", own, low, high),
+            figures.Line("tokens of different prompts", list(table["between_prompts"]), dashed=True),
         ]
-        return figures.lines(
-            panels,
-            self.layer,
-            title=f"How does each layer move the tokens?\n{self.provenance.describe()}",
-            x_title="layer",
-            logarithmic=[titles["relative_length"]],
-        )
+        panels = self.class_panels("relative_length", "cosine") | {"mean cosine between steps (-1 to 1)": agreement}
+        return self.draw_classes(panels, "How does each layer change the residual stream?")
 
 
-@final
-@dataclass(frozen=True)
 class ResidualUpdate(Probe[ResidualUpdateResult]):
     """Length and direction of each layer's step.
 
@@ -129,7 +92,7 @@ class ResidualUpdate(Probe[ResidualUpdateResult]):
     ((3, 2), ('0', '1', '2'))
     """
 
-    layers: Sequence[int] | None = None
+    layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
         """The residual stream before and after every layer."""
@@ -138,9 +101,7 @@ class ResidualUpdate(Probe[ResidualUpdateResult]):
     def measure(self, reading: Reading) -> ResidualUpdateResult:
         """Steps of the batch, layer by layer."""
         model, tokens = reading.model, reading.tokens
-        layers = model.layers(self.layers)
-        prompts = prompt_table(tokens)
-        own = ~tokens.special
+        layers, prompts, own = model.layers(self.layers), prompt_table(tokens), ~tokens.special
         count = torch.stack([own[tokens.prompt == prompt].sum() for prompt in prompts.prompt])
         length, norm, cosine, sums = [], [], [], []
         for layer in layers:
@@ -151,10 +112,9 @@ class ResidualUpdate(Probe[ResidualUpdateResult]):
             cosine.append(cosine_similarity(step, before, dim=-1))
             sums.append(prompt_sums(normalize(step, dim=-1).double()[own], tokens.prompt[own], len(prompts)))
         prompt_sum = torch.stack(sums)
-        return ResidualUpdateResult(
-            layer=tuple(str(layer) for layer in layers),
-            token=tokens,
-            prompt=prompts,
+        return self.result(
+            reading,
+            layer=tuple(map(str, layers)),
             length=torch.stack(length),
             norm=torch.stack(norm),
             cosine=torch.stack(cosine).clamp(-1, 1),

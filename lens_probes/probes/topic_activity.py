@@ -22,8 +22,7 @@ statistics are those of Pochinkov and Schoots 2024, arXiv 2403.01267.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, final, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -40,8 +39,8 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, summed
-from lens_probes.result import unit as in_units
+from lens_probes.result import Result, measured, summed
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import PromptTable, check_pool, pooling, prompt_table
 
 Of = Literal["head", "attn_out", "mlp_out", "neuron", "embed"]
@@ -55,8 +54,6 @@ NULL = "a unit's activity does not depend on the topic; topics permuted among pr
 Effect = Callable[[Float[Tensor, "prompt unit"], Float[Tensor, "*draw topic prompt"]], Float[Tensor, "*draw unit"]]
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TopicActivityResult(Result):
     """Five numbers a prompt and unit, and sums by topic. Its rows grow with the number of prompts."""
 
@@ -66,21 +63,21 @@ class TopicActivityResult(Result):
     unit: tuple[str, ...]
     topic: tuple[str, ...]
     prompt: PromptTable
-    count: Float64[Tensor, " topic"] = field(metadata=summed("how many prompts a topic has"))
-    mean_sum: Float64[Tensor, "layer topic unit"] = field(metadata=summed("sum over a topic's prompts of E[x]"))
-    square_sum: Float64[Tensor, "layer topic unit"] = field(metadata=summed("sum over a topic's prompts of E[x^2]"))
-    positive_sum: Float64[Tensor, "layer topic unit"] = field(metadata=summed("sum over its prompts of P(x > 0)"))
-    abs_sum: Float64[Tensor, "layer topic unit"] = field(metadata=summed("sum over a topic's prompts of E[|x|]"))
-    mean: Float[Tensor, "layer prompt unit"] | None = field(
-        default=None, metadata=in_units("E[x] over a prompt, in the units of the activation")
+    count: Float64[Tensor, " topic"] = summed("how many prompts a topic has")
+    mean_sum: Float64[Tensor, "layer topic unit"] = summed("sum over a topic's prompts of E[x]")
+    square_sum: Float64[Tensor, "layer topic unit"] = summed("sum over a topic's prompts of E[x^2]")
+    positive_sum: Float64[Tensor, "layer topic unit"] = summed("sum over its prompts of P(x > 0)")
+    abs_sum: Float64[Tensor, "layer topic unit"] = summed("sum over a topic's prompts of E[|x|]")
+    mean: Float[Tensor, "layer prompt unit"] | None = measured(
+        "E[x] over a prompt, in the units of the activation", default=None
     )
-    std: Float[Tensor, "layer prompt unit"] | None = field(
-        default=None, metadata=in_units("standard deviation of x over a prompt", low=0)
+    std: Float[Tensor, "layer prompt unit"] | None = measured(
+        "standard deviation of x over a prompt", low=0, default=None
     )
-    positive: Float[Tensor, "layer prompt unit"] | None = field(
-        default=None, metadata=in_units("share of a prompt's x above 0", low=0, high=1)
+    positive: Float[Tensor, "layer prompt unit"] | None = measured(
+        "share of a prompt's x above 0", low=0, high=1, default=None
     )
-    mean_abs: Float[Tensor, "layer prompt unit"] | None = field(default=None, metadata=in_units("E[|x|]", low=0))
+    mean_abs: Float[Tensor, "layer prompt unit"] | None = measured("E[|x|]", low=0, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,7 +225,7 @@ class TopicActivityResult(Result):
             of_some = values[:, some].contiguous()
             observed[some] = effect(of_some, members).numpy()
             null = np.abs(_stacked(effect, of_some, labels))
-            p[some] = inference.exceeding_p(np.abs(observed[some]), null)
+            p[some] = inference.one_sided_p(np.abs(observed[some]), null)
             known = np.isfinite(observed[some])  # what has no value is no maximum
             largest = np.maximum(largest, null[:, known].max(axis=1, initial=0))
             low[some], high[some] = (
@@ -240,7 +237,7 @@ class TopicActivityResult(Result):
             high=high,
             p=p,
             q=inference.false_discovery(p),
-            p_max=inference.exceeding_p(np.abs(observed), largest[:, None]),
+            p_max=inference.one_sided_p(np.abs(observed), largest[:, None]),
             prompts=len(self.prompt),
             topics=len(self.topic),
             permutations=permutations,
@@ -311,8 +308,6 @@ class TopicActivityResult(Result):
         return f"{question}\nmean |x| of {pooled}; {self.provenance.describe()}"
 
 
-@final
-@dataclass(frozen=True)
 class TopicActivity(Probe[TopicActivityResult]):
     """How active each unit is on each prompt, for prompts that have topics.
 
@@ -332,7 +327,7 @@ class TopicActivity(Probe[TopicActivityResult]):
     of: Of = "head"
     pool: Literal["mean", "last"] | int = "mean"
     keep_rows: bool = True
-    layers: Sequence[int] | None = None
+    layers: Layers = None
 
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):

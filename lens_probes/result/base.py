@@ -1,0 +1,274 @@
+"""Results: typed tensors with their labels. Tables, figures, files and merging all follow from the declarations."""
+
+import dataclasses
+import hashlib
+import html
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import Float64
+from torch import Tensor
+
+from lens_probes import figures
+from lens_probes.messages import brief
+from lens_probes.result import files
+from lens_probes.result.merging import merged_fields
+from lens_probes.result.provenance import Provenance
+from lens_probes.result.schema import Declared, Quantity, schema
+from lens_probes.text.prompts import Table, whole_number
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+R = TypeVar("R", bound="Result")
+
+
+class Result(Declared):
+    """What a probe returns: typed tensors on the CPU with the labels of their axes, and how they came about.
+
+    Subclass it, or one of its relatives in `lens_probes.result.tokens`, and declare each quantity with `measured`,
+    `summed` or `derived`. `headline` names the quantity that tables and figures are of unless another is asked for; by
+    default it is the first that is no sum.
+    """
+
+    headline: ClassVar[str] = ""
+    provenance: Provenance = dataclasses.field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        sizes: dict[str, int] = {}
+        for name, dims in schema(type(self)).axes.items():
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if tensor.device.type != "cpu" or tensor.ndim != len(dims):
+                raise ValueError(
+                    f"{type(self).__name__}.{name} must be [{' '.join(dims)}] on the CPU; got a tensor of shape "
+                    f"{tuple(tensor.shape)} on {tensor.device}"
+                )
+            for axis, size in zip(dims, tensor.shape, strict=True):
+                labels = self.labels(axis)
+                expected = sizes.setdefault(axis, size if labels is None else len(labels))
+                if size != expected:
+                    raise ValueError(
+                        f"{type(self).__name__}.{name} has {size} entries on axis {axis!r}, and the labels or another "
+                        f"field have {expected}"
+                    )
+
+    # What it holds
+
+    def labels(self, axis: str) -> Any:
+        """The labels of an axis: the field of its name (`other_topic` is `topic` again), or None."""
+        axis = axis.removeprefix("other_")
+        return getattr(self, axis) if axis in {field.name for field in dataclasses.fields(self)} else None
+
+    def index_of(self, axis: str, asked: int) -> int:
+        """Where on an axis the layer, head or unit of this number stands, of those that are there.
+
+        An axis whose labels have no numbers (one unit per layer) has place 0 only.
+        """
+        whole_number(axis, asked)
+        labels = self.labels(axis)
+        numbers = [int(digits) if (digits := re.sub(r"\D", "", label)) else 0 for label in labels]
+        if asked not in numbers:
+            raise ValueError(f"{axis} {asked!r} was asked for and this result has {', '.join(labels)}")
+        return numbers.index(asked)
+
+    def quantity(self, name: str) -> Quantity:
+        """What a tensor's numbers are."""
+        if name not in schema(type(self)).quantities:
+            known = ", ".join(schema(type(self)).quantities)
+            raise ValueError(f"a quantity of a {type(self).__name__} must be one of {known}; got {brief(name)}")
+        return schema(type(self)).quantities[name]
+
+    def known(self, name: str) -> Float64[np.ndarray, "..."]:
+        """A quantity as float64, NaN where it is missing."""
+        missing, tensor = self.quantity(name).missing, getattr(self, name)
+        if tensor is None:
+            raise ValueError(
+                f"{name!r} was not measured in this run: {self.provenance.probe or 'its settings'} left it out"
+            )
+        values = tensor.double()
+        return (values if missing is None else values.masked_fill(tensor == missing, np.nan)).numpy()
+
+    # Figures
+
+    def figure(self) -> go.Figure:
+        """The first quantity: a grid of layers and heads, or a line over layers."""
+        name = schema(type(self)).headline
+        dims = {**schema(type(self)).axes, **schema(type(self)).derived}.get(name, ())
+        title = self.title(f"{self.quantity(name).says[:1].upper()}{self.quantity(name).says[1:]}")
+        if len(dims) == 2 and dims[0] == "layer" and dims[1] in ("head", "kv_head", "unit"):
+            return self.grid(name, title)
+        if dims == ("layer",):
+            line = figures.Line("all tokens", self.known(name).tolist())
+            return figures.lines(
+                {self.quantity(name).title: [line]}, self.labels("layer"), title=title, x_title="layer"
+            )
+        raise NotImplementedError(
+            f"{type(self).__name__}.{name} [{' '.join(dims)}] has no figure of its own: write figure()"
+        )
+
+    def grid(self, name: str, title: str, values: Tensor | None = None) -> go.Figure:
+        """A quantity by layer and head (or key/value head, or unit); `values` in its place, if given."""
+        quantity = self.quantity(name)
+        (_, across) = {**schema(type(self)).axes, **schema(type(self)).derived}[name]
+        signed = quantity.low < 0 < quantity.high
+        return figures.heatmap(
+            (self.known(name) if values is None else values).tolist(),
+            x=self.labels(across),
+            y=self.labels("layer"),
+            title=title,
+            x_title=across.replace("kv_head", "key/value head"),
+            y_title="layer",
+            colour_title=quantity.title,
+            signed=signed,
+            low=None if signed or not np.isfinite(quantity.high) else quantity.low,
+            high=None if signed or not np.isfinite(quantity.high) else quantity.high,
+        )
+
+    def title(self, question: str) -> str:
+        """A figure's title: the question, and below it under which conditions of which model it was asked."""
+        conditions = self.conditions()
+        return f"{question}\n{f'{conditions}; ' if conditions else ''}{self.provenance.describe()}"
+
+    def conditions(self) -> str:
+        """What else a reader of a figure must know: the read point, the metric, the target."""
+        return ""
+
+    # Merging
+
+    @classmethod
+    def merge(cls: type[R], parts: Sequence[R]) -> R:
+        """One result from those of several batches, equal to one run over everything; prompts are renumbered in order.
+
+        Merging is associative: `merge([merge([a, b]), c])` equals `merge([a, b, c])`.
+        """
+        if isinstance(parts, Result) or not isinstance(parts, Iterable):
+            raise TypeError(
+                f"merge takes a list of results; got one {type(parts).__name__}: write "
+                f"{cls.__name__}.merge([result, other])"
+            )
+        parts = list(parts)
+        if not parts:
+            raise ValueError("merge takes one result or more; got none: pass a list of them")
+        kinds = {type(part) for part in parts}
+        if len(kinds) > 1 or not issubclass(type(parts[0]), cls):
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise TypeError(f"merge takes results of one kind, {cls.__name__}; got {names}")
+        return parts[0] if len(parts) == 1 else type(parts[0])(**merged_fields(parts))
+
+    # Tables
+
+    def cells(self, *axes: str) -> pd.DataFrame:
+        """The labels of every cell of some axes, laid end to end in that order: a row per cell, a column per axis."""
+        return pd.MultiIndex.from_product([self.labels(axis) for axis in axes], names=axes).to_frame(index=False)
+
+    def to_frame(self, name: str | None = None) -> pd.DataFrame:
+        """A tidy table, one row per cell; columns are all quantities with the axes of `name` (the first declared).
+
+        Beside vocabulary ids (`top_ids`) stand their texts (`top_text`).
+        """
+        schema_ = schema(type(self))
+        axes = {**schema_.axes, **schema_.derived}
+        name = schema_.headline if name is None else name
+        if not isinstance(name, str):
+            raise TypeError(f"to_frame takes the name of one tensor, such as {next(iter(axes))!r}; got {brief(name)}")
+        if name not in axes:
+            raise ValueError(f"{type(self).__name__} has no tensor {name!r}; it has {', '.join(axes)}")
+        columns = {other: getattr(self, other) for other, dims in axes.items() if dims == axes[name]}
+        columns = {other: tensor for other, tensor in columns.items() if tensor is not None}
+        if name not in columns:
+            raise ValueError(f"{name!r} was not asked for in this run: see {self.provenance.probe}")
+        shape = columns[name].shape
+        index = np.indices(tuple(shape)).reshape(len(shape), shape.numel())
+        frames = [self._axis_frame(axis, at) for axis, at in zip(axes[name], index, strict=True)]
+        cells: dict[str, Any] = {}
+        vocab = getattr(self, "vocab", ())
+        for other, tensor in columns.items():
+            cells[other] = tensor.flatten().numpy()
+            if other.endswith("ids") and vocab:
+                texts = [vocab[i] if i >= 0 else "" for i in tensor.flatten().tolist()]
+                cells[f"{other.removesuffix('ids')}text"] = texts
+        frames.append(pd.DataFrame(cells))
+        return pd.concat(frames, axis=1)
+
+    def _axis_frame(self, axis: str, at: np.ndarray) -> pd.DataFrame:
+        labels = self.labels(axis)
+        if isinstance(labels, Table):
+            frame = labels.to_frame().iloc[at].reset_index(drop=True)
+            return frame.add_prefix("other_") if axis.startswith("other_") else frame
+        return pd.DataFrame({axis: at if labels is None else np.asarray(labels, dtype=object)[at]})
+
+    def to_xarray(self) -> "xr.Dataset":
+        """Every tensor with its labels as an xarray Dataset (install `lens-probes[xarray]`)."""
+        try:
+            import xarray as xr
+        except ImportError as error:
+            raise ImportError('to_xarray needs xarray: pip install "lens-probes[xarray]"') from error
+        arrays = {
+            name: (dims, tensor.numpy())
+            for name, dims in schema(type(self)).axes.items()
+            if (tensor := getattr(self, name)) is not None
+        }
+        coordinates: dict[str, Any] = {}
+        for axis in {axis for dims, _ in arrays.values() for axis in dims}:
+            labels = self.labels(axis)
+            if isinstance(labels, Table):
+                for column, values in labels.to_frame().items():
+                    coordinates[f"{axis}_{column}"] = (axis, values.to_numpy())
+            elif labels is not None:
+                coordinates[axis] = list(labels)
+        return xr.Dataset(arrays, coordinates, {"provenance": json.dumps(dataclasses.asdict(self.provenance))})
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """One `.safetensors` file with the labels and the provenance in its metadata, written whole or not at all."""
+        files.write(path, self)
+
+    @classmethod
+    def load(cls: type[R], path: str | os.PathLike[str]) -> R:
+        """Read a saved result. Nothing in the file is executed or imported: its class must be known already."""
+        known = {kind.__name__: kind for kind in _subclasses(cls) if schema(kind).axes}
+        return files.read(path, known, cls.__name__)
+
+    # Showing
+
+    def __repr__(self) -> str:
+        sizes: dict[str, int] = {}
+        for name, dims in schema(type(self)).axes.items():
+            if (tensor := getattr(self, name)) is not None:
+                sizes.update(zip(dims, tensor.shape, strict=True))
+        shown = ", ".join(f"{axis} {size:,}" for axis, size in sizes.items())
+        return f"{type(self).__name__}({shown}; content {self.content_hash()})"
+
+    def content_hash(self) -> str:
+        """Eight hexadecimal digits of numbers and labels: two results that print alike hold the same."""
+        digest = hashlib.blake2b(digest_size=4)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, Table | Provenance):
+                digest.update(
+                    value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+                )
+        return digest.hexdigest()
+
+    def _repr_html_(self) -> str:
+        by = self.provenance
+        lines = [f"<b>{type(self).__name__}</b> of {html.escape(by.probe)}", html.escape(by.describe())]
+        lines += [
+            f"<code>{name}</code> [{' '.join(dims)}] {html.escape(self.quantity(name).title)}"
+            for name, dims in schema(type(self)).axes.items()
+            if getattr(self, name) is not None
+        ]
+        return "<br>".join(lines)
+
+
+def _subclasses(kind: type[R]) -> list[type[R]]:
+    return [kind, *(found for below in kind.__subclasses__() for found in _subclasses(below))]

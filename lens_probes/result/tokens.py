@@ -1,0 +1,216 @@
+"""Results with one number per token, or per layer and token: summaries, comparisons and figures by word class."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from lens_probes import figures
+from lens_probes.maths import inference
+from lens_probes.messages import amount, brief
+from lens_probes.result.base import Result
+from lens_probes.result.schema import schema
+from lens_probes.text.prompts import Tokens, whole_number
+
+PANELS = 3  # of a figure of classes, side by side
+
+
+class TokenResult(Result):
+    """A result whose quantities are `[token]`: facts about tokens, or about their ids."""
+
+    token: Tokens
+
+    def words(self) -> Tokens:
+        """The tokens with the words and classes that a number is about: its own, unless a result says otherwise."""
+        return self.token
+
+    def by_word_class(self, *, weigh: inference.Weigh = "types") -> pd.DataFrame:
+        """Each quantity by word class: n, median, quartiles and the interval of the median.
+
+        Word types weigh equally unless `weigh="tokens"`. A fact about ids counts every id once.
+        """
+        frames = []
+        for name in self._over_tokens():
+            if self.quantity(name).by_id:
+                frame = inference.describe_types(self.known(name)[None], self.words())
+            else:
+                frame = inference.describe(self.known(name)[None], self.words(), self._classes(), weigh=weigh)
+            frames.append(frame.assign(quantity=name).drop(columns="unit"))
+        frame = pd.concat(frames, ignore_index=True)
+        return frame.reindex(columns=["quantity", *(column for column in frame.columns if column != "quantity")])
+
+    def compare(
+        self,
+        first: str = "content",
+        second: str = "function",
+        *,
+        quantity: str | None = None,
+        strata: inference.Strata | None = None,
+        weigh: inference.Weigh = "types",
+        permutations: int = inference.PERMUTATIONS,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The probability that a token of class `first` has the larger value, with its interval, p, q and n.
+
+        See `inference.compare`, and for a fact about ids `inference.compare_types`: each id counts once, and ids of
+        both classes are left out.
+        """
+        name = _asked(self, quantity, self._over_tokens())
+        values = self.known(name)[None]
+        if self.quantity(name).by_id:
+            frame = inference.compare_types(
+                values, self.words(), first, second, strata=strata, permutations=permutations, seed=seed
+            )
+        else:
+            frame = inference.compare(
+                values, self.words(), first, second, strata=strata, weigh=weigh, permutations=permutations, seed=seed
+            )
+        return frame.drop(columns="unit")
+
+    def figure(self) -> go.Figure:
+        """The median of the first quantity by word class, with its 95 % interval."""
+        name, table = self._over_tokens()[0], self.by_word_class()
+        table = table[table["quantity"] == name]
+        count = "types" if self.quantity(name).by_id else "words"
+        rows = list(zip(*(table[column] for column in ("word_class", "median", "low", "high", count)), strict=True))
+        return figures.bars(
+            {word_class: (median, low, high) for word_class, median, low, high, _ in rows},
+            notes={word_class: amount(n, count.removesuffix("s")) for word_class, *_, n in rows},
+            title=self.title(f"{self.quantity(name).says[:1].upper()}{self.quantity(name).says[1:]}, by word class"),
+            y_title=self.quantity(name).title,
+        )
+
+    def _over_tokens(self) -> list[str]:
+        return [name for name in schema(type(self)).over("token") if getattr(self, name) is not None]
+
+    def _classes(self) -> list[str]:
+        found = {each for each in self.words().word_class if each}
+        return [*(each for each in inference.CLASSES if each in found), *sorted(found - set(inference.CLASSES))]
+
+
+class LayerTokenResult(Result):
+    """A result whose quantities are `[layer token]`: paths of tokens through the layers."""
+
+    layer: tuple[str, ...]
+    token: Tokens
+
+    def words(self) -> Tokens:
+        """The tokens with the words and classes that a number is about: its own, unless a result says otherwise."""
+        return self.token
+
+    def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
+        """Each quantity by word class and layer: n, median, quartiles and the interval of the median.
+
+        One row per quantity, class and layer, with columns as `inference.describe` gives them; word types weigh equally
+        unless `weigh="tokens"`. Special tokens are left out unless `special`: their states are outliers.
+        """
+        values = {name: self.known(name) for name in self._over_tokens()}
+        return inference.by_word_class(values, self.layer, self.words(), special=special, weigh=weigh)
+
+    def compare(
+        self,
+        first: str = "content",
+        second: str = "function",
+        *,
+        quantity: str | None = None,
+        strata: inference.Strata | None = None,
+        weigh: inference.Weigh = "types",
+        permutations: int = inference.PERMUTATIONS,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Per layer: the probability that a token of class `first` has the larger value, its interval, p, q and n.
+
+        `quantity`: the first declared unless another is named. See `inference.compare`. For frequency matching give
+        `strata`, one number per token: `lens_probes.text.words.merge_order(model.tokenizer)[result.words().id]`, or
+        counts of your own.
+        """
+        name = _asked(self, quantity, self._over_tokens())
+        frame = inference.compare(
+            self.known(name),
+            self.words(),
+            first,
+            second,
+            strata=strata,
+            weigh=weigh,
+            permutations=permutations,
+            seed=seed,
+        )
+        return inference.with_layers(frame, self.layer)
+
+    def figure(self) -> go.Figure:
+        """The medians of the first quantities by word class over layers, with 95 % intervals; their nulls are dotted.
+
+        Classes of fewer than ten words are left out, unless there are no others.
+        """
+        nulls = {self.quantity(name).null for name in self._over_tokens()}
+        shown = [name for name in self._over_tokens() if name not in nulls][:PANELS]
+        return self.draw_classes(self.class_panels(*shown), "How do word classes differ, layer by layer?")
+
+    def class_panels(self, *quantities: str) -> dict[str, list[figures.Line]]:
+        """The lines of each quantity by word class, with those of its null; panels by the title of their axis."""
+        table = self.by_word_class()
+        classes = figures.shown_classes(table)
+        panels = {}
+        for name in quantities:
+            lines = figures.class_lines(table, name, classes)
+            for word_class in classes if self.quantity(name).null else ():
+                lines += [
+                    replace(line, name=f"null: another {word_class} token", low=None, high=None, dashed=True)
+                    for line in figures.class_lines(table, self.quantity(name).null, [word_class])
+                ]
+            panels[self.quantity(name).title] = lines
+        return panels
+
+    def draw_classes(self, panels: dict[str, list[figures.Line]], question: str) -> go.Figure:
+        """Panels over the layers of this result, turned and scaled as their quantities say."""
+        declared = {(quantity := self.quantity(name)).title: quantity for name in self._over_tokens()}
+        return figures.lines(
+            panels,
+            self.layer,
+            title=self.title(question),
+            x_title="layer (read point)",
+            upside_down=[title for title in panels if title in declared and declared[title].low_on_top],
+            logarithmic=[title for title in panels if title in declared and declared[title].logarithmic],
+        )
+
+    def figure_paths(self, prompt: int = 0, token: int | str = 0, *, quantity: str | None = None) -> go.Figure:
+        """One prompt's tokens through the layers, one token bold: a position, or a word that the prompt has once."""
+        name = _asked(self, quantity, self._over_tokens())
+        rows = self.token.rows(prompt)
+        bold, values = rows.index(self.token.row(prompt, token)), self.known(name)
+        texts = [self.token.text[i] for i in rows]
+        classes = ["special" if self.token.special[i] else self.token.word_class[i] or "no word" for i in rows]
+        return figures.paths(
+            [
+                figures.TokenPath(
+                    text, kind, values[:, i].tolist(), figures.class_colour(kind, classes), f" (token {n})"
+                )
+                for n, (text, kind, i) in enumerate(zip(texts, classes, rows, strict=True))
+            ],
+            bold=bold,
+            x=self.layer,
+            title=self.title(f"{name.replace('_', ' ').capitalize()} of the tokens of prompt {prompt}"),
+            x_title="layer (read point)",
+            y_title=self.quantity(name).title,
+            upside_down=self.quantity(name).low_on_top,
+        )
+
+    def rows_shown(self, prompt: int, first: int) -> list[int]:
+        """The rows of a prompt's tokens from number `first` on, as many as a heatmap can show."""
+        whole_number("first", first)
+        rows = self.token.rows(prompt)[first : first + figures.ROWS] if first >= 0 else []
+        if not rows:
+            n = len(self.token.rows(prompt))
+            raise ValueError(f"first must be the number of a token of prompt {prompt}, 0 to {n - 1}; got {first}")
+        return rows
+
+    def _over_tokens(self) -> list[str]:
+        return [name for name in schema(type(self)).over("layer", "token") if getattr(self, name) is not None]
+
+
+def _asked(result: Result, quantity: str | None, known: Sequence[str]) -> str:
+    """The quantity that was asked for, or the first."""
+    if quantity is not None and quantity not in tuple(known):
+        raise ValueError(f"quantity must be one of {', '.join(known)}; got {brief(quantity)}")
+    return known[0] if quantity is None else quantity

@@ -1,0 +1,142 @@
+"""Settings of probes and experiments: what each may be stands in its annotation and is checked in one place.
+
+    steps: Positive = 100
+    loss: Literal["cosine", "l2"] = "l2"
+    center: Annotated[ResidualMeanResult | None, described("the result of ResidualMean().run(model, texts)")] = None
+
+One form of message: `LogitLens(top_k=...) must be a whole number, 0 or more; got -1`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from lens_probes.messages import brief
+
+
+class Allowed(NamedTuple):
+    """What a value must be, in words, beside its type; and whether one is."""
+
+    says: str
+    holds: Callable[[Any], bool]
+    restricts: bool = True
+
+
+def at_least(n: int) -> Allowed:
+    """Whole numbers from n on."""
+    return Allowed(f"a whole number, {n} or more", lambda value: value >= n)
+
+
+def above(low: int | float) -> Allowed:
+    """Numbers above a bound, which are finite."""
+    return Allowed(f"a number above {low:g}", lambda value: low < value < float("inf"))
+
+
+def from_on(low: int | float) -> Allowed:
+    """Numbers from a bound on, which are finite."""
+    return Allowed(f"a number, {low:g} or more", lambda value: low <= value < float("inf"))
+
+
+def between(low: int | float, high: int | float) -> Allowed:
+    """Numbers between two bounds, neither of them included."""
+    return Allowed(f"a number between {low:g} and {high:g}", lambda value: low < value < high)
+
+
+def described(says: str) -> Allowed:
+    """Values of the annotated type, called by these words where one is not."""
+    return Allowed(says, lambda value: True, restricts=False)
+
+
+Count = Annotated[int, at_least(0)]
+Positive = Annotated[int, at_least(1)]
+Rate = Annotated[float, above(0)]
+Share = Annotated[float, between(0, 1)]
+Seed = Annotated[int, at_least(0)]
+if TYPE_CHECKING:
+    Layers = Sequence[int] | slice | None
+else:
+    Layers = Any  # the view of a model checks them, which knows how many there are
+"""Which layers: their numbers (negative ones count from the end), or None for all."""
+
+
+def check_settings(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise unless each of these settings is what its annotation allows; those left out have their defaults."""
+    hints = get_type_hints(kind, include_extras=True)
+    try:
+        given = inspect.signature(kind.__init__).bind(None, *args, **kwargs).arguments
+    except TypeError:
+        return  # too few or too many: the constructor says so in its own words
+    for name, value in given.items():
+        if name in hints and not allows(hints[name], value):
+            error = ValueError if _is_restricted(hints[name]) else TypeError
+            raise error(f"{kind.__name__}({name}=...) must be {says(hints[name])}; got {brief(value)}")
+
+
+def allows(hint: Any, value: Any) -> bool:
+    """Whether an annotation allows a value.
+
+    >>> allows(Positive, 3), allows(Positive, 0), allows(Positive | None, None), allows(Literal["a"], "b")
+    (True, False, True, False)
+    """
+    if get_origin(hint) is Annotated:
+        kind, *notes = get_args(hint)
+        return allows(kind, value) and all(note.holds(value) for note in notes if isinstance(note, Allowed))
+    if get_origin(hint) in (Union, UnionType):
+        return any(allows(option, value) for option in get_args(hint))
+    return fits(value, hint)
+
+
+def says(hint: Any) -> str:
+    """What an annotation allows, in words.
+
+    >>> says(Positive | None), says(Literal["a", "b", "c"]), says(bool)
+    ('a whole number, 1 or more, or None', "'a', 'b' or 'c'", 'True or False')
+    """
+    if get_origin(hint) is Annotated:
+        kind, *notes = get_args(hint)
+        return next((note.says for note in notes if isinstance(note, Allowed)), says(kind))
+    if get_origin(hint) in (Union, UnionType):
+        *options, last = [says(option) for option in get_args(hint)]
+        separator = ", " if any("," in option for option in options) else " "
+        return f"{', '.join(options)}{separator}or {last}"
+    if get_origin(hint) is Literal:
+        *options, last = map(repr, get_args(hint))
+        return f"{', '.join(options)} or {last}" if options else last
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
+    kind = get_origin(hint) or hint
+    if kind is Callable or kind is get_origin(Callable[[], None]):
+        return "a function"
+    return words.get(kind) or f"a {getattr(kind, '__name__', kind)}"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the kind that a plain annotation names; True is no whole number.
+
+    >>> fits((1, 2), tuple[int, ...]), fits(True, int), fits(1, float), fits("a", str | None)
+    (True, False, True, True)
+    """
+    kind, options = get_origin(hint) or hint, get_args(hint)
+    if kind is Annotated:
+        return fits(value, options[0])
+    if kind in (Union, UnionType):
+        return any(fits(value, option) for option in options)
+    if kind is Literal:
+        return any(type(value) is type(option) and value == option for option in options)
+    if kind is tuple:
+        each = (options[:1] * len(value) if options[1:] == (...,) else options) if isinstance(value, tuple) else ()
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
+    if kind in (int, float):
+        return type(value) is int or type(value) is kind
+    if kind is Sequence and options:
+        return (
+            isinstance(value, Sequence) and not isinstance(value, str) and all(fits(each, options[0]) for each in value)
+        )
+    return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _is_restricted(hint: Any) -> bool:
+    """Whether an annotation allows some values of a type and not others."""
+    if get_origin(hint) is Annotated:
+        return any(isinstance(note, Allowed) and note.restricts for note in get_args(hint)[1:])
+    return get_origin(hint) is Literal or any(_is_restricted(option) for option in get_args(hint))
