@@ -33,7 +33,7 @@ def ascend(
     where it may be. A slope of 0 keeps what it belongs to where it is. To descend, give the negative gradient.
 
     >>> *_, end = ascend(torch.zeros(1), lambda x, step: 2 * (3 - x), steps=200, rate=0.1)
-    >>> round(float(end), 2)
+    >>> round(end.item(), 2)
     3.0
     """
     point = start.detach().clone().requires_grad_()
