@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 
 import pytest
 
@@ -140,7 +139,6 @@ def test_a_page_that_does_not_fit_in_the_end_is_said_in_one_sentence(tmp_path, c
 
 @pytest.mark.usefixtures("tiny_model")
 def test_an_installed_probe_that_needs_settings_is_left_out_and_named(tmp_path, capsys, monkeypatch):
-    @dataclass(frozen=True)
     class Needy(lp.Probe):
         """Cannot be made without a word."""
 

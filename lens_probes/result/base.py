@@ -176,7 +176,9 @@ class Result(Declared):
         """
         schema_ = schema(type(self))
         axes = {**schema_.axes, **schema_.derived}
-        name = schema_.headline if name is None else name
+        if name is None:
+            kept = [schema_.headline, *axes]
+            name = next(each for each in kept if each in schema_.derived or getattr(self, each) is not None)
         if not isinstance(name, str):
             raise TypeError(f"to_frame takes the name of one tensor, such as {next(iter(axes))!r}; got {brief(name)}")
         if name not in axes:

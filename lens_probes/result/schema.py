@@ -48,14 +48,15 @@ class Quantity(NamedTuple):
         >>> Quantity("entropy", "nats", low=0).title, Quantity("cosine with the mean", low=-1, high=1).title
         ('entropy (nats, 0 or more)', 'cosine with the mean (-1 to 1)')
         """
-        spans = {
-            (False, False): "",
-            (True, False): f"{self.low:g} or more",
-            (False, True): f"at most {self.high:g}",
-            (True, True): f"{self.low:g} to {self.high:g}",
-        }
-        notes = [note for note in (self.unit, spans[math.isfinite(self.low), math.isfinite(self.high)]) if note]
+        notes = [note for note in (self.unit, _span(self.low, self.high)) if note]
         return f"{self.says} ({', '.join(notes)})" if notes else self.says
+
+
+def _span(low: int | float, high: int | float) -> str:
+    least, most = (f"{bound:,.12g}" for bound in (low, high))
+    if math.isfinite(low):
+        return f"{least} to {most}" if math.isfinite(high) else f"{least} or more"
+    return f"at most {most}" if math.isfinite(high) else ""
 
 
 def measured(
