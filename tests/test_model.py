@@ -332,7 +332,7 @@ def test_versions_are_those_of_the_installed_packages(gpt2: Any) -> None:
 
 @pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), lambda: "gpt2"])
 def test_what_is_no_model_of_transformer_lens_is_refused(make: Any) -> None:
-    with pytest.raises(TypeError, match=r"HookedTransformer or a TransformerBridge of TransformerLens; .* came: load"):
+    with pytest.raises(TypeError, match=r"HookedTransformer or a TransformerBridge of TransformerLens; got \w+: load"):
         ModelView(make())
 
 

@@ -1,25 +1,24 @@
 """Models as lens_probes reads them. Only this folder knows TransformerLens.
 
-hooks.py      names of activations, as a table       adapters.py   what differs between model classes
-base.py       names and layers of any model          running.py    a pass that leaves the model as it is
-weights.py    in one shape for all classes           passes.py     activations, logits, soft tokens
-attention.py  queries and keys up to the softmax     head.py       from states to logits
-sums.py       whether parts add up to the whole      tokenizer.py  between text and ids
-view.py       ModelView and ImageView, of all these
-prefix.py     one more token after a prefix          ablation.py   heads and neurons set to fixed values
-untrained.py  the baseline of random weights
+hooks.py      names of activations, as tables        adapters.py   what differs between model classes
+base.py       names and layers of any model          passes.py     activations, logits, other embeddings
+weights.py    in one shape for all classes           attention.py  queries, keys, values, masks
+head.py       from states to logits                  sums.py       whether parts add up to the whole
+tokenizer.py  text to token ids and back             view.py       ModelView and ImageView, made of these
+prefix.py     the next token after a prefix          ablation.py   heads and neurons set to fixed values
+untrained.py  a random-weights baseline
 """
 
 from lens_probes.model.ablation import Ablation
 from lens_probes.model.base import View
 from lens_probes.model.head import HEADLESS
 from lens_probes.model.hooks import READ_POINTS, ReadPoint
+from lens_probes.model.passes import differentiating, undisturbed
 from lens_probes.model.prefix import Continuation
-from lens_probes.model.running import undisturbed
 from lens_probes.model.sums import tolerance
 from lens_probes.model.tokenizer import Spans
 from lens_probes.model.untrained import untrained
-from lens_probes.model.view import ImageView, ModelView, differentiating, view_of
+from lens_probes.model.view import ImageView, ModelView, view_of
 from lens_probes.model.weights import Norm
 
 __all__ = [

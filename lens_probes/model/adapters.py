@@ -1,6 +1,6 @@
 """What differs between the model classes of TransformerLens: one adapter per class, chosen once per view.
 
-A class is told by its attributes. None is imported: no release of TransformerLens has them all.
+Classes are recognized by their attributes, never imported: no release of TransformerLens has all of them.
 """
 
 import copy
@@ -19,14 +19,14 @@ from lens_probes.model.hooks import ENCODER_HOOKS, HOOKS
 
 
 class Past(NamedTuple):
-    """Keys and values of a prefix: how many tokens layers hold, and the options of a pass of so many candidates."""
+    """Keys and values of a prefix: the numbers of tokens in its layers, and the options of a pass of n candidates."""
 
     lengths: set[int]
     options: Callable[[int], dict[str, Any]]
 
 
 class Adapter:
-    """A decoder as a TransformerBridge (TransformerLens 3 and 4). The other classes override what differs."""
+    """A decoder as a TransformerBridge (TransformerLens 3 and 4). Adapters of other classes override what differs."""
 
     hooks: ClassVar[Mapping[str, str]] = HOOKS
     encoder: ClassVar[bool] = False
@@ -37,7 +37,7 @@ class Adapter:
         self.wrapped: Any = getattr(model, "original_model", None)  # the model of Hugging Face inside
 
     def check(self) -> None:
-        """Raise for a class that looks alike and gives other states."""
+        """Raise for a class whose hooks hold other states than their names say."""
 
     @property
     def processed(self) -> bool:
@@ -76,7 +76,7 @@ class Adapter:
         return values if clip is None else values.clamp(-clip, clip)
 
     def seen(self, n: int, device: torch.device) -> Bool[Tensor, "query key"]:
-        """Which of n tokens each may look at, where no window hides some."""
+        """Which of n tokens each query may look at, apart from windows."""
         return torch.ones(n, n, dtype=torch.bool, device=device).tril()
 
     def window(self, layer: int) -> int | None:
@@ -111,7 +111,7 @@ class Adapter:
             yield partial(self._past, ("past_key_values",))
 
     def _past(self, names: tuple[str, ...], ids: Int[Tensor, "1 position"]) -> Past:
-        """Compute a prefix, Hugging Face's cache handed on under these names."""
+        """Compute a prefix with a cache of Hugging Face, passed under these names."""
         from transformers import DynamicCache
 
         class Joining(DynamicCache):
@@ -158,11 +158,8 @@ class Encoder(Adapter):
         """None: `ln1` stands after attention."""
 
     def seen(self, n: int, device: torch.device) -> Bool[Tensor, "query key"]:
-        """Every token looks at all."""
+        """Attention goes both ways."""
         return torch.ones(n, n, dtype=torch.bool, device=device)
-
-    def window(self, layer: int) -> int | None:
-        """None: windows are the decoders'."""
 
     def before_final_norm(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """A dense layer and an activation: BERT's configuration chooses it, RoBERTa's is always GELU."""
@@ -188,19 +185,19 @@ class Hooked(Adapter):
 
     @property
     def processed(self) -> bool:
-        """By the kind of norm: a folded one has no weight."""
+        """The name of the norm says so."""
         return str(self.model.cfg.normalization_type).endswith("Pre")
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
-        """All are listed."""
+        """Every module by name."""
         yield from self.model.named_modules()
 
     def options(self, names: Sequence[str]) -> dict[str, Any]:
-        """None are needed."""
+        """HookedTransformer needs none."""
         return {}
 
     def attention_scale(self, layer: int) -> float:
-        """HookedTransformer keeps what it divides by."""
+        """The inverse of what HookedTransformer divides by."""
         return 1 / float(self.model.blocks[layer].attn.attn_scale)
 
     def pasts(self) -> Iterator[Callable[[Int[Tensor, "1 position"]], Past]]:

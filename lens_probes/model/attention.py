@@ -1,4 +1,4 @@
-"""What attention does to queries, keys and values: scale, rotary positions, caps, clipping, and what is masked."""
+"""What attention does with queries, keys and values: rotary positions, scale, soft cap, clipping, masks."""
 
 from functools import cached_property
 
@@ -7,24 +7,23 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_probes.model.passes import Passes
-from lens_probes.model.running import undisturbed
+from lens_probes.model.passes import Passes, undisturbed
 
 
 class Attention(Passes):
-    """Queries and keys up to the softmax."""
+    """From queries and keys to what the softmax gets."""
 
     def hook_query(self, layer: int) -> str:
         """The activation that holds the queries, after rotary positions and norms where TransformerLens has them so."""
         return self._hook("rotated_query" if self._hooks_rotated else "query", layer)
 
     def hook_key(self, layer: int) -> str:
-        """The same of the keys, one per key/value head."""
+        """The activation that holds the keys, likewise; one per key/value head."""
         return self._hook("rotated_key" if self._hooks_rotated else "key", layer)
 
     @cached_property
     def _hooks_rotated(self) -> bool:
-        """Whether rotated queries are to be had: a Bridge lists them for NeoX too, and never computes them."""
+        """Whether the model computes rotated queries: for NeoX a Bridge lists their hook and never calls it."""
         name = self._hook("rotated_query")
         if name not in self.model.hook_dict:
             return False
@@ -43,7 +42,10 @@ class Attention(Passes):
             return _pairs_turned(x, table.to(x.device)[position.to(x.device)])
         rotary = next((part for _, part in self.modules() if hasattr(part, "inv_freq")), None)
         if rotary is None:
-            raise ValueError(f"{self.name} turns queries and keys by positions in a way that we do not know")
+            raise ValueError(
+                f"{self.name} must rotate queries and keys as GPT-NeoX or GPT-J does; got another kind of rotary "
+                f"positions: use another model"
+            )
         with undisturbed(self.model):
             cos, sin = (part[0, :, None] for part in rotary(x[None], position[None].to(x.device)))
         turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
@@ -70,8 +72,8 @@ class Attention(Passes):
     ) -> Bool[Tensor, "query key"]:
         """Which tokens of a prompt each query may look at: on decoders those before it, or a window of them.
 
-        A weight of 0 says neither: it may be too small for the precision. Where all heads have one, the scores of the
-        prompt say what is masked.
+        A weight of 0 does not show that a token is hidden: it may have underflowed. Where all heads have one, the
+        scores show what is masked.
         """
         n = len(ids)
         may = self.adapter.seen(n, pattern.device)

@@ -3,7 +3,7 @@
 import difflib
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence, Set
-from functools import cache
+from functools import cache, partialmethod
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ class View:
 
     @property
     def name(self) -> str:
-        """The name the model was loaded under; of a folder its last part."""
+        """The name under which the model was loaded; for a path, the name of its folder."""
         name = str(getattr(self.model.cfg, "model_name", "unnamed"))
         return Path(name).name if Path(name).is_absolute() else name
 
@@ -47,12 +47,12 @@ class View:
 
     @property
     def device(self) -> torch.device:
-        """Where the first weights are, and what is put in must be."""
+        """The device of the first weights, on which inputs must be."""
         return next(self.model.parameters()).device
 
     @property
     def versions(self) -> tuple[tuple[str, str], ...]:
-        """Versions of the packages a number depends on."""
+        """Versions of the packages that the numbers depend on."""
         return _versions()
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -85,7 +85,7 @@ class View:
         return tuple(numbers)
 
     def units(self, asked: Sequence[int], hook: str, width: int) -> list[int]:
-        """The numbers of the units asked for, each once, of an activation of so many."""
+        """The units asked for, checked against the width of their activation."""
         if not isinstance(asked, Sequence) or any(type(number) is not int for number in asked):
             raise TypeError(f"units={brief(asked)}: list their numbers, as units=[3] or units=range(8)")
         for number in asked:
@@ -122,33 +122,19 @@ class View:
         (layer,) = self.layers([layer])
         return self.hook_neurons(layer) if at == "neuron" else self.hook(at, layer)
 
-    def hook_neurons(self, layer: int) -> str:
-        """The activation that holds each neuron's value after the activation function (and its gate)."""
-        return self._hook("neuron", layer)
+    def _hook(self, what: str, layer: int = 0) -> str:
+        return self.adapter.hooks[what].format(layer=layer)
 
-    def hook_z(self, layer: int) -> str:
-        """The activation that holds each head's mixed values, before W_O."""
-        return self._hook("z", layer)
-
-    def hook_plain_key(self, layer: int) -> str:
-        """The activation that holds the keys before rotary positions and norms, one per key/value head."""
-        return self._hook("key", layer)
-
-    def hook_value(self, layer: int) -> str:
-        """The activation that holds the values, one per key/value head."""
-        return self._hook("value", layer)
-
-    def hook_pattern(self, layer: int) -> str:
-        """The activation that holds the attention pattern."""
-        return self._hook("pattern", layer)
+    hook_neurons = partialmethod(_hook, "neuron")
+    hook_plain_key = partialmethod(_hook, "key")
+    hook_value = partialmethod(_hook, "value")
+    hook_pattern = partialmethod(_hook, "pattern")
+    hook_z = partialmethod(_hook, "z")
 
     @property
     def hook_token_embed(self) -> str:
         """The activation that holds what each token's id alone gives: rows of W_E."""
         return self._hook("token_embed")
-
-    def _hook(self, what: str, layer: int = 0) -> str:
-        return self.adapter.hooks[what].format(layer=layer)
 
     def stream(self, layers: Iterable[int] | None, *, incl_mid: bool = False) -> dict[str, str]:
         """The residual stream through these layers: label and activation of every state, in the order they come about.
@@ -168,7 +154,7 @@ class View:
         return f"{layer}_{at.removeprefix('resid_')}"
 
     def check_hooks(self, names: Iterable[str]) -> None:
-        """Raise for a name that the model does not have: it would pass silently beside a good one."""
+        """Raise for a name that the model does not have: TransformerLens ignores one beside names that it has."""
         existing = self.model.hook_dict
         for name in names:
             if name not in existing:

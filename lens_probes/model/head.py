@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_probes.model.passes import Passes
-from lens_probes.model.running import undisturbed
+from lens_probes.model.passes import undisturbed
+from lens_probes.model.weights import Weights
 
 HEADLESS: frozenset[str] = frozenset({"all-minilm-l6-v2"})
 """Models whose file holds no language-model head: a Bridge gives them an untrained one, whose logits mean nothing."""
@@ -15,7 +15,7 @@ HEADLESS: frozenset[str] = frozenset({"all-minilm-l6-v2"})
 TOLERANCE = 0.1  # of the spread of log-probabilities: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by 1
 
 
-class Head(Passes):
+class Head(Weights):
     """The language-model head."""
 
     def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
@@ -51,7 +51,7 @@ class Head(Passes):
     def check_head(self) -> None:
         """Raise unless the logits that we read from the last state of a few tokens are the model's own."""
         self._refuse_headless()
-        if not self._head_error <= TOLERANCE:  # not a number is no agreement either
+        if not self._head_error <= TOLERANCE:  # refuses NaN too
             raise ValueError(
                 f"the logits of {self.name} are not its final norm, unembedding and soft cap alone (they differ by "
                 f"{self._head_error:.2g} of their spread): it cannot be read through its head, use another model"

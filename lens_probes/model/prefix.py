@@ -1,7 +1,6 @@
-"""One more token after a prefix, for many candidates at once."""
+"""The next token after a prefix whose keys and values are computed once."""
 
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,22 +8,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_probes.model.adapters import Past
-from lens_probes.model.running import run_until, undisturbed
+from lens_probes.model.passes import run_until, undisturbed
 from lens_probes.model.view import ModelView
 
-TOKENS_OF_WHOLE_PREFIXES = 512  # of a pass, where a cache cannot be trusted: as many as a batch of prompts holds
+TOKENS_OF_WHOLE_PREFIXES = 512  # per pass, where a cache cannot be trusted
 
 
 class Continuation:
-    """An activation of one more token after a prefix, for many candidates at once: what a search over tokens asks for.
+    """An activation of the next token after a prefix, for many candidates at once, as a search over tokens needs it.
 
     The keys and values of the prefix are computed once, and a pass ends where the activation stands: no later layer, no
     unembedding. Both classes allow it: a Bridge hands Hugging Face's cache on (3.9 and 4.x), HookedTransformer has its
     own. Encoders do not: there every state depends on what follows.
 
-    What a cache promises is checked once per prefix: it holds every token, and one token after it has the state of the
-    whole prompt. Where it does not (TransformerLens 4.3 alone does not fill the cache of transformers 5.24), every
-    candidate is computed with its whole prefix, and a warning says so once per view.
+    Each cache is checked: it must hold every token of the prefix, and one token after it must have the state of the
+    whole prompt. If it fails (TransformerLens 4.3 alone does not fill the cache of transformers 5.24), every candidate
+    is computed with its whole prefix, and a warning says so once per view.
 
     >>> from lens_probes.examples import tiny
     >>> view = ModelView(tiny.bridge("llama"))
@@ -56,28 +55,23 @@ class Continuation:
         ids = torch.zeros(len(embeddings), dtype=torch.int64)
         return self._run(ids, edits={self._view.hook_token_embed: at_the_end}, gradients=True)
 
-    def _run(
-        self,
-        ids: Int[Tensor, " candidate"],
-        edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-        gradients: bool = False,
-    ) -> Float[Tensor, "candidate d"]:
+    def _run(self, ids: Int[Tensor, " candidate"], **how: Any) -> Float[Tensor, "candidate d"]:
         ids = ids.to(self._view.device)[:, None]
         if self._past:
             options = self._past.options(len(ids))
         else:
             ids = torch.cat([self._prefix.expand(len(ids), -1), ids], dim=1)
-            options: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
-        found = run_until(self._view.model, ids, [self._name], edits=edits, gradients=gradients, **options)
+            options = {"attention_mask": torch.ones_like(ids)}
+        found = run_until(self._view.model, ids, [self._name], **options, **how)
         return found[self._name][:, -1]
 
     def _keep_checked_past(self) -> None:
-        """Keep the first of the model's caches that does what it promises; say it if none does."""
+        """Keep the first kind of cache that passes the check; warn if none does."""
         view, n = self._view, len(self._prefix)
         other = (self._prefix[-1:] + 1) % view.d_vocab  # the same token again would be mixed from equal values
         whole, failed = self.states(other).float(), ""
         if not whole.isfinite().all():
-            return  # there is nothing to compare, and who asks refuses it
+            return  # nothing to compare: the caller refuses such states
         for past_of in view.adapter.pasts():
             try:
                 with undisturbed(view.model):

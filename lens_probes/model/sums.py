@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_probes.model.hooks import ADDED
-from lens_probes.model.passes import Passes
-from lens_probes.model.running import undisturbed
+from lens_probes.model.passes import undisturbed
+from lens_probes.model.weights import Weights
 
 EXACT = 1e-3  # of what is compared, in float32 and float64
 HALF = 0.03  # in half precision
@@ -20,8 +20,8 @@ def tolerance(dtype: torch.dtype) -> float:
     return EXACT if dtype in (torch.float32, torch.float64) else HALF
 
 
-class Sums(Passes):
-    """Checks of what TransformerLens and we take for granted."""
+class Sums(Weights):
+    """Checks that weights times activations give what a block adds."""
 
     def hooks_written(self, layer: int) -> list[str]:
         """The activations that `check_written` compares: heads, and the stream before and after attention."""
@@ -55,14 +55,14 @@ class Sums(Passes):
         block: str,
         norm_after: str,
     ) -> None:
-        """Raise unless this is the stream after less the stream before, and less what else was added at once."""
+        """Raise unless `written` is the stream after minus the stream before, minus what else is added between."""
         before, after, *others = stream
         if (norm := getattr(self.model.blocks[layer], norm_after, None)) is not None:
             with undisturbed(self.model):
                 written = norm(written.to(self.W_E.dtype)[None])[0].float()
         added = after.float() - before.float() - sum(other.float() for other in others)
         size, off = added.norm(dim=-1), (written - added).norm(dim=-1)
-        # The difference has the rounding of what it is taken of.
+        # A difference has the rounding errors of its terms.
         rounding = torch.finfo(after.dtype).eps * torch.stack(list(stream)).float().norm(dim=-1).amax(0)
         wrong = ~(off <= tolerance(after.dtype) * size + 2 * rounding)
         if wrong.any():

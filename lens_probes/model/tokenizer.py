@@ -1,4 +1,4 @@
-"""Between text and token ids, as a model's own tokenizer has it."""
+"""Text to token ids and back, with the model's own tokenizer."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -10,7 +10,7 @@ Spans = list[tuple[int, int] | None]
 
 
 class Tokenizer(Weights):
-    """The tokenizer, and what every id stands for."""
+    """The tokenizer, and the text of every token id."""
 
     @property
     def tokenizer(self) -> Any:
@@ -24,7 +24,7 @@ class Tokenizer(Weights):
 
     @property
     def pad_id(self) -> int:
-        """An id to fill a batch with; what is masked does not matter, but it must be in the vocabulary."""
+        """An id to fill a batch with. It is masked, but must be in the vocabulary."""
         pad = getattr(self.tokenizer, "pad_token_id", None)
         return pad if isinstance(pad, int) and pad < self.d_vocab else 0
 
@@ -74,11 +74,11 @@ class Tokenizer(Weights):
 
     @cached_property
     def vocabulary_texts(self) -> tuple[str, ...]:
-        """What every id stands for."""
+        """The text of every token id."""
         return tuple(self.token_texts(range(self.d_vocab)))
 
     def token_texts(self, ids: Iterable[int]) -> list[str]:
-        """What each id stands for, its leading space kept; pieces of a character by their name in the vocabulary."""
+        """The text of each id, with its leading space; for a part of a character, its name in the vocabulary."""
         ids = list(ids)
         if self.tokenizer is None:
             return [str(i) for i in ids]

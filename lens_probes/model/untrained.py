@@ -1,4 +1,4 @@
-"""A baseline of random weights: what it shows too was not learned."""
+"""A random-weights baseline."""
 
 import copy
 from typing import Any
@@ -11,7 +11,7 @@ from lens_probes.model.view import ModelView
 def untrained(model: Any, *, seed: int = 0) -> Any:
     """A Bridge of the same shape and tokenizer with the random weights that training starts from.
 
-    A random-weights baseline. The model itself is left as it is.
+    The model itself stays as it is.
 
     >>> from lens_probes.examples import tiny
     >>> model = tiny.bridge("llama")

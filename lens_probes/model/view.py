@@ -1,7 +1,5 @@
-"""Views: what lens_probes reads of a model of text or of images, and which models it refuses. They write nothing."""
+"""The views of models of text and of images, and which models they refuse. A view never changes its model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,9 +10,24 @@ from lens_probes.model.adapters import Images
 from lens_probes.model.attention import Attention
 from lens_probes.model.base import View
 from lens_probes.model.head import Head
-from lens_probes.model.running import device_type, run_until
+from lens_probes.model.passes import run_until
 from lens_probes.model.sums import Sums
 from lens_probes.model.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class Origin(Protocol):
+    """Which model data came from: a result's provenance says so."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def processed(self) -> bool:
+        """Whether its weights were processed."""
+        ...
 
 
 class ModelView(Attention, Head, Sums, Tokenizer):
@@ -32,8 +45,8 @@ class ModelView(Attention, Head, Sums, Tokenizer):
         _check_wrapped(model)
         if not hasattr(model, "run_with_cache") or not hasattr(model, "cfg"):
             raise TypeError(
-                f"a model is a HookedTransformer or a TransformerBridge of TransformerLens; {type(model).__name__} "
-                f"came: load one with lens_probes.load_model(name)"
+                f"a model is a HookedTransformer or a TransformerBridge of TransformerLens; got "
+                f"{type(model).__name__}: load one with lens_probes.load_model(name)"
             )
         super().__init__(model)
         self.continues_prefixes = True  # until a key/value cache breaks its promise
@@ -51,30 +64,15 @@ class ModelView(Attention, Head, Sums, Tokenizer):
         """Whether attention goes both ways and norms stand after the residual sum: BERT and RoBERTa."""
         return self.adapter.encoder
 
-    def refuse_other(self, what: str, origin: "Origin", embed_mean: Float[Tensor, " d_model"]) -> None:
-        """Raise unless data of this origin and with this mean embedding came from this very model."""
+    def refuse_other(self, what: str, origin: Origin, embed_mean: Float[Tensor, " d_model"]) -> None:
+        """Raise unless data of this origin and this mean embedding came from this model."""
         own = self.embed_mean
         same = embed_mean.shape == own.shape and (embed_mean - own).norm() <= 1e-3 * own.norm()
         if not same or origin.processed != self.processed or origin.model != self.name:
             raise ValueError(
-                f"{what} of {origin.model} ({'processed' if origin.processed else 'raw'} weights) and "
-                f"{self.name} ({'processed' if self.processed else 'raw'}) is asked: make it with the model itself"
+                f"{what} of {origin.model} ({'processed' if origin.processed else 'raw'} weights) and must come from "
+                f"{self.name} ({'processed' if self.processed else 'raw'} weights): make it with that model"
             )
-
-
-@runtime_checkable
-class Origin(Protocol):
-    """Which model data came from, as a result's provenance says."""
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        ...
-
-    @property
-    def processed(self) -> bool:
-        """Whether its weights were processed."""
-        ...
 
 
 class ImageView(View):
@@ -91,8 +89,8 @@ class ImageView(View):
         super().__init__(model)
         if not isinstance(self.adapter, Images) or not hasattr(model, "blocks"):
             raise TypeError(
-                f"a model of images is a TransformerBridge of a vision transformer; {type(model).__name__} of "
-                f"{type(self.adapter.wrapped).__name__} came: lens_probes.examples.tiny.vit() makes one"
+                f"a model of images is a TransformerBridge of a vision transformer; got {type(model).__name__} of "
+                f"{type(self.adapter.wrapped).__name__}: lens_probes.examples.tiny.vit() makes one"
             )
 
     @property
@@ -118,7 +116,7 @@ class ImageView(View):
 
 
 def view_of(model: Any) -> View:
-    """What is to be read of a model, of text or of images."""
+    """The view of a model of text or of images."""
     return ImageView(model) if isinstance(View(model).adapter, Images) else ModelView(model)
 
 
@@ -129,12 +127,3 @@ def _check_wrapped(model: Any) -> None:
             f"a Hugging Face model must be wrapped before it is read; got a {type(model).__name__}: pass "
             f"TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)"
         )
-
-
-@contextmanager
-def differentiating(model: Any) -> Iterator[None]:
-    """Gradients, no inference mode, no autocast inside, in whatever mode the caller is."""
-    model = model.model if isinstance(model, View) else model
-    device = device_type(model) if isinstance(model, torch.nn.Module) else "cpu"  # others are refused further on
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type=device, enabled=False):
-        yield

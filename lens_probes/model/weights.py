@@ -7,8 +7,7 @@ from einops import einsum, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_probes.model.base import View
-from lens_probes.model.running import undisturbed
+from lens_probes.model.passes import Passes, undisturbed
 
 
 class Norm(NamedTuple):
@@ -19,7 +18,7 @@ class Norm(NamedTuple):
     centred: bool
 
 
-class Weights(View):
+class Weights(Passes):
     """Sizes, embeddings, what heads and neurons read and write, and norms."""
 
     @property
@@ -38,11 +37,6 @@ class Weights(View):
         return int(self.model.cfg.d_model)
 
     @property
-    def d_vocab(self) -> int:
-        """Number of rows of the embedding."""
-        return int(self.W_E.shape[0])
-
-    @property
     def n_ctx(self) -> int | None:
         """The longest prompt, in tokens."""
         return getattr(self.model.cfg, "n_ctx", None)
@@ -50,13 +44,8 @@ class Weights(View):
     # Embeddings
 
     @property
-    def W_E(self) -> Float[Tensor, "vocab d_model"]:
-        """The embedding, one row per token id (on Gemma without the factor sqrt(d_model) on a Bridge)."""
-        return self.model.W_E.detach()
-
-    @property
     def embed_mean(self) -> Float[Tensor, " d_model"]:
-        """The mean embedding: data of another model are told by it."""
+        """The mean embedding, which tells models apart."""
         return self.W_E.mean(0, dtype=torch.float32).cpu()
 
     def embedding_at(self, position: int) -> Float[Tensor, "vocab d_model"]:
@@ -77,7 +66,7 @@ class Weights(View):
         return hasattr(self.model, "pos_embed") and hasattr(self.model.pos_embed, "W_pos")
 
     def embeddings(self) -> dict[str, str]:
-        """The activations that a decoder's first state is the sum of, and what they are."""
+        """The activations whose sum is a decoder's first state, each with its label."""
         # A Bridge lists hook_pos_embed for rotary models too, and never computes it.
         position = {self._hook("position_embed"): "position"} if self._has_positions else {}
         return {self.hook_token_embed: "embed", **position}
@@ -108,18 +97,19 @@ class Weights(View):
         """What each head writes for its mixed values, with the model's residual multiplier (Granite)."""
         return self._as_added(layer, self.model.blocks[layer].attn.W_O.detach())
 
-    def neuron_bias(self, layer: int) -> Float[Tensor, " d_model"] | float:
-        """What the MLP adds for no neuron: b_out, with the residual multiplier; 0 where the model has none."""
-        own = getattr(self.model.blocks[layer].mlp, "b_out", None)
-        return 0.0 if own is None else self._as_added(layer, own.detach()).float()
-
     def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | float:
-        """What attention adds for no head: b_O, with the residual multiplier; 0 where the model has none."""
-        own = getattr(self.model.blocks[layer].attn, "b_O", None)
+        """The bias that attention adds after W_O, with the residual multiplier; 0 if the model has none."""
+        return self._bias(layer, getattr(self.model.blocks[layer].attn, "b_O", None))
+
+    def neuron_bias(self, layer: int) -> Float[Tensor, " d_model"] | float:
+        """The bias that the MLP adds after W_out, with the residual multiplier; 0 if the model has none."""
+        return self._bias(layer, getattr(self.model.blocks[layer].mlp, "b_out", None))
+
+    def _bias(self, layer: int, own: Tensor | None) -> Float[Tensor, " d_model"] | float:
         return 0.0 if own is None else self._as_added(layer, own.detach()).float()
 
     def attention_bias(self, layer: int) -> Float[Tensor, " d_model"]:
-        """What attention adds whatever the tokens: b_O, and all heads' value biases through W_O."""
+        """What attention adds regardless of the tokens: b_O, and the value biases of all heads through W_O."""
         values = einsum(self.value_bias(layer), self.W_O(layer).float(), "head d_head, head d_head d_model -> d_model")
         return values + self.output_bias(layer)
 
@@ -161,7 +151,7 @@ class Weights(View):
         return made if bias is None else made + self._per_kv_head(bias.detach())
 
     def per_head(self, shared: Float[Tensor, "token kv_head d_head"]) -> Float[Tensor, "token head d_head"]:
-        """Keys or values of key/value heads as the heads see them."""
+        """Keys or values, repeated for the query heads that share them."""
         group = self.n_heads // shared.shape[1]
         return repeat(shared, "token kv_head d_head -> token (kv_head group) d_head", group=group)
 
@@ -182,7 +172,7 @@ class Weights(View):
         return self._norm(norm)
 
     def check_input_norm(self) -> None:
-        """Raise for a model that norms what attention adds only, so that `value_bias` does not know what it reads."""
+        """Raise for a model whose only norms come after attention: `value_bias` would be wrong."""
         if not hasattr(self.model.blocks[0], "ln1"):
             raise ValueError(
                 f"{self.name} has no norm before its attention, which this probe does not know how to read"
@@ -194,11 +184,11 @@ class Weights(View):
         return None if norm is None else self._norm(norm)
 
     def final_norm(self) -> Norm:
-        """What the final norm does to a state, beyond dividing it by its scale."""
+        """The norm before the unembedding."""
         return self._norm(self.model.ln_final)
 
     def _norm(self, norm: torch.nn.Module) -> Norm:
-        """Read off by what it returns: model classes keep a norm's weight in different places, Gemma without its 1."""
+        """Read off from outputs: model classes keep a norm's weight in different places, Gemma without its 1."""
         signs = torch.ones(self.d_model, device=self.device, dtype=torch.float32)
         signs[1::2] = -1.0  # mean 0 and mean square 1: a norm leaves it as it is
         probes = torch.stack([torch.zeros_like(signs), 100 * signs, 100 * torch.ones_like(signs)])
