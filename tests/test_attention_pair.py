@@ -48,14 +48,14 @@ def test_what_all_keys_write_is_what_attention_adds(cell):
     view = ModelView(model)
     result = whole_prompt(model, TEXTS[0]).run(model, TEXTS[0])
     ids = torch.tensor([view.encode(TEXTS[0], None)[0]])
-    out = "blocks.1.attn.o.hook_out" if view.is_bridge else "blocks.1.hook_attn_out"
+    out = "blocks.1.attn.o.hook_out" if view.class_name == "TransformerBridge" else "blocks.1.hook_attn_out"
     with torch.no_grad():
         _, cache = model.run_with_cache(ids)
     added = torch.stack([result.written(model, 1, head)[0].sum(0) for head in range(4)]).sum(0)
     bias = getattr(model.blocks[1].attn, "b_O", None)
     added = added if bias is None else added + bias.detach()
     own = cache[out][0, -1]
-    if not view.is_bridge and hasattr(model.blocks[1], "ln1_post"):  # HookedTransformer's is after the norm
+    if view.class_name == "HookedTransformer" and hasattr(model.blocks[1], "ln1_post"):  # its is after the norm
         own, added = own, model.blocks[1].ln1_post(added[None, None])[0, 0].detach()
     torch.testing.assert_close(added, own, rtol=0, atol=1e-4)
     norms = result.written(model, 1, 2)[0].norm(dim=-1)

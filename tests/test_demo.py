@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from lens_probes.examples import demo
-from lens_probes.examples.demo import HEADLESS, load_model, model_folder, sentences, templates, topics
+from lens_probes.examples.demo import load_model, model_folder, sentences, templates, topics
+from lens_probes.model import HEADLESS
 
 BOOT = "transformer_lens.model_bridge.TransformerBridge.boot_transformers"
 
@@ -295,8 +296,8 @@ def test_the_encoder_loads_offline_looks_both_ways_and_is_marked_as_headless() -
 
 
 def test_importing_the_demo_imports_no_model_library() -> None:
-    code = "import sys, lens_probes.demo; print({'transformers', 'transformer_lens'} & set(sys.modules))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[1])}
+    code = "import sys, lens_probes.examples.demo; print({'transformers', 'transformer_lens'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout == "set()\n", done.stderr
 

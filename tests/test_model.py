@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import lens_probes as lp
-from lens_probes import model as model_file
 from lens_probes.examples import tiny
 from lens_probes.model import READ_POINTS, Continuation, ImageView, ModelView, ReadPoint, undisturbed
 from lens_probes.reading import pad
@@ -333,7 +332,7 @@ def test_versions_are_those_of_the_installed_packages(gpt2: Any) -> None:
 
 @pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), lambda: "gpt2"])
 def test_what_is_no_model_of_transformer_lens_is_refused(make: Any) -> None:
-    with pytest.raises(TypeError, match=r"HookedTransformer or a TransformerBridge of TransformerLens; .* came: load"):
+    with pytest.raises(TypeError, match=r"HookedTransformer or a TransformerBridge of TransformerLens; got \w+: load"):
         ModelView(make())
 
 
@@ -428,12 +427,12 @@ def test_a_continuation_stops_where_its_activation_stands_and_leaves_no_trace(ow
 
 def of_another_prefix(past_of: Any) -> Any:
     """A prefix cache of the right length that holds the tokens in another order."""
-    return lambda *names_and_view_and_ids: past_of(*names_and_view_and_ids[:-1], names_and_view_and_ids[-1].flip(1))
+    return lambda ids: past_of(ids.flip(1))
 
 
 def that_stays_empty(past_of: Any) -> Any:
     """A prefix cache as a plain install made it in November 2026: nobody fills it."""
-    return lambda *names_and_view_and_ids: past_of(*names_and_view_and_ids)._replace(lengths={0})
+    return lambda ids: past_of(ids)._replace(lengths={0})
 
 
 @pytest.mark.parametrize(
@@ -443,9 +442,9 @@ def that_stays_empty(past_of: Any) -> Any:
 def test_where_a_cache_breaks_its_promise_whole_prefixes_give_the_states_and_it_is_said_once(
     fault: Any, found: str, own_gpt2: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for way in ("_past_of_bridge", "_past_of_hooked"):
-        monkeypatch.setattr(model_file, way, fault(getattr(model_file, way)))
     view, ids = ModelView(own_gpt2), torch.tensor([3, 4, 5, 6])
+    ways = list(view.adapter.pasts())
+    monkeypatch.setattr(view.adapter, "pasts", lambda: map(fault, ways))
     name, candidates = view.hook("resid_post", 2), torch.arange(300)  # more than one pass of whole prefixes
     with pytest.warns(UserWarning, match="key/value cache") as caught:
         following, _ = (Continuation(view, ids[:n], name) for n in (3, 2))
@@ -473,8 +472,8 @@ def test_a_cache_that_the_model_does_not_take_is_said(gpt2: Any, monkeypatch: py
     def refuse(*_: Any) -> None:
         raise TypeError("forward() got an unexpected keyword argument")
 
-    monkeypatch.setattr(model_file, "_past_of_bridge", refuse)
     view = ModelView(gpt2)
+    monkeypatch.setattr(view.adapter, "pasts", lambda: [refuse])
     with pytest.warns(UserWarning, match="torch .* none is accepted: whole prompts are computed instead"):
         Continuation(view, torch.tensor([3]), view.hook("resid_post", 1))
 

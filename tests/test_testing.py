@@ -86,7 +86,7 @@ FAULTS: dict[str, Callable[[Tensor, Reading], Tensor]] = {
     "below": lambda norm, reading: -norm,
     "above": lambda norm, reading: norm + 1000,
     "infinite": lambda norm, reading: norm / 0,
-    "class": lambda norm, reading: norm + reading.model.is_bridge,
+    "class": lambda norm, reading: norm + (reading.model.class_name == "TransformerBridge"),
     "weights": lambda norm, reading: writing(norm, lambda weight: weight.add_(1), reading),
     "weights swapped": lambda norm, reading: writing(norm, lambda weight: weight.copy_(weight.roll(1)), reading),
     "weights zeroed": lambda norm, reading: writing(norm, lambda weight: weight.zero_(), reading),

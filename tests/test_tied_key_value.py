@@ -40,7 +40,7 @@ def test_a_model_whose_values_are_its_keys_loses_nothing(decoder):
 def equal_values_to_keys(attention, view):
     """Give values the weights and bias of keys, wherever this class keeps them."""
     with torch.no_grad():
-        if not view.is_bridge:
+        if view.class_name == "HookedTransformer":
             names = ("_W_V", "_W_K", "_b_V", "_b_K") if hasattr(attention, "_W_V") else ("W_V", "W_K", "b_V", "b_K")
             for to, of in (names[:2], names[2:]):
                 getattr(attention, to).copy_(getattr(attention, of))

@@ -19,10 +19,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Models whose file holds no language-model head: the Bridge gives them an untrained one, so that their logits
-# mean nothing. `cfg.model_name` is the folder of the booted model: look `Path(cfg.model_name).name` up here.
-HEADLESS: frozenset[str] = frozenset({"all-minilm-l6-v2"})
-
 _NO_HUB = '"smollm2-135m" or "minilm"'
 _ALIASES = {"minilm": "all-minilm-l6-v2"}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # as the hub spells them: "gpt2", "EleutherAI/pythia-70m"
@@ -34,7 +30,7 @@ def load_model(name: str | Path = "smollm2-135m", **boot: Any) -> Any:
     - `"smollm2-135m"`: SmolLM2-135M-Instruct, a decoder (30 layers, 9 heads, 3 key/value heads, d_model 576,
       49,152 tokens), from a 4-bit copy: its numbers differ a little from those of the original weights.
     - `"minilm"`: all-MiniLM-L6-v2, a BERT encoder (6 layers, 12 heads, d_model 384) without a language-model
-      head: for probes of residual states, heads and attention; its logits are meaningless (see `HEADLESS`).
+      head: for probes of residual states, heads and attention; its logits are meaningless (see `model.HEADLESS`).
     - anything else, a hub name or a folder, goes to `TransformerBridge.boot_transformers` unchanged.
 
     The first call for a demo model downloads (about 90 MB) and converts, once; later calls take 2 to 3 s,

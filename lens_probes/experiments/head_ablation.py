@@ -26,7 +26,7 @@ from lens_probes import figures
 from lens_probes.maths import inference
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
-from lens_probes.model.ablation import Silencing
+from lens_probes.model.ablation import Ablation
 from lens_probes.probe import Experiment, run
 from lens_probes.probes.attention_patterns import STATISTICS, AttentionPatterns, Statistic
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
@@ -133,7 +133,7 @@ class HeadAblation(Experiment[HeadAblationResult]):
         if self.steps > len(by_statistic):
             raise ValueError(f"steps={self.steps} were asked for and there are {len(by_statistic)} heads to silence")
         order = by_statistic.argsort(descending=True, stable=True)
-        silence = Silencing(view, layers, "head", heads.vector.mean(2))
+        silence = Ablation(view, layers, "head", heads.vector.mean(2))
         rest = tokens[~first]
         count = torch.linspace(0, len(order), self.steps + 1).round().long()[1:]
         random = torch.Generator().manual_seed(self.seed)

@@ -32,7 +32,7 @@ from lens_probes.maths import inference
 from lens_probes.maths.topics import by_topic
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
-from lens_probes.model.ablation import Silencing
+from lens_probes.model.ablation import Ablation
 from lens_probes.probe import Experiment, run
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
 from lens_probes.probes.topic_activity import STATISTICS, Statistic, TopicActivity
@@ -234,7 +234,7 @@ class TopicAblation(Experiment[TopicAblationResult]):
         rest = tokens[~is_first]
         layers = view.layers(self.layers)
         to = units if self.silenced_by == "mean" else torch.zeros_like(units)
-        silence = Silencing(view, layers, self.of, to)
+        silence = Ablation(view, layers, self.of, to)
         loss = prompt_loss(view, rest)
         passes: list[Float[Tensor, " prompt"]] = []
         plan = [(draw, topic) for draw in range(self.draws + 1) for topic in range(len(topics))]

@@ -7,11 +7,12 @@ Text is tokenised the way the model's class does it, beginning-of-sequence token
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import chain
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import pandas as pd
 import torch
@@ -21,8 +22,42 @@ from torch import Tensor
 from lens_probes.messages import brief
 from lens_probes.text.words import Word, WordClasses, closed_class
 
-if TYPE_CHECKING:
-    from lens_probes.model import ModelView
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """What turns text into token ids and back: a model with its tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        ...
+
+    @property
+    def n_ctx(self) -> int | None:
+        """The longest prompt, in tokens."""
+        ...
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of token ids."""
+        ...
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text."""
+        ...
+
+    def encode(self, text: str, prepend_bos: bool | None) -> tuple[list[int], list[tuple[int, int] | None]]:
+        """Ids of a text, and the characters each came from."""
+        ...
+
+    def locate(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int] | None]]:
+        """The text of ids, and the characters each stands for."""
+        ...
+
+    def token_texts(self, ids: Iterable[int]) -> list[str]:
+        """What each id stands for."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -402,7 +437,7 @@ def _read_one(prompt: Any) -> Prompt:
 
 def tokenize(
     prompts: Prompts,
-    model: "ModelView",
+    model: Tokenizing,
     *,
     prepend_bos: bool | None = None,
     word_class: WordClasses | None = None,
@@ -420,7 +455,7 @@ def tokenize(
 
 
 def _tokenize_one(
-    prompt: Prompt, number: int, model: "ModelView", prepend_bos: bool | None, word_class: WordClasses
+    prompt: Prompt, number: int, model: Tokenizing, prepend_bos: bool | None, word_class: WordClasses
 ) -> Tokens:
     if prompt.ids is None:
         text = prompt.text or ""

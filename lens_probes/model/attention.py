@@ -1,0 +1,110 @@
+"""What attention does with queries, keys and values: rotary positions, scale, soft cap, clipping, masks."""
+
+from functools import cached_property
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_probes.model.passes import Passes, undisturbed
+
+
+class Attention(Passes):
+    """From queries and keys to what the softmax gets."""
+
+    def hook_query(self, layer: int) -> str:
+        """The activation that holds the queries, after rotary positions and norms where TransformerLens has them so."""
+        return self._hook("rotated_query" if self._hooks_rotated else "query", layer)
+
+    def hook_key(self, layer: int) -> str:
+        """The activation that holds the keys, likewise; one per key/value head."""
+        return self._hook("rotated_key" if self._hooks_rotated else "key", layer)
+
+    @cached_property
+    def _hooks_rotated(self) -> bool:
+        """Whether the model computes rotated queries: for NeoX a Bridge lists their hook and never calls it."""
+        name = self._hook("rotated_query")
+        if name not in self.model.hook_dict:
+            return False
+        with undisturbed(self.model):
+            _, cache = self.model.run_with_cache(torch.zeros(1, 1, dtype=torch.int64, device=self.device))
+        return name in dict(cache.items())
+
+    def rotated(
+        self, x: Float[Tensor, "token any d_head"], position: Int[Tensor, " token"]
+    ) -> Float[Tensor, "token any d_head"]:
+        """Queries or keys of these activations with their positions, where they do not have them yet (NeoX, GPT-J)."""
+        if self._hooks_rotated or self.model.cfg.positional_embedding_type != "rotary":
+            return x
+        table = next((part.embed_positions for _, part in self.modules() if hasattr(part, "embed_positions")), None)
+        if isinstance(table, Tensor):
+            return _pairs_turned(x, table.to(x.device)[position.to(x.device)])
+        rotary = next((part for _, part in self.modules() if hasattr(part, "inv_freq")), None)
+        if rotary is None:
+            raise ValueError(
+                f"{self.name} must rotate queries and keys as GPT-NeoX or GPT-J does; got another kind of rotary "
+                f"positions: use another model"
+            )
+        with undisturbed(self.model):
+            cos, sin = (part[0, :, None] for part in rotary(x[None], position[None].to(x.device)))
+        turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        first, second = turned.chunk(2, dim=-1)
+        return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+
+    def attention_scale(self, layer: int) -> float:
+        """What the product of a query and a key is multiplied by, usually 1 / sqrt(d_head)."""
+        return self.adapter.attention_scale(layer)
+
+    def scores(self, products: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Scaled products of queries and keys as the softmax gets them: with a soft cap, if there is one (Gemma)."""
+        cap = float(getattr(self.model.cfg, "attn_scores_soft_cap", None) or -1.0)
+        return cap * torch.tanh(products / cap) if cap > 0 else products
+
+    def mixed(self, values: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_head"]:
+        """What the heads take weighted sums of: what `hook_value` holds, clipped where the model clips (OLMo)."""
+        return self.adapter.clipped(values)
+
+    # Masks
+
+    def seen(
+        self, layer: int, ids: Int[Tensor, " token"], pattern: Float[Tensor, "head query key"]
+    ) -> Bool[Tensor, "query key"]:
+        """Which tokens of a prompt each query may look at: on decoders those before it, or a window of them.
+
+        A weight of 0 does not show that a token is hidden: it may have underflowed. Where all heads have one, the
+        scores show what is masked.
+        """
+        n = len(ids)
+        may = self.adapter.seen(n, pattern.device)
+        if not ((pattern == 0).all(0) & may).any():
+            return may
+        if len(self._masks.get(layer, ())) < n:  # a mask depends on places only: longer prompts have shorter ones'
+            self._masks[layer] = self._masked(layer, ids)
+        return may & ~self._masks[layer][:n, :n].to(may.device)
+
+    @cached_property
+    def _masks(self) -> dict[int, Bool[Tensor, "query key"]]:
+        return {}
+
+    def _masked(self, layer: int, ids: Int[Tensor, " token"]) -> Bool[Tensor, "query key"]:
+        """Where a layer's scores are masked: -inf or the least number there is (CodeGen divides it by its scale)."""
+        name = self._hook("scores", layer)
+        scores = self.activations(ids[None], torch.ones(1, len(ids), dtype=torch.bool), [name])[name][0]
+        masked = (scores <= torch.finfo(scores.dtype).min / 32).all(0)
+        if masked.triu(1).any():
+            return masked
+        # Where TransformerLens leaves attention to Hugging Face, these "scores" are the pattern (OPT, GPT-J, BERT).
+        window = self.adapter.window(layer)
+        return torch.zeros_like(masked) if window is None else torch.ones_like(masked).tril(-window)
+
+
+def _pairs_turned(
+    x: Float[Tensor, "token any d_head"], table: Float[Tensor, "token turned"]
+) -> Float[Tensor, "token any d_head"]:
+    """Turn neighbouring dimensions as GPT-J and CodeGen do: `table` has each pair's sine, then each pair's cosine."""
+    sin, cos = table[:, None].to(x.dtype).chunk(2, dim=-1)
+    turned, rest = x[..., : table.shape[-1]], x[..., table.shape[-1] :]
+    even, odd = rearrange(turned, "token head (pair two) -> two token head pair", two=2)
+    both = [even * cos - odd * sin, odd * cos + even * sin]
+    return torch.cat([rearrange(both, "two token head pair -> token head (pair two)"), rest], -1)

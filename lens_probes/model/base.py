@@ -1,0 +1,173 @@
+"""What models of text and of images both have: a name, layers, and names of activations."""
+
+import difflib
+import importlib.metadata
+from collections.abc import Iterable, Iterator, Sequence, Set
+from functools import cache, partialmethod
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lens_probes.messages import brief
+from lens_probes.model.adapters import adapter_of
+from lens_probes.model.hooks import READ_POINTS, ReadPoint
+
+
+class View:
+    """What lens_probes reads of any model."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.adapter = adapter_of(model)
+
+    # What the model is
+
+    @property
+    def name(self) -> str:
+        """The name under which the model was loaded; for a path, the name of its folder."""
+        name = str(getattr(self.model.cfg, "model_name", "unnamed"))
+        return Path(name).name if Path(name).is_absolute() else name
+
+    @property
+    def class_name(self) -> str:
+        """HookedTransformer or TransformerBridge."""
+        return type(self.model).__name__
+
+    @property
+    def processed(self) -> bool:
+        """Whether norms were folded and weights centred, as HookedTransformer.from_pretrained does by default."""
+        return self.adapter.processed
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.model.cfg.n_layers)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first weights, on which inputs must be."""
+        return next(self.model.parameters()).device
+
+    @property
+    def versions(self) -> tuple[tuple[str, str], ...]:
+        """Versions of the packages that the numbers depend on."""
+        return _versions()
+
+    def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Every module by name; on a Bridge also those of the Hugging Face model that it wraps."""
+        return self.adapter.modules()
+
+    # Layers and units
+
+    def layers(self, layers: Iterable[int] | slice | None) -> tuple[int, ...]:
+        """The layers asked for, in order; `None` is all, negative ones count from the end.
+
+        A slice is one of all layers; the layers of a set, which has no order, come in ascending order.
+        """
+        if isinstance(layers, Integral) and not isinstance(layers, bool):
+            raise TypeError(f"layers={layers} is one number: write layers=[{layers}], or None for all layers")
+        every = range(self.n_layers)
+        asked: Any = every if layers is None else every[layers] if isinstance(layers, slice) else layers
+        asked = asked.tolist() if hasattr(asked, "tolist") else asked  # of arrays and tensors
+        if not isinstance(asked, Sequence | Set) or isinstance(asked, str):  # an iterator is empty when asked again
+            raise TypeError(f"layers must be a list of layer numbers, as layers=[0, 3]; got layers={brief(layers)}")
+        for layer in asked:
+            if not isinstance(layer, Integral) or isinstance(layer, bool):
+                raise TypeError(f"layers are whole numbers, counted from 0; {brief(layer)} came")
+            if not -self.n_layers <= int(layer) < self.n_layers:
+                raise ValueError(f"layer {layer} was asked for and {self.name} has layers 0 to {self.n_layers - 1}")
+        numbers = [int(layer) % self.n_layers for layer in asked]
+        numbers = sorted(numbers) if isinstance(asked, Set) else numbers
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(f"layers={brief(layers)} names no layer, or one twice: list each layer once")
+        return tuple(numbers)
+
+    def units(self, asked: Sequence[int], hook: str, width: int) -> list[int]:
+        """The units asked for, checked against the width of their activation."""
+        if not isinstance(asked, Sequence) or any(type(number) is not int for number in asked):
+            raise TypeError(f"units={brief(asked)}: list their numbers, as units=[3] or units=range(8)")
+        for number in asked:
+            if not 0 <= number < width:
+                raise ValueError(f"unit {number} was asked for and {hook} of {self.name} has units 0 to {width - 1}")
+        if not len(asked) or len(set(asked)) < len(asked):
+            raise ValueError(f"units={brief(asked)} names no unit, or one twice: list each unit once")
+        return list(asked)
+
+    # Names of activations
+
+    def hook(self, at: ReadPoint, layer: int) -> str:
+        """The name of the activation at a read point of a block.
+
+        On post-norm encoders `resid_mid` is the sum of attention output and residual before its norm, and `attn_out`
+        what attention adds to that sum.
+        """
+        if at not in READ_POINTS:
+            raise ValueError(f"read point {brief(at)} is not one of {', '.join(READ_POINTS)}")
+        (layer,) = self.layers([layer])
+        existing = self.model.hook_dict
+        present = [point for point in READ_POINTS if self._hook(point, layer) in existing]
+        if at not in present:
+            raise ValueError(
+                f"read point {at!r} does not exist in {self.name} (blocks whose attention and MLP run in parallel have "
+                f"no state between them): use one of {', '.join(present)}"
+            )
+        return self._hook(at, layer)
+
+    def hook_units(self, at: Literal["neuron"] | ReadPoint, layer: int) -> str:
+        """The activation that holds a layer's neurons, or the units of a read point."""
+        if at != "neuron" and at not in READ_POINTS:
+            raise ValueError(f"at={brief(at)} is not one of neuron, {', '.join(READ_POINTS)}")
+        (layer,) = self.layers([layer])
+        return self.hook_neurons(layer) if at == "neuron" else self.hook(at, layer)
+
+    def _hook(self, what: str, layer: int = 0) -> str:
+        return self.adapter.hooks[what].format(layer=layer)
+
+    hook_neurons = partialmethod(_hook, "neuron")
+    hook_plain_key = partialmethod(_hook, "key")
+    hook_value = partialmethod(_hook, "value")
+    hook_pattern = partialmethod(_hook, "pattern")
+    hook_z = partialmethod(_hook, "z")
+
+    @property
+    def hook_token_embed(self) -> str:
+        """The activation that holds what each token's id alone gives: rows of W_E."""
+        return self._hook("token_embed")
+
+    def states(self, at: ReadPoint, layers: Iterable[int] | slice | None) -> dict[str, str]:
+        """One read point through these layers: label and activation of every state, such as `3_post`."""
+        return {self.label(at, layer): self.hook(at, layer) for layer in self.layers(layers)}
+
+    def stream(self, layers: Iterable[int] | slice | None, *, incl_mid: bool = False) -> dict[str, str]:
+        """The residual stream through these layers: label and activation of every state, in the order they come about.
+
+        Layer 0 brings the embeddings, `0_pre`, with it.
+        """
+        points: dict[str, str] = {}
+        for layer in sorted(self.layers(layers)):
+            first: list[ReadPoint] = ["resid_pre"] if layer == 0 else []
+            middle: list[ReadPoint] = ["resid_mid"] if incl_mid else []
+            for at in (*first, *middle, "resid_post"):
+                points[self.label(at, layer)] = self.hook(at, layer)
+        return points
+
+    def label(self, at: ReadPoint, layer: int) -> str:
+        """How a layer axis names this state: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""
+        return f"{layer}_{at.removeprefix('resid_')}"
+
+    def check_hooks(self, names: Iterable[str]) -> None:
+        """Raise for a name that the model does not have: TransformerLens ignores one beside names that it has."""
+        existing = self.model.hook_dict
+        for name in names:
+            if name not in existing:
+                close = difflib.get_close_matches(name, existing, n=3)
+                hint = f"did you mean {', '.join(close)}?" if close else "list(model.hook_dict) names those that do"
+                raise ValueError(f"activation {name!r} does not exist in {self.name} ({self.class_name}): {hint}")
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    packages = ("lens-probes", "transformer-lens", "transformers", "torch")
+    return tuple((package, importlib.metadata.version(package)) for package in packages)

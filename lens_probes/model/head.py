@@ -1,0 +1,81 @@
+"""From states to logits: the final norm or an encoder's head, the unembedding, and caps."""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_probes.model.passes import undisturbed
+from lens_probes.model.weights import Weights
+
+HEADLESS: frozenset[str] = frozenset({"all-minilm-l6-v2"})
+"""Models whose file holds no language-model head: a Bridge gives them an untrained one, whose logits mean nothing."""
+
+TOLERANCE = 0.1  # of the spread of log-probabilities: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by 1
+
+
+class Head(Weights):
+    """The language-model head."""
+
+    def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """Logits as the model itself would read them from these states, the product with the vocabulary in float32.
+
+        On BERT and RoBERTa through the language-model head (dense layer, activation, norm). From the last layer's
+        states this is what the model returns, to its own rounding.
+        """
+        product = self.normed(states).float() @ self.unembedding.T.float()
+        return self.capped(product + self.unembedding_bias.float())
+
+    def normed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """What the unembedding reads of these states, in the model's precision: the final norm, or an encoder's head.
+
+        Gradients flow to `states` where the caller has them switched on.
+        """
+        self._refuse_headless()
+        states = states.to(self.W_E.dtype)
+        differentiable = torch.is_grad_enabled()
+        with undisturbed(self.model), torch.set_grad_enabled(differentiable):
+            return self.model.ln_final(self.adapter.before_final_norm(states)[None])[0]
+
+    def capped(self, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
+        """What the model does to each logit after unembedding: a soft cap (Gemma) or a factor (Cohere, Granite)."""
+        return self.adapter.capped(logits)
+
+    @property
+    def logit_scale(self) -> float:
+        """What every logit is multiplied by before any soft cap (Cohere, Granite); 1 in most models."""
+        small = torch.full((1,), 1e-3, dtype=torch.float64, device=self.device)  # where a soft cap does nothing
+        return round(float(self.capped(small)) / 1e-3, 6)
+
+    def check_head(self) -> None:
+        """Raise unless the logits that we read from the last state of a few tokens are the model's own."""
+        self._refuse_headless()
+        if not self._head_error <= TOLERANCE:  # refuses NaN too
+            raise ValueError(
+                f"the logits of {self.name} are not its final norm, unembedding and soft cap alone (they differ by "
+                f"{self._head_error:.2g} of their spread): it cannot be read through its head, use another model"
+            )
+
+    def check_predicts_next(self) -> None:
+        """Raise for a model without a loss of the next token."""
+        if self.adapter.encoder:
+            raise ValueError(f"{self.name} predicts masked tokens, and the next token's loss is asked: use a decoder")
+        self._refuse_headless()
+
+    def _refuse_headless(self) -> None:
+        if self.name in HEADLESS:
+            raise ValueError(f"{self.name} was trained without a language-model head: its logits mean nothing")
+        if not hasattr(self.model, "unembed") or not hasattr(self.model, "ln_final"):
+            raise ValueError(f"{self.name} has no language-model head: load it with one, or ask another probe")
+
+    @cached_property
+    def _head_error(self) -> float:
+        """The largest difference between our log-probabilities and the model's own, over their spread."""
+        last = self.hook("resid_post", -1)
+        ids = torch.arange(8, device=self.device)[None] % self.d_vocab
+        with undisturbed(self.model):
+            logits, cache = self.model.run_with_cache(ids, names_filter=[last])
+            own = logits[0].float().log_softmax(-1)
+            read = self.unembed(cache[last][0]).log_softmax(-1)
+        return float((own - read).abs().max() / own.std(-1).mean())

@@ -1,0 +1,129 @@
+"""The views of models of text and of images, and which models they refuse. A view never changes its model."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_probes.model.adapters import Images
+from lens_probes.model.attention import Attention
+from lens_probes.model.base import View
+from lens_probes.model.head import Head
+from lens_probes.model.passes import run_until
+from lens_probes.model.sums import Sums
+from lens_probes.model.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class Origin(Protocol):
+    """Which model data came from: a result's provenance says so."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def processed(self) -> bool:
+        """Whether its weights were processed."""
+        ...
+
+
+class ModelView(Attention, Head, Sums, Tokenizer):
+    """A `HookedTransformer` or a `TransformerBridge`, raw or processed, decoder or post-norm encoder.
+
+    >>> from lens_probes.examples import tiny
+    >>> view = ModelView(tiny.bridge("gpt2"))
+    >>> view.hook("resid_mid", 1), view.label("resid_mid", 1), tuple(view.W_E.shape) == (view.d_vocab, view.d_model)
+    ('blocks.1.hook_resid_mid', '1_mid', True)
+    """
+
+    def __init__(self, model: Any) -> None:
+        if isinstance(model, ModelView):
+            model = model.model
+        _check_wrapped(model)
+        if not hasattr(model, "run_with_cache") or not hasattr(model, "cfg"):
+            raise TypeError(
+                f"a model is a HookedTransformer or a TransformerBridge of TransformerLens; got "
+                f"{type(model).__name__}: load one with lens_probes.load_model(name)"
+            )
+        super().__init__(model)
+        self.continues_prefixes = True  # until a key/value cache breaks its promise
+        names = model.hook_dict
+        if not hasattr(model, "blocks") or "blocks.0.hook_resid_pre" not in names or not hasattr(model, "W_E"):
+            raise TypeError(
+                f"lens_probes reads models with one stack of blocks over text tokens; {self.name} "
+                f"({type(model).__name__}) is another kind: use a decoder, or BERT or RoBERTa as a TransformerBridge "
+                f"(FeatureVisualization reads models of images)"
+            )
+        self.adapter.check()
+
+    @property
+    def encoder(self) -> bool:
+        """Whether attention goes both ways and norms stand after the residual sum: BERT and RoBERTa."""
+        return self.adapter.encoder
+
+    def refuse_other(self, what: str, origin: Origin, embed_mean: Float[Tensor, " d_model"]) -> None:
+        """Raise unless data of this origin and this mean embedding came from this model."""
+        own = self.embed_mean
+        same = embed_mean.shape == own.shape and (embed_mean - own).norm() <= 1e-3 * own.norm()
+        if not same or origin.processed != self.processed or origin.model != self.name:
+            raise ValueError(
+                f"{what} of {origin.model} ({'processed' if origin.processed else 'raw'} weights) and must come from "
+                f"{self.name} ({'processed' if self.processed else 'raw'} weights): make it with that model"
+            )
+
+
+class ImageView(View):
+    """A vision transformer as a `TransformerBridge`.
+
+    >>> from lens_probes.examples import tiny
+    >>> view = ImageView(tiny.vit())
+    >>> view.activation(torch.zeros(2, *view.shape), view.hook("resid_post", 1)).shape
+    torch.Size([2, 17, 32])
+    """
+
+    def __init__(self, model: Any) -> None:
+        _check_wrapped(model)
+        super().__init__(model)
+        if not isinstance(self.adapter, Images) or not hasattr(model, "blocks"):
+            raise TypeError(
+                f"a model of images is a TransformerBridge of a vision transformer; got {type(model).__name__} of "
+                f"{type(self.adapter.wrapped).__name__}: lens_probes.examples.tiny.vit() makes one"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        config = self.adapter.wrapped.config
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.num_channels, height, width
+
+    def activation(
+        self, pixels: Float[Tensor, "image channel height width"], name: str
+    ) -> Float[Tensor, "image position width_of_activation"]:
+        """An activation at the class token and every patch; gradients flow to pixels that require them."""
+        self.check_hooks([name])
+        given = pixels.to(self.device, self.dtype)
+        return run_until(self.model, given, [name], gradients=pixels.requires_grad)[name]
+
+
+def view_of(model: Any) -> View:
+    """The view of a model of text or of images."""
+    return ImageView(model) if isinstance(View(model).adapter, Images) else ModelView(model)
+
+
+def _check_wrapped(model: Any) -> None:
+    """Raise for a model of Hugging Face's own."""
+    if hasattr(model, "base_model_prefix") and not hasattr(model, "run_with_cache"):
+        raise TypeError(
+            f"a Hugging Face model must be wrapped before it is read; got a {type(model).__name__}: pass "
+            f"TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)"
+        )
