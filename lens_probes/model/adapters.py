@@ -169,7 +169,7 @@ class Encoder(Adapter):
 
 
 class Images(Adapter):
-    """A vision transformer as a TransformerBridge."""
+    """A vision transformer as a TransformerBridge: pixels go in, and there is no vocabulary."""
 
 
 class Hooked(Adapter):
