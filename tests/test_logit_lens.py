@@ -1,6 +1,7 @@
 """LogitLens against the models' own predictions, Hugging Face's states, TransformerLens 4's lens, and by hand."""
 
 import math
+import re
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -12,10 +13,11 @@ from torch.distributions import Categorical, kl_divergence
 
 import lens_probes as lp
 from lens_probes.examples import tiny
+from lens_probes.maths.vocabulary import predictions
 from lens_probes.model import ModelView
 from lens_probes.reading import pad
 from lens_probes.testing import assert_same, check_probe
-from lens_probes.text.prompts import following, target_ids
+from lens_probes.text.targets import following, target_ids
 
 TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day.", "Hello"]
 
@@ -147,7 +149,7 @@ def test_two_layers_and_three_tokens_by_hand():
     states[..., 3] = 1.0
     # The final norm would rescale them, so that the formula is asked with what the unembedding reads.
     view = ModelView(model)
-    read = lp.vocabulary.predictions(
+    read = predictions(
         states, view.unembedding, view.unembedding_bias, torch.tensor([[0], [2], [-1]]), 3, cap=view.capped
     )
     half, quarter = math.log(2), math.log(4)
@@ -285,27 +287,29 @@ def test_the_identity_changes_nothing_but_the_record():
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said_before_the_forward_pass(monkeypatch):
     model = tiny.bridge("gpt2")
-    for target in (" Paris", [" Paris", " London"], 1.5, [1.7, 3], None, True):
-        with pytest.raises(ValueError, match=r"one of next, own, final, or token ids; .* came: for a text, pass"):
-            lp.LogitLens(target=target)
-    for target in ([], [4, 4], -1):
-        with pytest.raises(ValueError, match="lists ids, each once and from 0 on"):
+    for target in (" Paris", [" Paris", " London"], 1.5, [1.7, 3], None, True, [], [4, 4], -1):
+        message = (
+            "must be 'next', 'own', 'final', or token ids, each once and 0 or more (of a text: those of its tokens)"
+        )
+        with pytest.raises(ValueError, match=re.escape(f"LogitLens(target=...) {message}; got {target!r}")):
             lp.LogitLens(target=target)
     for top_k in (-1, 2.5):
-        with pytest.raises(ValueError, match=r"a number of entries, at least 0; .* came"):
+        with pytest.raises(
+            ValueError, match=rf"LogitLens\(top_k=\.\.\.\) must be a whole number, 0 or more; got {top_k}"
+        ):
             lp.LogitLens(top_k=top_k)
     for translator in (3, lp.TunedLens(), lp.TunedLens):
-        with pytest.raises(TypeError, match=r"such as what TunedLens\(\).run\(model, texts\) or .* gives; .* came"):
+        with pytest.raises(TypeError, match=r"such as the result of TunedLens\(\).run\(model, texts\), or None; got "):
             lp.LogitLens(translator=translator)
     with pytest.raises(TypeError, match="is no probe; an experiment such as TunedLens runs alone"):
         lp.run([lp.TunedLens()], model, TEXTS)
     with pytest.raises(ValueError, match="no token here has a target that belongs to a word"):
         lp.LogitLens().run(model, [[5]]).by_word_class()
-    with pytest.raises(ValueError, match="is the number of a token, from 0 on; -3 came"):
+    with pytest.raises(ValueError, match=r"first must be the number of a token of prompt 0, 0 to .*; got -3"):
         lp.LogitLens().run(model, TEXTS).figure(first=-3)
-    with pytest.raises(ValueError, match="target 400 was asked for and the ids of tiny-gpt2 end at 399"):
+    with pytest.raises(ValueError, match=r"\(target=\.\.\.\) must be ids of tiny-gpt2, 0 to 399; got 400"):
         lp.LogitLens(target=400).run(model, TEXTS)
-    with pytest.raises(ValueError, match="top_k=401 was asked for and the vocabulary of tiny-gpt2 has 400"):
+    with pytest.raises(ValueError, match=r"\(top_k=\.\.\.\) must be at most the 400 entries of tiny-gpt2; got 401"):
         lp.LogitLens(top_k=401).run(model, TEXTS)
     with pytest.raises(ValueError, match="'resid_mid' does not exist in tiny-neox"):
         lp.LogitLens(incl_mid=True).run(tiny.bridge("neox"), TEXTS)
@@ -333,9 +337,9 @@ def test_a_model_that_scales_its_logits_otherwise_is_refused():
 @pytest.mark.parametrize(
     ("translator", "came"),
     [
-        (lambda state, label: state[:, :5], r"gave \(\d+, 5\) for the states \(\d+, 32\) at 0_pre"),
-        (lambda state, label: None, "gave NoneType for the states"),
-        (lambda state, label: state * math.inf, "numbers at 0_pre that are not finite in"),
+        (lambda state, label: state[:, :5], r"must return one state per token, \(\d+, 32\) at 0_pre; got \(\d+, 5\)"),
+        (lambda state, label: None, "must return one state per token, .*; got NoneType"),
+        (lambda state, label: state * math.inf, "must return finite states; got NaN or Inf in .* at 0_pre"),
     ],
     ids=["shape", "nothing", "infinite"],
 )
@@ -346,7 +350,7 @@ def test_a_translator_that_returns_something_else_is_refused(translator, came):
 
 def test_what_overflows_in_the_models_precision_is_refused():
     model = tiny.bridge("llama", dtype=torch.float16)
-    with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
+    with pytest.raises(ValueError, match=r"got NaN or Inf in torch\.float16 at 0_pre: scale it down"):
         lp.LogitLens(translator=lambda state, label: state * 1e6).run(model, TEXTS)
 
 
@@ -400,8 +404,8 @@ def test_the_figure_is_one_prompt_with_its_top_entries():
     assert grid.text[0][-1] == lp.figures.visible(result.vocab[int(result.top_ids[-1, first, 0])], 7)
     assert grid.z[0][-1] == pytest.approx(float(result.log_prob[-1, first]))
     assert f"{float(result.top_log_prob[-1, first, 1].exp()):.3f}" in grid.hovertext[0][-1]
-    with pytest.raises(ValueError, match="one of log_prob, rank, entropy, kl; 'p' came"):
-        result.figure(of="p")
+    with pytest.raises(ValueError, match="quantity must be one of log_prob, rank, entropy, kl; got 'p'"):
+        result.figure(quantity="p")
 
 
 def test_a_long_prompt_is_windowed_and_many_layers_are_thinned():
@@ -409,7 +413,7 @@ def test_a_long_prompt_is_windowed_and_many_layers_are_thinned():
     result = lp.LogitLens(top_k=1).run(model, [list(range(5, 64))])
     grid = result.figure(first=50).data[0]
     assert len(grid.z) == 9
-    with pytest.raises(ValueError, match="token 59 was asked for and prompt 0 ends before it"):
+    with pytest.raises(ValueError, match="first must be the number of a token of prompt 0, 0 to 58; got 59"):
         result.figure(first=59)
     wide = lp.figures.heatmap(
         [list(range(100))],
