@@ -10,61 +10,114 @@ the package stands here under its name; `list_probes()` lists the probes, those 
 """
 
 import importlib.metadata as _metadata
-from typing import TYPE_CHECKING, Any
 
 from lens_probes import figures
 from lens_probes.examples import demo, tiny, toy
 from lens_probes.examples.demo import load_model
+from lens_probes.experiments.feature_visualization import FeatureVisualization, FeatureVisualizationResult
+from lens_probes.experiments.head_ablation import HeadAblation, HeadAblationResult
+from lens_probes.experiments.input_reconstruction import InputReconstruction, InputReconstructionResult
+from lens_probes.experiments.max_activating_tokens import MaxActivatingTokens, MaxActivatingTokensResult
+from lens_probes.experiments.position_reach import PositionReach, PositionReachResult
+from lens_probes.experiments.tied_key_value import TiedKeyValue, TiedKeyValueResult
+from lens_probes.experiments.topic_ablation import TopicAblation, TopicAblationResult
+from lens_probes.experiments.tuned_lens import TunedLens, TunedLensResult
 from lens_probes.maths import inference
 from lens_probes.model import ModelView, untrained
-from lens_probes.probe import Experiment, Probe
+from lens_probes.probe import Experiment, Probe, TextExperiment, run
+from lens_probes.probes.attention_pair import AttentionPair, AttentionPairResult
+from lens_probes.probes.attention_patterns import AttentionPatterns, AttentionPatternsResult
+from lens_probes.probes.direct_logit_attribution import DirectLogitAttribution, DirectLogitAttributionResult
+from lens_probes.probes.embedding_density import EmbeddingDensity, EmbeddingDensityResult
+from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity, HeadTopicSimilarityResult
+from lens_probes.probes.key_value_overlap import KeyValueOverlap, KeyValueOverlapResult
+from lens_probes.probes.logit_lens import LogitLens, LogitLensResult
+from lens_probes.probes.rank_shift import RankShift, RankShiftResult
+from lens_probes.probes.residual_mean import ResidualMean, ResidualMeanResult
+from lens_probes.probes.residual_update import ResidualUpdate, ResidualUpdateResult
+from lens_probes.probes.topic_activity import TopicActivity, TopicActivityResult
 from lens_probes.reading import Reading
-from lens_probes.registry import list_probes, siblings
-from lens_probes.result import Provenance, Result
+from lens_probes.registry import list_probes
+from lens_probes.result import LayerTokenResult, Provenance, Result, TokenResult, derived, measured, summed
+from lens_probes.settings import Layers
 from lens_probes.text import words
 from lens_probes.text.prompts import Prompt, PromptTable, Table, Tokens
 from lens_probes.weights import VectorReading, neuron_vectors, ov_vectors, read_vector
 
 __version__ = _metadata.version("lens-probes")
 
-globals().update(siblings())
-
-# Last, because importing the file called `run` binds this name to the module.
-from lens_probes.probe import run  # noqa: E402
-
 __all__ = [
+    "AttentionPair",
+    "AttentionPairResult",
+    "AttentionPatterns",
+    "AttentionPatternsResult",
+    "DirectLogitAttribution",
+    "DirectLogitAttributionResult",
+    "EmbeddingDensity",
+    "EmbeddingDensityResult",
     "Experiment",
+    "FeatureVisualization",
+    "FeatureVisualizationResult",
+    "HeadAblation",
+    "HeadAblationResult",
+    "HeadTopicSimilarity",
+    "HeadTopicSimilarityResult",
+    "InputReconstruction",
+    "InputReconstructionResult",
+    "KeyValueOverlap",
+    "KeyValueOverlapResult",
+    "LayerTokenResult",
+    "Layers",
+    "LogitLens",
+    "LogitLensResult",
+    "MaxActivatingTokens",
+    "MaxActivatingTokensResult",
     "ModelView",
+    "PositionReach",
+    "PositionReachResult",
     "Probe",
     "Prompt",
     "PromptTable",
     "Provenance",
+    "RankShift",
+    "RankShiftResult",
     "Reading",
+    "ResidualMean",
+    "ResidualMeanResult",
+    "ResidualUpdate",
+    "ResidualUpdateResult",
     "Result",
     "Table",
+    "TextExperiment",
+    "TiedKeyValue",
+    "TiedKeyValueResult",
+    "TokenResult",
     "Tokens",
+    "TopicAblation",
+    "TopicAblationResult",
+    "TopicActivity",
+    "TopicActivityResult",
+    "TunedLens",
+    "TunedLensResult",
     "VectorReading",
     "demo",
+    "derived",
     "figures",
     "inference",
     "list_probes",
     "load_model",
+    "measured",
     "neuron_vectors",
     "ov_vectors",
     "read_vector",
     "run",
+    "summed",
     "tiny",
     "toy",
     "untrained",
     "words",
-    *siblings(),
-]  # pyright: ignore[reportUnsupportedDunderAll]
+]
 
 
 def __dir__() -> list[str]:
     return __all__
-
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any: ...  # the names that siblings() adds

@@ -49,9 +49,9 @@ class Reading:
         """The labels of the hooks: those of the result's layer axis."""
         return tuple(self.points)
 
-    def stack(self) -> Float[Tensor, "layer token d"]:
-        """The activations of all labelled hooks in float32, in their order, on the model's device."""
-        return torch.stack([self[name].float() for name in self.points.values()])
+    def stack(self, names: Iterable[str] | None = None) -> Float[Tensor, "layer token ..."]:
+        """Activations in float32 in this order (None: those of all labelled hooks), on the model's device."""
+        return torch.stack([self[name].float() for name in (self.points.values() if names is None else names)])
 
     def dtype(self, name: str) -> torch.dtype:
         """The precision in which an activation came."""

@@ -61,7 +61,7 @@ def test_a_wrong_kind_of_argument_is_refused_by_us_and_not_by_a_library(asked, g
         ("figure_paths", {"prompt": "arrow"}, "prompt is a whole number; got 'arrow'$"),
         ("figure_paths", {"token": True}, "token is a whole number; got True$"),
         ("figure_neighbours", {"token": [0]}, r"token is a whole number; got \[0\]$"),
-        ("place_on", {"axis": "layer", "asked": "0_mid"}, "layer is a whole number; got '0_mid'$"),
+        ("index_of", {"axis": "layer", "asked": "0_mid"}, "layer is a whole number; got '0_mid'$"),
         ("to_frame", {"name": ["rank"]}, r"to_frame takes the name of one tensor, such as 'rank'; got \['rank'\]$"),
     ],
 )
@@ -77,7 +77,7 @@ def test_one_result_is_not_merged_and_one_is_told_how_to_merge_two(ranks):
             merge(ranks)
     with pytest.raises(TypeError, match="takes a list of results; got one int"):
         Result.merge(5)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"merge takes results of one kind \(Result\); str came"):
+    with pytest.raises(TypeError, match=r"merge takes results of one kind, Result; got str"):
         Result.merge("ab")  # pyright: ignore[reportArgumentType]
     several: Any = (each for each in [ranks, ranks])
     assert len(lp.RankShiftResult.merge(several).token) == 2 * len(ranks.token)

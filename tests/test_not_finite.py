@@ -127,7 +127,7 @@ def test_a_token_whose_entry_is_nan_has_no_rank_in_tables_and_figures_and_others
     unknown = whole.token.id == own
     assert result.rank[:, unknown].eq(-1).all() and result.rank[:, ~unknown].ge(0).all()
     assert result.score.isnan().any(0).equal(unknown)
-    assert result.shift()[:, unknown].isnan().all() and not result.shift()[:, ~unknown].isnan().any()
+    assert result.shift[:, unknown].isnan().all() and not result.shift[:, ~unknown].isnan().any()
     table = result.by_word_class()
     assert (table.loc[table["quantity"] == "rank", "median"] >= 0).all()
     lines = result.figure_paths(token=2).data

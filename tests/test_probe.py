@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 
 import lens_probes as lp
-from lens_probes import probe as probe_module
 from lens_probes.probe import Experiment, Probe
 from lens_probes.registry import ENTRY_POINTS, _probes, list_probes, siblings
-from lens_probes.result import Result
+from lens_probes.result import FORMAT, Result
 
 PACKAGE = Path(lp.__file__).parent
 PLUGIN = Path(__file__).parent / "example_plugin"
@@ -60,12 +59,13 @@ def test_probes_experiments_and_results_stand_in_the_package_under_their_names()
     written = {
         name
         for folder in ("probes", "experiments")
-        for base in ("Probe", "Experiment", "Result")
+        for base in ("Probe", r"\w*Experiment", r"\w*Result")
         for name in written_in(folder, base)
     }
     assert set(siblings()) == written
-    assert written <= set(lp.__all__)
-    for name, kind in siblings().items():
+    public = {name: kind for name, kind in siblings().items() if name in lp.__all__}
+    assert len(public) == 38
+    for name, kind in public.items():
         assert getattr(lp, name) is kind
         assert not name.startswith("_")
 
@@ -81,10 +81,9 @@ def test_two_files_that_define_one_name_are_refused_with_both(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", sorted(siblings()))
-def test_every_class_is_final_and_frozen(name: str) -> None:
+def test_every_class_is_frozen_and_has_no_subclass(name: str) -> None:
     kind: Any = siblings()[name]
     assert kind.__dataclass_params__.frozen
-    assert kind.__final__
     assert kind.__subclasses__() == []
     assert issubclass(kind, Result) == name.endswith("Result")
     if name.endswith("Result"):
@@ -121,7 +120,8 @@ def test_a_probes_own_run_takes_what_run_takes() -> None:
         return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
     assert settings(Probe.run) == settings(lp.run)
-    assert settings(Probe.from_cache) == settings(probe_module._from_cache)
+    assert list(settings(Probe.from_cache)) == ["attention_mask", "prepend_bos", "word_class"]
+    assert settings(lp.TextExperiment.run) == {"prepend_bos": None, "word_class": None, "progress": True}
     assert settings(Probe.run) == {"prepend_bos": None, "word_class": None, "batch_size": None, "progress": True}
 
 
@@ -202,7 +202,7 @@ print(lp.Result.load(sys.argv[1]))
 def test_without_the_package_its_results_are_refused_with_what_to_import(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    metadata = {"format": "lens_probes result 1", "result": "TokenNormsResult", "plain": "{}"}
+    metadata = {"format": f"lens_probes result {FORMAT}", "result": "TokenNormsResult", "plain": "{}"}
     save_file({}, tmp_path / "norm", metadata=metadata)
     with pytest.raises(ValueError, match=r"holds a TokenNormsResult .* import the package that defines it first"):
         Result.load(tmp_path / "norm")

@@ -399,8 +399,8 @@ def test_overlap_is_the_share_of_the_nearest_kept_from_the_layer_before():
 
 def test_shift_counts_from_the_first_layer():
     result = lp.RankShift().run(tiny.bridge("gpt2"), TEXTS)
-    assert result.shift()[0].eq(0).all()
-    assert result.shift()[2].equal(result.rank[2] - result.rank[0])
+    assert result.shift[0].eq(0).all()
+    assert result.shift[2].equal(result.rank[2] - result.rank[0])
 
 
 def test_by_word_class_gives_the_medians_of_ordinary_tokens():
@@ -435,8 +435,8 @@ def test_compare_agrees_with_counting_pairs_and_takes_strata_of_merge_order():
     order = lp.words.merge_order(model.tokenizer)[result.token.id]
     matched = result.compare(strata=order, permutations=99)
     assert (matched["strata"] + matched["strata_dropped"] <= 10).all()
-    with pytest.raises(ValueError, match="must be one of rank, score, null_rank; got 'norm'"):
-        result.compare(of="norm")
+    with pytest.raises(ValueError, match="must be one of rank, score, norm, null_rank, shift; got 'anisotropy'"):
+        result.compare(quantity="anisotropy")
 
 
 def test_on_a_real_model_content_words_stay_nearer_to_their_embedding_than_function_words(smollm2):
@@ -470,7 +470,7 @@ def test_the_main_figure_shows_medians_intervals_and_the_null():
     assert list(content.y) == list(expected)
     assert "null: another content token" in names
     assert sum(trace.fill == "toself" for trace in figure.data) >= 4
-    assert figure.layout.yaxis.title.text == "rank of own entry (0 to 399)"
+    assert figure.layout.yaxis.title.text == "rank of the token's own entry (0 to 399)"
     assert "resid_mid against embed, cosine; tiny-gpt2 (raw weights, float32), 6 prompts" in figure.layout.title.text
 
 
@@ -531,10 +531,10 @@ def test_figures_ask_for_what_they_lack():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"at": "resid_end"}, r"RankShift\(at=\.\.\.\) is one of resid_pre, .*'resid_end' came"),
-        ({"reference": "embedding"}, "is one of embed, embed_pos, unembed; 'embedding' came"),
-        ({"metric": "cos"}, "is one of cosine, euclidean, dot; 'cos' came"),
-        ({"neighbours": -1}, "at least 0; -1 and 0 came"),
+        ({"at": "resid_end"}, r"RankShift\(at=\.\.\.\) must be 'resid_pre', .*; got 'resid_end'"),
+        ({"reference": "embedding"}, "must be 'embed', 'embed_pos' or 'unembed'; got 'embedding'"),
+        ({"metric": "cos"}, "must be 'cosine', 'euclidean' or 'dot'; got 'cos'"),
+        ({"neighbours": -1}, "must be a whole number, 0 or more; got -1"),
     ],
 )
 @pytest.mark.usefixtures("as_users_run_it")
@@ -556,7 +556,7 @@ def test_a_setting_that_does_not_exist_is_refused_when_the_probe_is_made(setting
             "llama",
             "needs learned absolute positions and tiny-llama has none: use 'embed'",
         ),
-        (lp.RankShift(neighbours=401), "gpt2", "401 closest entries were asked for and tiny-gpt2 has 400"),
+        (lp.RankShift(neighbours=401), "gpt2", "must be at most the 400 entries of tiny-gpt2; got 401"),
         (lp.RankShift(layers=[3]), "gpt2", "layer 3 was asked for and tiny-gpt2 has layers 0 to 2"),
         (lp.RankShift(layers=[0, -3]), "gpt2", "names no layer, or one twice"),
     ],
@@ -574,14 +574,14 @@ def test_plausible_slips_are_answered_with_what_to_write_instead():
     empty = lp.ResidualMean().run(model, [[model.tokenizer.bos_token_id]])
     with pytest.raises(ValueError, match="center holds no states"):
         lp.RankShift(center=empty).run(model, TEXTS)
-    with pytest.raises(TypeError, match=r"is the result of ResidualMean\(at='resid_mid'\).*; Tensor came"):
+    with pytest.raises(TypeError, match=r"must be the result of ResidualMean\(\).run.*; got <Tensor of shape"):
         lp.RankShift(center=torch.zeros(3, 32))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"write layers=\[1\]"):
         lp.RankShift(layers=1).run(model, TEXTS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"write RankShift\(\)"):
         lp.run([lp.RankShift], model, TEXTS)
     for returned in ("long", [(0, 4, "x")], None):
-        with pytest.raises(TypeError, match=r"returns a list of lens_probes\.words\.Word"):
+        with pytest.raises(TypeError, match=r"returns a list of lens_probes\.text\.words\.Word"):
             lp.RankShift().run(model, TEXTS, word_class=lambda text, returned=returned: returned)
 
 

@@ -1,9 +1,9 @@
 """Batches, padding, caches and contexts change nothing: a probe sees the valid tokens of each prompt, and no more."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field, fields
 from importlib.metadata import version
-from typing import Any, final
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -14,8 +14,8 @@ from torch import Tensor
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
-from lens_probes.probe import Probe
-from lens_probes.reading import PARTS_BEFORE_MERGE, TOKENS_PER_BATCH, Reading, pad
+from lens_probes.probe import PARTS_BEFORE_MERGE, names_of, Probe
+from lens_probes.reading import TOKENS_PER_BATCH, Reading, pad
 from lens_probes.result import Result, summed
 from lens_probes.text.prompts import Table, tokenize
 
@@ -26,19 +26,15 @@ STATE = "blocks.1.hook_resid_post"
 PATTERN = "blocks.1.attn.hook_pattern"
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class CountResult(Result):
     """A number of tokens."""
 
-    count: Float64[Tensor, ""] = field(metadata=summed("number of tokens"))
+    count: Float64[Tensor, ""] = summed("number of tokens")
 
     def figure(self) -> go.Figure:
         return go.Figure()
 
 
-@final
-@dataclass(frozen=True)
 class Spy(Probe[CountResult]):
     """Keeps what it is shown."""
 
@@ -56,6 +52,11 @@ class Spy(Probe[CountResult]):
         return CountResult(count=torch.tensor(len(reading.tokens), dtype=torch.float64))
 
 
+def values_of(result: Result) -> dict[str, Any]:
+    """The fields of a result other than its provenance."""
+    return {each.name: getattr(result, each.name) for each in fields(result) if each.name != "provenance"}
+
+
 def spied(model: Any, prompts: Any, *names: str, **options: Any) -> list[Reading]:
     """The readings that a probe of these names is shown."""
     spy = Spy(names)
@@ -68,7 +69,7 @@ def assert_same(one: Result, other: Result) -> None:
 
     Such a rank may be off by one, in at most one entry of a hundred.
     """
-    for name, value in one._values().items():
+    for name, value in values_of(one).items():
         columns = value.columns() if isinstance(value, Table) else {name: value}
         others = getattr(other, name).columns() if isinstance(value, Table) else {name: getattr(other, name)}
         for column, own in columns.items():
@@ -180,7 +181,7 @@ def test_several_probes_share_one_forward_pass_a_batch_and_answer_in_order(
     assert [result.provenance.probe for result in results] == [repr(probe) for probe in probes]
     assert sorted(passes[0]) == sorted({f"blocks.{i}.hook_resid_{at}" for i in range(3) for at in ("pre", "post")})
     assert [result.provenance.hooks for result in results] == [
-        tuple(probe.hooks(ModelView(own_gpt2))) for probe in probes
+        tuple(names_of(probe.hooks(ModelView(own_gpt2)))) for probe in probes
     ]
     for probe, result in zip(probes, results, strict=True):
         assert_same(result, probe.run(own_gpt2, TEXTS))
@@ -211,15 +212,18 @@ def test_only_the_named_activations_are_kept_and_shown(own_gpt2: Any, passes: li
         (lambda model: lp.ResidualUpdate().run(model, [[1], [1] * 65]), "prompt 1 has 65 tokens"),
         (lambda model: lp.ResidualUpdate().run(model, [[1], [400]]), "prompt 1 holds token id 400"),
         (lambda model: lp.ResidualUpdate().run(model, {"one": "text"}), "topic 'one' has 1 prompt"),
-        (lambda model: lp.ResidualUpdate().run(model, "one", batch_size=0), "at least 1; 0 came"),
-        (lambda model: lp.run([], model, "one"), "there are no probes: pass at least one"),
+        (
+            lambda model: lp.ResidualUpdate().run(model, "one", batch_size=0),
+            "must be a number of prompts, 1 or more; got 0",
+        ),
+        (lambda model: lp.run([], model, "one"), "probes must be one or more; got none: pass a list"),
         (
             lambda model: lp.run(lp.ResidualUpdate(), model, "one"),
             r"got one probe, ResidualUpdate\(layers=None\): write run\(\[",
         ),
         (
             lambda model: lp.run({"a": lp.ResidualUpdate()}, model, "one"),  # pyright: ignore[reportArgumentType]
-            r"come first, as a list; got \{'a': ResidualUpdate\(",
+            r"must be a list and come first; got \{'a': ResidualUpdate\(",
         ),
     ],
 )
@@ -270,21 +274,21 @@ def test_a_square_of_attention_is_one_prompts_own_and_its_rows_sum_to_one(side: 
     model = raw.build(padding_side=side)
     (reading,) = spied(model, TEXTS, PATTERN)
     for part, text in zip(reading.by_prompt(), TEXTS, strict=True):
-        square = part.square(PATTERN)
+        pattern = part.pattern(PATTERN)
         n = len(part.tokens)
-        assert square.shape == (4, n, n)
-        torch.testing.assert_close(square.sum(-1), torch.ones(4, n), rtol=0, atol=1e-5)
-        future = square.triu(diagonal=1)
+        assert pattern.shape == (4, n, n)
+        torch.testing.assert_close(pattern.sum(-1), torch.ones(4, n), rtol=0, atol=1e-5)
+        future = pattern.triu(diagonal=1)
         assert bool(future.any()) == (raw.architecture in tiny.ENCODERS)
-        torch.testing.assert_close(square, spied(model, text, PATTERN)[0].square(PATTERN), rtol=0, atol=1e-5)
+        torch.testing.assert_close(pattern, spied(model, text, PATTERN)[0].pattern(PATTERN), rtol=0, atol=1e-5)
 
 
 def test_what_is_square_is_not_given_end_to_end_and_one_square_is_of_one_prompt(gpt2: Any) -> None:
     (reading,) = spied(gpt2, TEXTS, PATTERN)
     with pytest.raises(ValueError, match=r"hook_pattern' of shape \(3, 4, \d+, \d+\) has no token axis .*by_prompt"):
         reading[PATTERN]
-    with pytest.raises(ValueError, match=r"square\('blocks\.1\.attn\.hook_pattern'\) is about one prompt; .* has 3"):
-        reading.square(PATTERN)
+    with pytest.raises(ValueError, match=r"pattern\('blocks\.1\.attn\.hook_pattern'\) is about one prompt; .* has 3"):
+        reading.pattern(PATTERN)
 
 
 def test_what_a_probe_changes_in_a_reading_does_not_reach_the_next_probe(gpt2: Any) -> None:
@@ -307,10 +311,10 @@ def test_activations_that_are_not_finite_are_refused_by_name(value: float, own_g
 def test_an_attention_pattern_of_nan_is_refused_by_name_and_masked_scores_are_not(own_gpt2: Any) -> None:
     scores = "blocks.1.attn.hook_attn_scores"  # -inf or the like where attention may not look
     (reading,) = spied(own_gpt2, "one two", scores, PATTERN)
-    assert reading.square(scores).min() < -1e30
+    assert reading.pattern(scores).min() < -1e30
     reading._cache[PATTERN][0, 2, 1, 0] = torch.nan
     with pytest.raises(ValueError, match=rf"activation '{PATTERN}' holds values that are not finite"):
-        reading.square(PATTERN)
+        reading.pattern(PATTERN)
 
 
 # A cache that the user has
@@ -360,7 +364,7 @@ def test_a_matrix_of_ids_without_a_mask_counts_as_unpadded(raw: Any) -> None:
 def test_a_cache_without_its_batch_axis_gives_what_run_gives(raw: Any) -> None:
     model = raw.build()
     ids = tokenize(TEXTS[0], ModelView(model)).id
-    names = [name for probe in PROBES for name in probe.hooks(ModelView(model))]
+    names = [name for probe in PROBES for name in names_of(probe.hooks(ModelView(model)))]
     _, cache = model.run_with_cache(ids[None], names_filter=names, remove_batch_dim=True)
     assert cache[STATE].shape == (len(ids), 32)
     for probe, whole in zip(PROBES, lp.run(PROBES, model, TEXTS[0]), strict=True):
@@ -387,10 +391,10 @@ def test_a_cache_of_texts_that_the_model_tokenised_gives_what_run_gives(raw: Any
 
 
 def test_a_cache_with_gradients_gives_a_result_without(gpt2: Any) -> None:
-    ids, names = torch.tensor([[7, 8, 9]]), [name for probe in PROBES for name in probe.hooks(ModelView(gpt2))]
+    ids, names = torch.tensor([[7, 8, 9]]), [name for probe in PROBES for name in names_of(probe.hooks(ModelView(gpt2)))]
     cache = {name: value.clone().requires_grad_() for name, value in own_cache(gpt2, ids, names=names).items()}
     for probe in PROBES:
-        for value in probe.from_cache(gpt2, ids, cache)._values().values():
+        for value in values_of(probe.from_cache(gpt2, ids, cache)).values():
             assert not (isinstance(value, Tensor) and value.requires_grad)
 
 
@@ -401,7 +405,7 @@ def test_a_square_of_a_users_cache_is_that_of_a_run(gpt2: Any) -> None:
     spy.from_cache(gpt2, ids, own_cache(gpt2, ids, mask), attention_mask=mask)
     (ran,) = spied(gpt2, TEXTS, PATTERN)
     for one, other in zip(spy.seen[0].by_prompt(), ran.by_prompt(), strict=True):
-        torch.testing.assert_close(one.square(PATTERN), other.square(PATTERN), rtol=0, atol=1e-5)
+        torch.testing.assert_close(one.pattern(PATTERN), other.pattern(PATTERN), rtol=0, atol=1e-5)
 
 
 IDS = torch.tensor([[7, 8, 9], [10, 11, 0]])
@@ -539,7 +543,7 @@ def test_provenance_says_what_was_read_in_which_precision(raw: Any) -> None:
             assert (result.provenance.model, result.provenance.processed) == (f"tiny-{raw.architecture}", False)
             assert result.provenance.n_prompts == 3
             assert result.provenance.n_tokens == len(tokenize(TEXTS, ModelView(model)))
-            floats = {v.dtype for v in result._values().values() if isinstance(v, Tensor) and v.is_floating_point()}
+            floats = {v.dtype for v in values_of(result).values() if isinstance(v, Tensor) and v.is_floating_point()}
             assert floats <= {torch.float32, torch.float64}
 
 

@@ -83,7 +83,7 @@ def test_the_agreement_table_sets_the_mean_of_prompts_beside_its_control():
 def test_the_figure_has_a_panel_for_each_question():
     figure = lp.ResidualUpdate().run(tiny.bridge("gpt2"), lp.demo.sentences()[:6]).figure()
     titles = [figure.layout[f"yaxis{i}"].title.text for i in ("", "2", "3")]
-    assert [title.split(" ")[0] for title in titles] == ["step", "cosine", "mean"]
+    assert [title.split(" ")[0] for title in titles] == ["length", "cosine", "mean"]
     assert figure.layout.yaxis.type == "log"
     assert "tokens of different prompts" in [trace.name for trace in figure.data]
 

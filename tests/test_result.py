@@ -7,10 +7,10 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import fields, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -21,12 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lens_probes.result import Provenance, Result, amount, maximum, schema, summed, unit
+from lens_probes.messages import amount
+from lens_probes.result import Provenance, Result, derived, measured, schema, summed
 from lens_probes.text.prompts import PairTable, PromptTable, Table, Tokens
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ToyResult(Result):
     """One field of every kind."""
 
@@ -35,25 +34,24 @@ class ToyResult(Result):
     token: Tokens
     prompt: PromptTable
     pair: PairTable
-    rank: Int[Tensor, "layer token"] = field(metadata=unit("rank", low=0))
-    length: Float[Tensor, " prompt"] = field(metadata=unit("length of the prompt", low=0))
-    attention: Float[Tensor, "pair layer"] = field(metadata=unit("attention", low=0, high=1))
-    total: Float64[Tensor, "layer topic"] = field(metadata=summed("sum by topic"))
-    product: Float64[Tensor, "topic other_topic"] = field(metadata=summed("sum by two topics"))
-    count: Float64[Tensor, ""] = field(metadata=summed("number of tokens"))
-    largest: Float[Tensor, " topic"] = field(metadata=maximum("largest by topic"))
-    bias: Float[Tensor, " layer"] = field(metadata=unit("the same for all"))
-    used: Bool[Tensor, " layer"] = field(metadata=unit("the same for all"))
+    rank: Int[Tensor, "layer token"] = measured("rank", low=0)
+    length: Float[Tensor, " prompt"] = measured("length of the prompt", low=0)
+    attention: Float[Tensor, "pair layer"] = measured("attention", low=0, high=1)
+    total: Float64[Tensor, "layer topic"] = summed("sum by topic")
+    product: Float64[Tensor, "topic other_topic"] = summed("sum by two topics")
+    count: Float64[Tensor, ""] = summed("number of tokens")
+    bias: Float[Tensor, " layer"] = measured("the same for all")
+    used: Bool[Tensor, " layer"] = measured("the same for all")
     note: str = ""
-    extra: Float[Tensor, "token k"] | None = field(default=None, metadata=unit("not always asked for"))
-    extra_total: Float64[Tensor, " topic"] | None = field(default=None, metadata=summed("not always asked for"))
+    extra: Float[Tensor, "token k"] | None = measured("not always asked for", default=None)
+    extra_total: Float64[Tensor, " topic"] | None = summed("not always asked for", default=None)
 
-    @property
+    @derived("mean by topic")
     def mean(self) -> Float64[Tensor, "layer topic"]:
         """Mean by topic."""
         return self.total / self.count
 
-    @property
+    @derived("twice the rank", low=0)
     def double(self) -> Int[Tensor, "layer token"]:
         """Twice the rank."""
         return 2 * self.rank
@@ -68,12 +66,10 @@ class ToyResult(Result):
         return go.Figure()
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class PlainResult(Result):
     """Rows of one axis without labels, and a few plain values."""
 
-    value: Float[Tensor, "row column"] = field(metadata=unit("a value"))
+    value: Float[Tensor, "row column"] = measured("a value")
     pairs: tuple[tuple[str, int], ...] = ()
     text: str = ""
     number: float = 0.0
@@ -84,26 +80,11 @@ class PlainResult(Result):
         return go.Figure()
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class MostResult(Result):
-    """Whole numbers of which the largest counts."""
-
-    topic: tuple[str, ...]
-    most: Int[Tensor, " topic"] = field(metadata=maximum("most"))
-
-    def figure(self) -> go.Figure:
-        """Nothing to see."""
-        return go.Figure()
-
-
-@final
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class PromptsResult(Result):
     """Square in prompts: two axes with one table of labels."""
 
     prompt: PromptTable
-    distance: Float[Tensor, "prompt other_prompt"] = field(metadata=unit("distance", low=0))
+    distance: Float[Tensor, "prompt other_prompt"] = measured("distance", low=0)
 
     def figure(self) -> go.Figure:
         """Nothing to see."""
@@ -153,7 +134,6 @@ def part(topics: str, prompts: Sequence[int], n_prompts: int, first: int = 0, **
         "total": torch.stack([power, 3 * power]),
         "product": torch.outer(power, power),
         "count": torch.tensor(float(n), dtype=torch.float64),
-        "largest": power.float(),
         "bias": torch.tensor([1.0, torch.nan]),
         "used": torch.tensor([True, False]),
     }
@@ -164,7 +144,8 @@ def assert_equal(one: Result, other: Result) -> None:
     """The same to the last bit, missing values included."""
     assert type(one) is type(other)
     assert one.provenance == other.provenance
-    for name, value in one._values().items():
+    for name in (field.name for field in fields(one) if field.name != "provenance"):
+        value = getattr(one, name)
         columns = value.columns() if isinstance(value, Table) else {"": value}
         others = getattr(other, name).columns() if isinstance(value, Table) else {"": getattr(other, name)}
         for column, own in columns.items():
@@ -186,7 +167,6 @@ def test_the_schema_is_read_off_the_annotations() -> None:
     assert {name: kind for name, kind in found.kind.items() if kind != "constant"} == {
         **dict.fromkeys(("rank", "length", "attention", "extra"), "rows"),
         **dict.fromkeys(("total", "product", "count", "extra_total"), "sum"),
-        "largest": "max",
     }
     assert found.tables == {"token": Tokens, "prompt": PromptTable, "pair": PairTable}
 
@@ -202,10 +182,13 @@ def test_the_schema_is_read_off_the_annotations() -> None:
         ({"layer": ("0_pre",)}, r"rank has 2 entries on axis 'layer', .* have 1"),
         (
             {"length": torch.zeros(2, 2)},
-            r"ToyResult.length is \[prompt\] on the CPU; a tensor of shape \(2, 2\) on cpu",
+            r"ToyResult.length must be \[prompt\] on the CPU; got a tensor of shape \(2, 2\) on cpu",
         ),
-        ({"count": torch.zeros(1, dtype=torch.float64)}, r"count is \[\] on the CPU; a tensor of shape \(1,\)"),
-        ({"rank": torch.zeros(2, 3, dtype=torch.int64, device="meta")}, r"on the CPU; .* on meta came"),
+        (
+            {"count": torch.zeros(1, dtype=torch.float64)},
+            r"count must be \[\] on the CPU; got a tensor of shape \(1,\)",
+        ),
+        ({"rank": torch.zeros(2, 3, dtype=torch.int64, device="meta")}, r"on the CPU; got .* on meta$"),
         (
             {"product": torch.zeros(2, 3, dtype=torch.float64)},
             r"product has 3 entries on axis 'other_topic', .* have 2",
@@ -222,11 +205,10 @@ def test_shapes_and_labels_that_do_not_fit_are_refused_when_the_result_is_made(
 
 
 def test_two_fields_on_an_axis_without_labels_must_have_its_size() -> None:
-    @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
     class TwoResult(PlainResult):  # pyright: ignore[reportGeneralTypeIssues]
         """A second field on the axis `row`."""
 
-        other: Float[Tensor, " row"] = field(metadata=unit("other"))
+        other: Float[Tensor, " row"] = measured("other")
 
     TwoResult(value=torch.zeros(2, 3), other=torch.zeros(2))
     with pytest.raises((ValueError, TypeError), match=r"other has 3 entries on axis 'row', .* another field have 2"):
@@ -264,7 +246,7 @@ def test_rows_are_laid_end_to_end_and_prompts_renumbered_with_those_that_have_no
     assert (merged.provenance.n_prompts, merged.provenance.n_tokens) == (9, 7)
 
 
-def test_sums_are_added_by_label_and_maxima_taken_by_label() -> None:
+def test_sums_are_added_by_label() -> None:
     merged = ToyResult.merge(three_parts())
     assert merged.topic == ("a", "b", "c")
     a, b, c = 1 + 2**20, 2 + 2**11, 2**10
@@ -275,22 +257,9 @@ def test_sums_are_added_by_label_and_maxima_taken_by_label() -> None:
         [2, 4 + 2**22, 2**21],
         [0, 2**21, 2**20],
     ]
-    assert merged.largest.tolist() == [2**20, 2**11, 2**10]
     assert merged.count == 7
     assert merged.mean[0].tolist() == [a / 7, b / 7, c / 7]
     assert merged.total.dtype == merged.product.dtype == torch.float64
-
-
-def test_a_missing_maximum_is_known_as_soon_as_one_part_has_it() -> None:
-    missing = part("a", [0], 1, largest=torch.tensor([torch.nan]))
-    assert ToyResult.merge([missing, part("b", [0], 1)]).largest.isnan().tolist() == [True, False]
-    assert ToyResult.merge([missing, part("a", [0], 1)]).largest.tolist() == [1]
-
-
-def test_maxima_of_whole_numbers_are_minus_one_where_nobody_has_them() -> None:
-    parts = [MostResult(topic=("a",), most=torch.tensor([5])), MostResult(topic=("b", "a"), most=torch.tensor([-1, 4]))]
-    merged = MostResult.merge(parts)
-    assert (merged.topic, merged.most.tolist()) == (("a", "b"), [5, -1])
 
 
 def test_merging_is_associative_and_merging_one_changes_nothing() -> None:
@@ -355,11 +324,11 @@ def test_equal_constants_are_kept_missing_values_included() -> None:
 def test_nothing_and_results_of_two_kinds_are_not_merged() -> None:
     plain = PlainResult(value=torch.zeros(1, 1))
     wrong: Any = [plain]
-    with pytest.raises(ValueError, match="at least one result; none came"):
+    with pytest.raises(ValueError, match="merge takes one result or more; got none"):
         Result.merge([])
-    with pytest.raises(TypeError, match=r"one kind \(Result\); PlainResult, ToyResult came"):
+    with pytest.raises(TypeError, match=r"one kind, Result; got PlainResult, ToyResult"):
         Result.merge([part("a", [0], 1), plain])
-    with pytest.raises(TypeError, match=r"one kind \(ToyResult\); PlainResult came"):
+    with pytest.raises(TypeError, match=r"one kind, ToyResult; got PlainResult"):
         ToyResult.merge(wrong)
 
 
@@ -426,7 +395,6 @@ def test_there_is_a_frame_for_every_set_of_axes(toy: ToyResult) -> None:
     extra = toy.to_frame("extra")
     assert extra["k"].tolist() == [0, 1] * 3
     assert extra["extra"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert toy.to_frame("largest").to_dict("list") == {"topic": ["a", "b"], "largest": [1, 2]}
 
 
 def test_the_second_of_two_axes_with_one_table_has_columns_of_its_own() -> None:
@@ -567,7 +535,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
         raise OSError("no space left")
 
     if step == "write":
-        monkeypatch.setattr("lens_probes.result.save_file", half_written)
+        monkeypatch.setattr("lens_probes.result.files.save_file", half_written)
     else:
         monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="no space left"):
@@ -736,5 +704,3 @@ def test_results_are_compared_by_identity_and_cannot_be_changed(toy: ToyResult) 
     assert toy != part("ab", [0, 0, 2], 4)
     with pytest.raises(AttributeError):
         toy.note = "other"  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(TypeError, match="abstract"):
-        Result()  # pyright: ignore[reportAbstractUsage]

@@ -77,7 +77,7 @@ class RankShiftResult(LayerTokenResult):
         n = (~self.token.special).sum().expand(len(self.layer))
         return mean_pairwise_cosine(self.unit_sum, n).float()
 
-    @derived("places the rank moved since the first layer of this result; positive is away from the token")
+    @derived("places that the rank has moved since the first layer")
     def shift(self) -> Float64[Tensor, "layer token"]:
         """How many places the rank has moved since the first layer of this result; positive is away from the token."""
         rank = torch.from_numpy(self.known("rank"))

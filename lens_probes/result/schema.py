@@ -80,9 +80,9 @@ def measured(
     return dataclasses.field(default=default, metadata={"quantity": quantity})
 
 
-def summed(says: str) -> Any:
+def summed(says: str, *, default: Any = dataclasses.MISSING) -> Any:
     """A float64 field that `merge` adds, aligned by label; absent counts as 0."""
-    return dataclasses.field(metadata={"quantity": Quantity(says, is_sum=True)})
+    return dataclasses.field(default=default, metadata={"quantity": Quantity(says, is_sum=True)})
 
 
 class Derived(property):
