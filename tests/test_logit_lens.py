@@ -4,6 +4,7 @@ import math
 import re
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -274,6 +275,26 @@ def test_a_translator_is_given_every_state_with_its_label_and_the_final_predicti
     assert (result.kl[-1] > 0.01).all()
 
 
+class Fitted:
+    """A translator that was fitted on nothing, and says so."""
+
+    def __call__(self, state, label):
+        raise AssertionError("it was not asked whether it fits")
+
+    def check_model(self, model, labels):
+        raise ValueError(f"not fitted on {model.name} for {', '.join(labels)}")
+
+
+def test_a_translator_that_can_check_the_model_is_asked_before_the_forward_pass():
+    with pytest.raises(ValueError, match="not fitted on tiny-gpt2 for 1_post"):
+        lp.LogitLens(translator=Fitted(), layers=[1]).run(tiny.bridge("gpt2"), TEXTS)
+
+
+def test_no_probe_imports_an_experiment():
+    files = list((Path(lp.__file__).parent / "probes").glob("*.py"))
+    assert files and not [file.name for file in files if "lens_probes.experiments" in file.read_text()]
+
+
 def test_the_identity_changes_nothing_but_the_record():
     model = tiny.bridge("llama")
     translated = lp.LogitLens(translator=lambda state, label: state).run(model, TEXTS)
@@ -439,6 +460,45 @@ def test_trajectories_follow_what_comes_up_and_fixed_targets_everywhere():
     assert all(math.isfinite(value) for trace in traces for value in trace.y)
     bold = max(traces, key=lambda trace: trace.line.width)
     assert bold.y[-1] == pytest.approx(float(result.top_log_prob[-1, 2, 0].exp()))
+
+
+def test_ranks_by_word_class_start_at_1_on_their_logarithmic_axis():
+    result = lp.LogitLens(target="final", top_k=1).run(tiny.bridge("gpt2"), TEXTS)
+    figure = result.figure_classes()
+    assert [axis.title.text for axis in (figure.layout.yaxis, figure.layout.yaxis2, figure.layout.yaxis3)] == [
+        "log-probability of the target (nats, at most 0)",
+        "1 + rank of the target (1 to 400)",
+        "KL(final || layer) (nats, 0 or more)",
+    ]
+    assert [figure.layout[f"yaxis{n}"].autorange for n in ("", 2, 3)] == [True, "reversed", "reversed"]
+    assert figure.layout.yaxis2.type == "log" and figure.layout.yaxis3.type is None
+    table = result.by_word_class()
+    for line in (trace for trace in figure.data if trace.yaxis == "y2" and trace.name):
+        rows = table[(table["quantity"] == "rank") & (table["word_class"] == line.name.split(" ")[0])]
+        assert list(line.y) == [1 + median for median in rows["median"]] and line.y[-1] == 1
+
+
+def test_titles_say_what_was_asked_and_whether_a_translator_stood_between():
+    model = tiny.bridge("gpt2")
+    fixed = lp.LogitLens(target=[40, 9], translator=lambda state, label: state).run(model, TEXTS)
+    assert fixed.conditions() == f"target: {fixed.vocab[40]!r} or {fixed.vocab[9]!r}; through a translator"
+    assert lp.LogitLens(target=[40, 9], top_k=0).run(model, TEXTS).conditions() == "target: id 40 or id 9"
+    assert "target: model&#x27;s own choice; tiny-gpt2" in (
+        lp.LogitLens(target="final").run(model, TEXTS).figure_prompt(quantity="kl").layout.title.text
+    )
+
+
+def test_one_prompt_can_be_drawn_of_every_result_over_layers_and_tokens():
+    model = tiny.bridge("gpt2")
+    ranks, lens = lp.RankShift().run(model, TEXTS), lp.LogitLens(top_k=0).run(model, TEXTS)
+    grid = ranks.figure_prompt(1, quantity="score").data[0]
+    rows = ranks.token.rows(1)
+    assert grid.colorscale[0][1] != grid.colorscale[-1][1] and grid.zmin == -grid.zmax  # cosines: around 0
+    assert [list(row) for row in grid.z] == [pytest.approx(ranks.score[:, i].tolist()) for i in rows]
+    assert lens.figure_prompt(1, quantity="entropy").data[0].zmax == pytest.approx(math.log(400))
+    assert list(lens.figure_prompt(1).data[0].z[-1]) == [None] * 4  # the last token has no target
+    with pytest.raises(ValueError, match="quantity must be one of log_prob, rank, entropy, kl; got 'top_ids'"):
+        lens.figure_prompt(quantity="top_ids")
 
 
 def test_without_top_entries_figures_say_what_to_run():

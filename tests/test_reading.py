@@ -391,7 +391,10 @@ def test_a_cache_of_texts_that_the_model_tokenised_gives_what_run_gives(raw: Any
 
 
 def test_a_cache_with_gradients_gives_a_result_without(gpt2: Any) -> None:
-    ids, names = torch.tensor([[7, 8, 9]]), [name for probe in PROBES for name in names_of(probe.hooks(ModelView(gpt2)))]
+    ids, names = (
+        torch.tensor([[7, 8, 9]]),
+        [name for probe in PROBES for name in names_of(probe.hooks(ModelView(gpt2)))],
+    )
     cache = {name: value.clone().requires_grad_() for name, value in own_cache(gpt2, ids, names=names).items()}
     for probe in PROBES:
         for value in values_of(probe.from_cache(gpt2, ids, cache)).values():

@@ -77,7 +77,7 @@ def test_a_fit_that_goes_on_equals_one_that_never_stopped(tmp_path):
     assert torch.equal(rest.loss[:, :4], half.loss)
 
 
-def test_an_interrupt_gives_what_is_done_so_far():
+def test_an_interrupt_gives_what_is_done_so_far(capsys):
     model, calls = tiny.bridge("gpt2"), iter([False, False, True])
     gradients = tuned_lens._gradients
 
@@ -88,8 +88,16 @@ def test_an_interrupt_gives_what_is_done_so_far():
 
     with mock.patch.object(tuned_lens, "_gradients", interrupted):
         partial = lp.TunedLens(steps=5).run(model, FITTED, progress=False)
+    told = capsys.readouterr()
+    assert "interrupted after 2 of 5 steps\ngo on with run(..., resume=result)" in told.out + told.err
     assert partial.loss.shape == (3, 2)
     assert lp.TunedLens(steps=3).run(model, FITTED, progress=False, resume=partial).loss.shape == (3, 3)
+
+
+def test_prompts_take_the_options_of_every_run():
+    model = tiny.bridge("gpt2")
+    plain, other = (lp.TunedLens(steps=1).run(model, FITTED, progress=False, prepend_bos=bos) for bos in (False, True))
+    assert other.provenance.n_tokens == plain.provenance.n_tokens + len(FITTED)
 
 
 def test_a_step_follows_the_gradient_of_the_mean_divergence():
@@ -155,3 +163,13 @@ def test_the_figure_sets_the_end_beside_the_start():
     start, end = (trace for trace in tuned.figure().data if trace.name)
     assert list(start.y) == pytest.approx(tuned.loss[:, 0].tolist())
     assert list(end.y) == pytest.approx(tuned.loss.mean(1).tolist())
+    assert tuned.figure().layout.yaxis.title.text == "mean KL(final || layer) (nats, 0 or more)"
+    assert len(tuned.to_frame()) == 3 * 3 and "loss" in tuned.to_frame()
+
+
+def test_a_fit_of_no_steps_has_nothing_to_draw():
+    model = tiny.bridge("gpt2")
+    with mock.patch.object(tuned_lens, "_gradients", side_effect=KeyboardInterrupt):
+        nothing = lp.TunedLens(steps=2).run(model, FITTED, progress=False)
+    with pytest.raises(ValueError, match="interrupted before its first step, and there is nothing to draw"):
+        nothing.figure()

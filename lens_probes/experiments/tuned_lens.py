@@ -51,7 +51,7 @@ class TunedLensResult(Result):
     seed: int
     text_hash: str  # of the prompts: a fit goes on with the same ones
     maps: Float[Tensor, "layer input d_model"] = measured("affine map: the rows of A, then b")
-    loss: Float[Tensor, "layer step"] = measured("mean KL(final || layer) over a step's tokens", unit="nats", low=0)
+    loss: Float[Tensor, "layer step"] = measured("mean KL(final || layer)", unit="nats", low=0)
     gradient_mean: Float[Tensor, "layer input d_model"] = measured("Adam's running mean of the gradient")
     gradient_square: Float[Tensor, "layer input d_model"] = measured(
         "Adam's running mean of the squared gradient", low=0
@@ -90,7 +90,7 @@ class TunedLensResult(Result):
         return figures.lines(
             {self.quantity("loss").title: [start, end]},
             self.layer,
-            title=self.title(f"KL from each layer to the final prediction, before and after {amount(steps, 'step')}"),
+            title=self.title(f"Tuned lens before and after {amount(steps, 'step')}"),
             x_title="layer (read point)",
         )
 

@@ -108,7 +108,7 @@ class DirectLogitAttributionResult(TokenResult):
         return self._draw(means["mean"].tolist(), float(self.total[chosen].mean()), question)
 
     def figure_token(self, token: int | str, prompt: int = 0) -> go.Figure:
-        """The same for one token."""
+        """Contributions at one token: heads by layer, and beside them MLPs and attention biases."""
         row = self.token.row(prompt, token)
         position, total = int(self.token.position[row]), float(self.total[row])
         if math.isnan(total):
@@ -192,7 +192,7 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
         direction = frozen(norm, last, normed.float()).read(towards)
 
         def along(written: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
-            return (written.float() * direction).sum(-1)
+            return (written * direction).sum(-1)
 
         embeddings = {part: reading[hook].float() for hook, part in model.embeddings().items()}
         parts = {part: along(written) for part, written in embeddings.items()}

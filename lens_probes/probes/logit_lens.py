@@ -101,7 +101,10 @@ class LogitLensResult(LayerTokenResult):
             )
 
     def words(self) -> Tokens:
-        """The tokens with the words that predictions are about: those that follow, where these are the targets."""
+        """The tokens with the words that predictions are about: those that follow, where these are the targets.
+
+        Raises where no target belongs to a word.
+        """
         asked = asked_about(self.token, self.target)
         if not any(asked.word_class):
             raise ValueError("no token here has a target that belongs to a word: pass longer texts, or another target")

@@ -78,7 +78,7 @@ class TokenResult(Result):
         return figures.bars(
             {word_class: (median, low, high) for word_class, median, low, high, _ in rows},
             notes={word_class: amount(n, count.removesuffix("s")) for word_class, *_, n in rows},
-            title=self.title(f"{self.quantity(name).says[:1].upper()}{self.quantity(name).says[1:]}, by word class"),
+            title=self.title(f"{self.quantity(name).heading}, by word class"),
             y_title=self.quantity(name).title,
         )
 
@@ -193,7 +193,7 @@ class LayerTokenResult(Result):
             ],
             bold=bold,
             x=self.layer,
-            title=self.title(f"{name.replace('_', ' ').capitalize()} of the tokens of prompt {prompt}"),
+            title=self.title(f"{self.quantity(name).heading}: tokens of prompt {prompt}"),
             x_title="layer (read point)",
             y_title=self.quantity(name).title,
             upside_down=self.quantity(name).low_on_top,
@@ -202,7 +202,7 @@ class LayerTokenResult(Result):
     def figure_prompt(self, prompt: int = 0, *, quantity: str | None = None, first: int = 0) -> go.Figure:
         """One prompt, layers across and tokens down: sixty tokens, from number `first` on."""
         name = _asked(self, quantity, self._over_tokens())
-        return self.draw_prompt(f"{name.replace('_', ' ').capitalize()}", prompt, quantity=name, first=first)
+        return self.draw_prompt(self.quantity(name).heading, prompt, quantity=name, first=first)
 
     def draw_prompt(
         self,
