@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
-from lens_probes.text.prompts import Prompts, Tokens, target_ids, tokenize
+from lens_probes.text.prompts import Prompts, Tokens, tokenize
+from lens_probes.text.targets import target_ids
 from lens_probes.text.words import WordClasses
 
 TOKENS_PER_BATCH = 512  # what a batch holds, padding included: enough to fill matrix products, little enough to keep

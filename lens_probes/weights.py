@@ -22,7 +22,7 @@ from torch import Tensor
 from lens_probes import figures
 from lens_probes.messages import brief
 from lens_probes.model import ModelView, undisturbed
-from lens_probes.result import Provenance, Result, measured
+from lens_probes.result import Result, measured, provenance
 from lens_probes.text.prompts import whole_number
 
 AT_ONCE = 128  # vectors whose logits are held at a time
@@ -36,31 +36,27 @@ class VectorReading(Result):
     unit: tuple[str, ...]
     vocab: tuple[str, ...]
     top_ids: Int[Tensor, "unit k"] = measured("the most probable entries, best first", low=0, into="vocab")
-    top_log_prob: Float[Tensor, "unit k"] = measured("their log-probabilities, nats", high=0)
+    top_log_prob: Float[Tensor, "unit k"] = measured("their log-probabilities", unit="nats", high=0)
     bottom_ids: Int[Tensor, "unit other_k"] = measured("the least probable entries, last first", low=0, into="vocab")
-    bottom_log_prob: Float[Tensor, "unit other_k"] = measured("their log-probabilities, nats", high=0)
-    entropy: Float[Tensor, " unit"] = measured("entropy of the prediction, nats", low=0)
+    bottom_log_prob: Float[Tensor, "unit other_k"] = measured("their log-probabilities", unit="nats", high=0)
+    entropy: Float[Tensor, " unit"] = measured("entropy of the prediction", unit="nats", low=0)
 
     def figure(self, first: int = 0) -> go.Figure:
         """A table of thirty vectors, from number `first` on: their most, and then least, probable entries."""
         whole_number("first", first)
         rows = range(len(self.unit))[first : first + ROWS] if first >= 0 else ()
         if not rows:
-            raise ValueError(f"vector {first} was asked for and there are {len(self.unit)}, numbered from 0")
+            raise ValueError(f"first must be the number of a vector, 0 to {len(self.unit) - 1}; got {first}")
         columns = {"vector": [figures.visible(self.unit[i]) for i in rows]}
         columns["entropy"] = [f"{self.entropy[i]:.2f}" for i in rows]
-        for name, ids, log_prob in (
-            ("top", self.top_ids, self.top_log_prob),
-            ("bottom", self.bottom_ids, self.bottom_log_prob),
-        ):
+        ends = {"top": (self.top_ids, self.top_log_prob), "bottom": (self.bottom_ids, self.bottom_log_prob)}
+        for end, (ids, log_prob) in ends.items():
             for k in range(min(ids.shape[1], COLUMNS)):
-                columns[f"{name} {k}"] = [
+                columns[f"{end} {k}"] = [
                     f"{figures.visible(self.vocab[int(ids[i, k])], 10)} {log_prob[i, k].exp():.1g}" for i in rows
                 ]
         several = f", {rows[0]} to {rows[-1]} of {len(self.unit)}" if len(rows) < len(self.unit) else ""
-        return figures.table(
-            columns, title=f"What do these vectors predict? With probabilities{several}\n{self.provenance.describe()}"
-        )
+        return figures.table(columns, title=self.title(f"Vectors read into tokens, with probabilities{several}"))
 
 
 def read_vector(
@@ -71,8 +67,9 @@ def read_vector(
     *,
     names: Sequence[str] | None = None,
 ) -> VectorReading:
-    """Read one vector, or a matrix with one a row, into the tokens that the model would predict from it.
+    """Read one vector, or a matrix with one per row, into the tokens that the model would predict from it.
 
+    `top_k`, `bottom_k`: how many of the most and of the least probable entries are kept. `names` label the vectors.
     Raises ValueError for a model that is not read through its head (see LogitLens), for vectors of another width, and
     for vectors that are zero or not finite.
 
@@ -87,22 +84,25 @@ def read_vector(
     rows = torch.atleast_2d(torch.as_tensor(vectors).detach()).to(view.device).float()
     if rows.ndim != 2 or rows.shape[1] != view.d_model or not len(rows):
         raise ValueError(
-            f"vectors are [unit d_model] with d_model {view.d_model} for {view.name}; {tuple(rows.shape)} came"
+            f"vectors must be [unit d_model] with d_model {view.d_model} for {view.name}; got {tuple(rows.shape)}"
         )
     length = rows.norm(dim=1)
-    if not (torch.isfinite(length) & (length > 0)).all():
-        worst = int((~torch.isfinite(length) | (length == 0)).nonzero()[0])
-        raise ValueError(f"vector {worst} is zero or not finite: it points nowhere, leave it out")
+    pointless = ~length.isfinite() | (length == 0)
+    if pointless.any():
+        raise ValueError(
+            f"every vector must be finite and not zero; got vector {int(pointless.nonzero()[0])}, which points "
+            f"nowhere: leave it out"
+        )
+    for name, k in (("top_k", top_k), ("bottom_k", bottom_k)):
+        whole_number(name, k)
     if not 0 <= top_k <= view.d_vocab or not 0 <= bottom_k <= view.d_vocab or not top_k + bottom_k:
         raise ValueError(
-            f"top_k and bottom_k are numbers of entries, up to {view.d_vocab} and not both 0; {top_k} and "
-            f"{bottom_k} came"
+            f"top_k and bottom_k must be numbers of entries, 0 to {view.d_vocab} and not both 0; got {top_k} and "
+            f"{bottom_k}"
         )
     labels = tuple(map(str, range(len(rows)) if names is None else names))
     if isinstance(names, str) or len(labels) != len(rows):
-        raise ValueError(
-            f"{len(rows)} vectors came with the names {brief(names)}: give a list with one for each, or none"
-        )
+        raise ValueError(f"names must be a list with one for each of the {len(rows)} vectors; got {brief(names)}")
     # Of the size that the norm expects: its epsilon would tell short vectors from long ones.
     rows = rows / length[:, None] * view.d_model**0.5
     parts = []
@@ -121,14 +121,7 @@ def read_vector(
         bottom_ids=bottom_ids,
         bottom_log_prob=bottom_values,
         entropy=entropies,
-        provenance=Provenance(
-            probe=f"read_vector(top_k={top_k}, bottom_k={bottom_k})",
-            model=view.name,
-            model_class=view.class_name,
-            processed=view.processed,
-            dtype=str(view.W_E.dtype).removeprefix("torch."),
-            versions=view.versions,
-        ),
+        provenance=provenance(f"read_vector(top_k={top_k}, bottom_k={bottom_k})", view, view.W_E.dtype),
     )
 
 
@@ -160,9 +153,9 @@ def ov_vectors(model: Any, layer: int, head: int, k: int = 5) -> Float[Tensor, "
     (layer,) = view.layers([layer])
     W_V, W_O = view.W_V(layer).float(), view.W_O(layer).float()
     if not 0 <= head < len(W_O):
-        raise ValueError(f"head {head} was asked for and layer {layer} of {view.name} has heads 0 to {len(W_O) - 1}")
+        raise ValueError(f"head must be one of layer {layer} of {view.name}, 0 to {len(W_O) - 1}; got {head}")
     if not 1 <= k <= W_O.shape[1]:
-        raise ValueError(f"{k} directions were asked for and a head of {view.name} writes at most {W_O.shape[1]}")
+        raise ValueError(f"k must be a number of directions that a head writes, 1 to {W_O.shape[1]}; got {k}")
     if not (W_V[head].isfinite().all() and W_O[head].isfinite().all()):
         raise ValueError(
             f"the values and outputs of head {head} in layer {layer} of {view.name} must be finite; got NaN or Inf: "

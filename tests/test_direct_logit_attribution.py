@@ -1,6 +1,7 @@
 """DirectLogitAttribution: the parts sum to the model's own logits on every decoder, raw and processed weights agree."""
 
 import math
+from html import unescape
 from importlib.metadata import version
 
 import pytest
@@ -12,6 +13,7 @@ from lens_probes.examples import tiny
 from lens_probes.model import Norm
 from lens_probes.probes.direct_logit_attribution import frozen
 from lens_probes.testing import check_probe
+from lens_probes.text.targets import asked_about
 
 TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day."]
 
@@ -120,13 +122,25 @@ def test_the_table_means_over_tokens_and_its_shares_sum_to_one():
     assert few["low"].isna().all()
 
 
+def test_totals_are_summarised_by_the_word_that_follows():
+    result = lp.DirectLogitAttribution().run(tiny.bridge("gpt2"), lp.demo.sentences()[:6])
+    table = result.by_word_class().set_index("word_class")
+    following = asked_about(result.token, "next")
+    own = result.total[torch.tensor([name == "function" for name in following.word_class])]
+    assert table.loc["function", "tokens"] == len(own)
+    assert table["quantity"].unique().tolist() == ["total"]
+    assert len(result.compare(permutations=19)) == 1
+
+
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_decomposed_is_refused():
-    with pytest.raises(ValueError, match="is one of next, own, final, or a token id; 'all' came"):
+    with pytest.raises(ValueError, match="must be 'next', 'own' or 'final', or a token id; got 'all'"):
         lp.DirectLogitAttribution(target="all")
-    with pytest.raises(ValueError, match="target 400 was asked for and the ids of tiny-gpt2 end at 399"):
+    with pytest.raises(ValueError, match=r"\(target=\.\.\.\) must be ids of tiny-gpt2, 0 to 399; got 400"):
         lp.DirectLogitAttribution(target=400).run(tiny.bridge("gpt2"), TEXTS)
-    with pytest.raises(ValueError, match="tiny-bert norms after every sum and has a head that is not linear"):
+    with pytest.raises(
+        ValueError, match=r"must be a decoder, .*; tiny-bert norms after every sum and has a head that is not linear"
+    ):
         lp.DirectLogitAttribution().run(tiny.bridge("bert"), TEXTS)
 
 
@@ -135,7 +149,7 @@ def test_a_model_whose_parts_do_not_sum_is_refused():
     model.original_model.transformer.h[1].register_forward_hook(
         lambda module, inputs, output: output * 3 if isinstance(output, torch.Tensor) else (output[0] * 3, *output[1:])
     )
-    with pytest.raises(ValueError, match=r"of tiny-gpt2 do not sum to its states \(they are off by"):
+    with pytest.raises(ValueError, match="of tiny-gpt2 must sum to its states; got sums that are off by"):
         lp.DirectLogitAttribution().run(model, TEXTS)
 
 
@@ -196,7 +210,7 @@ def test_a_block_that_scales_what_it_adds_is_refused_whichever_layers_are_asked(
     for block in model.blocks:
         block.mlp.hook_out.register_forward_hook(lambda module, inputs, output: output * 3)
         block.attn.hook_out.register_forward_hook(lambda module, inputs, output: output * 3)
-    with pytest.raises(ValueError, match=r"of tiny-llama do not sum to its states \(they are off by"):
+    with pytest.raises(ValueError, match="of tiny-llama must sum to its states; got sums that are off by"):
         lp.DirectLogitAttribution(layers=layers).run(model, TEXTS)
 
 
@@ -207,12 +221,18 @@ def test_figures_show_heads_by_layer_and_say_what_stands_beside_them():
     assert grid.z[1][3] == pytest.approx(float(result.of_component("L1H3")[row]))
     assert mlp.x[2] == pytest.approx(float(result.of_component("L2_mlp")[row]))
     assert (mlp.name, bias.name) == ("MLP", "attention bias")
+    drawn = unescape(result.figure_token(2, prompt=1).layout.title.text)
+    assert f"to {result.token.text[row + 1]!r} at token 2 of prompt 1, {result.token.text[row]!r}" in drawn
+    fixed = lp.DirectLogitAttribution(target=9).run(tiny.bridge("gpt2"), TEXTS)
+    assert "to id 9 at token 2 of prompt 1" in fixed.figure_token(2, prompt=1).layout.title.text
     title = result.figure().layout.title.text
     assert "embed" in title and "position" in title and "final_bias" in title
     last = int((result.token.prompt == 0).sum()) - 1
-    with pytest.raises(ValueError, match="has no target: it is the last, ask an earlier one"):
+    with pytest.raises(
+        ValueError, match=rf"must have a target; token {last} is the last of prompt 0: ask an earlier one"
+    ):
         result.figure_token(last)
-    with pytest.raises(ValueError, match="component 'L9H9' was asked for and there are embed, position, L0H0"):
+    with pytest.raises(ValueError, match=r"must be one of embed, position, L0H0, .*; got 'L9H9'"):
         result.of_component("L9H9")
     only_one = lp.DirectLogitAttribution().run(tiny.bridge("gpt2"), [[5]])
     with pytest.raises(ValueError, match="no token here has a target"):

@@ -1,8 +1,10 @@
 """LogitLens against the models' own predictions, Hugging Face's states, TransformerLens 4's lens, and by hand."""
 
 import math
+import re
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,11 @@ from torch.distributions import Categorical, kl_divergence
 
 import lens_probes as lp
 from lens_probes.examples import tiny
+from lens_probes.maths.vocabulary import predictions
 from lens_probes.model import ModelView
 from lens_probes.reading import pad
 from lens_probes.testing import assert_same, check_probe
-from lens_probes.text.prompts import following, target_ids
+from lens_probes.text.targets import following, target_ids
 
 TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day.", "Hello"]
 
@@ -147,7 +150,7 @@ def test_two_layers_and_three_tokens_by_hand():
     states[..., 3] = 1.0
     # The final norm would rescale them, so that the formula is asked with what the unembedding reads.
     view = ModelView(model)
-    read = lp.vocabulary.predictions(
+    read = predictions(
         states, view.unembedding, view.unembedding_bias, torch.tensor([[0], [2], [-1]]), 3, cap=view.capped
     )
     half, quarter = math.log(2), math.log(4)
@@ -272,6 +275,26 @@ def test_a_translator_is_given_every_state_with_its_label_and_the_final_predicti
     assert (result.kl[-1] > 0.01).all()
 
 
+class Fitted:
+    """A translator that was fitted on nothing, and says so."""
+
+    def __call__(self, state, label):
+        raise AssertionError("it was not asked whether it fits")
+
+    def check_model(self, model, labels):
+        raise ValueError(f"not fitted on {model.name} for {', '.join(labels)}")
+
+
+def test_a_translator_that_can_check_the_model_is_asked_before_the_forward_pass():
+    with pytest.raises(ValueError, match="not fitted on tiny-gpt2 for 1_post"):
+        lp.LogitLens(translator=Fitted(), layers=[1]).run(tiny.bridge("gpt2"), TEXTS)
+
+
+def test_no_probe_imports_an_experiment():
+    files = list((Path(lp.__file__).parent / "probes").glob("*.py"))
+    assert files and not [file.name for file in files if "lens_probes.experiments" in file.read_text()]
+
+
 def test_the_identity_changes_nothing_but_the_record():
     model = tiny.bridge("llama")
     translated = lp.LogitLens(translator=lambda state, label: state).run(model, TEXTS)
@@ -285,27 +308,29 @@ def test_the_identity_changes_nothing_but_the_record():
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said_before_the_forward_pass(monkeypatch):
     model = tiny.bridge("gpt2")
-    for target in (" Paris", [" Paris", " London"], 1.5, [1.7, 3], None, True):
-        with pytest.raises(ValueError, match=r"one of next, own, final, or token ids; .* came: for a text, pass"):
-            lp.LogitLens(target=target)
-    for target in ([], [4, 4], -1):
-        with pytest.raises(ValueError, match="lists ids, each once and from 0 on"):
+    for target in (" Paris", [" Paris", " London"], 1.5, [1.7, 3], None, True, [], [4, 4], -1):
+        message = (
+            "must be 'next', 'own', 'final', or token ids, each once and 0 or more (of a text: those of its tokens)"
+        )
+        with pytest.raises(ValueError, match=re.escape(f"LogitLens(target=...) {message}; got {target!r}")):
             lp.LogitLens(target=target)
     for top_k in (-1, 2.5):
-        with pytest.raises(ValueError, match=r"a number of entries, at least 0; .* came"):
+        with pytest.raises(
+            ValueError, match=rf"LogitLens\(top_k=\.\.\.\) must be a whole number, 0 or more; got {top_k}"
+        ):
             lp.LogitLens(top_k=top_k)
     for translator in (3, lp.TunedLens(), lp.TunedLens):
-        with pytest.raises(TypeError, match=r"such as what TunedLens\(\).run\(model, texts\) or .* gives; .* came"):
+        with pytest.raises(TypeError, match=r"such as the result of TunedLens\(\).run\(model, texts\), or None; got "):
             lp.LogitLens(translator=translator)
     with pytest.raises(TypeError, match="is no probe; an experiment such as TunedLens runs alone"):
         lp.run([lp.TunedLens()], model, TEXTS)
     with pytest.raises(ValueError, match="no token here has a target that belongs to a word"):
         lp.LogitLens().run(model, [[5]]).by_word_class()
-    with pytest.raises(ValueError, match="is the number of a token, from 0 on; -3 came"):
+    with pytest.raises(ValueError, match=r"first must be the number of a token of prompt 0, 0 to .*; got -3"):
         lp.LogitLens().run(model, TEXTS).figure(first=-3)
-    with pytest.raises(ValueError, match="target 400 was asked for and the ids of tiny-gpt2 end at 399"):
+    with pytest.raises(ValueError, match=r"\(target=\.\.\.\) must be ids of tiny-gpt2, 0 to 399; got 400"):
         lp.LogitLens(target=400).run(model, TEXTS)
-    with pytest.raises(ValueError, match="top_k=401 was asked for and the vocabulary of tiny-gpt2 has 400"):
+    with pytest.raises(ValueError, match=r"\(top_k=\.\.\.\) must be at most the 400 entries of tiny-gpt2; got 401"):
         lp.LogitLens(top_k=401).run(model, TEXTS)
     with pytest.raises(ValueError, match="'resid_mid' does not exist in tiny-neox"):
         lp.LogitLens(incl_mid=True).run(tiny.bridge("neox"), TEXTS)
@@ -333,9 +358,9 @@ def test_a_model_that_scales_its_logits_otherwise_is_refused():
 @pytest.mark.parametrize(
     ("translator", "came"),
     [
-        (lambda state, label: state[:, :5], r"gave \(\d+, 5\) for the states \(\d+, 32\) at 0_pre"),
-        (lambda state, label: None, "gave NoneType for the states"),
-        (lambda state, label: state * math.inf, "numbers at 0_pre that are not finite in"),
+        (lambda state, label: state[:, :5], r"must return one state per token, \(\d+, 32\) at 0_pre; got \(\d+, 5\)"),
+        (lambda state, label: None, "must return one state per token, .*; got NoneType"),
+        (lambda state, label: state * math.inf, "must return finite states; got NaN or Inf in .* at 0_pre"),
     ],
     ids=["shape", "nothing", "infinite"],
 )
@@ -346,7 +371,7 @@ def test_a_translator_that_returns_something_else_is_refused(translator, came):
 
 def test_what_overflows_in_the_models_precision_is_refused():
     model = tiny.bridge("llama", dtype=torch.float16)
-    with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
+    with pytest.raises(ValueError, match=r"got NaN or Inf in torch\.float16 at 0_pre: scale it down"):
         lp.LogitLens(translator=lambda state, label: state * 1e6).run(model, TEXTS)
 
 
@@ -400,8 +425,8 @@ def test_the_figure_is_one_prompt_with_its_top_entries():
     assert grid.text[0][-1] == lp.figures.visible(result.vocab[int(result.top_ids[-1, first, 0])], 7)
     assert grid.z[0][-1] == pytest.approx(float(result.log_prob[-1, first]))
     assert f"{float(result.top_log_prob[-1, first, 1].exp()):.3f}" in grid.hovertext[0][-1]
-    with pytest.raises(ValueError, match="one of log_prob, rank, entropy, kl; 'p' came"):
-        result.figure(of="p")
+    with pytest.raises(ValueError, match="quantity must be one of log_prob, rank, entropy, kl; got 'p'"):
+        result.figure(quantity="p")
 
 
 def test_a_long_prompt_is_windowed_and_many_layers_are_thinned():
@@ -409,7 +434,7 @@ def test_a_long_prompt_is_windowed_and_many_layers_are_thinned():
     result = lp.LogitLens(top_k=1).run(model, [list(range(5, 64))])
     grid = result.figure(first=50).data[0]
     assert len(grid.z) == 9
-    with pytest.raises(ValueError, match="token 59 was asked for and prompt 0 ends before it"):
+    with pytest.raises(ValueError, match="first must be the number of a token of prompt 0, 0 to 58; got 59"):
         result.figure(first=59)
     wide = lp.figures.heatmap(
         [list(range(100))],
@@ -435,6 +460,45 @@ def test_trajectories_follow_what_comes_up_and_fixed_targets_everywhere():
     assert all(math.isfinite(value) for trace in traces for value in trace.y)
     bold = max(traces, key=lambda trace: trace.line.width)
     assert bold.y[-1] == pytest.approx(float(result.top_log_prob[-1, 2, 0].exp()))
+
+
+def test_ranks_by_word_class_start_at_1_on_their_logarithmic_axis():
+    result = lp.LogitLens(target="final", top_k=1).run(tiny.bridge("gpt2"), TEXTS)
+    figure = result.figure_classes()
+    assert [axis.title.text for axis in (figure.layout.yaxis, figure.layout.yaxis2, figure.layout.yaxis3)] == [
+        "log-probability of the target (nats, at most 0)",
+        "1 + rank of the target (1 to 400)",
+        "KL(final || layer) (nats, 0 or more)",
+    ]
+    assert [figure.layout[f"yaxis{n}"].autorange for n in ("", 2, 3)] == [True, "reversed", "reversed"]
+    assert figure.layout.yaxis2.type == "log" and figure.layout.yaxis3.type is None
+    table = result.by_word_class()
+    for line in (trace for trace in figure.data if trace.yaxis == "y2" and trace.name):
+        rows = table[(table["quantity"] == "rank") & (table["word_class"] == line.name.split(" ")[0])]
+        assert list(line.y) == [1 + median for median in rows["median"]] and line.y[-1] == 1
+
+
+def test_titles_say_what_was_asked_and_whether_a_translator_stood_between():
+    model = tiny.bridge("gpt2")
+    fixed = lp.LogitLens(target=[40, 9], translator=lambda state, label: state).run(model, TEXTS)
+    assert fixed.conditions() == f"target: {fixed.vocab[40]!r} or {fixed.vocab[9]!r}; through a translator"
+    assert lp.LogitLens(target=[40, 9], top_k=0).run(model, TEXTS).conditions() == "target: id 40 or id 9"
+    assert "target: model&#x27;s own choice; tiny-gpt2" in (
+        lp.LogitLens(target="final").run(model, TEXTS).figure_prompt(quantity="kl").layout.title.text
+    )
+
+
+def test_one_prompt_can_be_drawn_of_every_result_over_layers_and_tokens():
+    model = tiny.bridge("gpt2")
+    ranks, lens = lp.RankShift().run(model, TEXTS), lp.LogitLens(top_k=0).run(model, TEXTS)
+    grid = ranks.figure_prompt(1, quantity="score").data[0]
+    rows = ranks.token.rows(1)
+    assert grid.colorscale[0][1] != grid.colorscale[-1][1] and grid.zmin == -grid.zmax  # cosines: around 0
+    assert [list(row) for row in grid.z] == [pytest.approx(ranks.score[:, i].tolist()) for i in rows]
+    assert lens.figure_prompt(1, quantity="entropy").data[0].zmax == pytest.approx(math.log(400))
+    assert list(lens.figure_prompt(1).data[0].z[-1]) == [None] * 4  # the last token has no target
+    with pytest.raises(ValueError, match="quantity must be one of log_prob, rank, entropy, kl; got 'top_ids'"):
+        lens.figure_prompt(quantity="top_ids")
 
 
 def test_without_top_entries_figures_say_what_to_run():

@@ -18,11 +18,11 @@ from lens_probes.text.prompts import (
     PromptTable,
     Tokens,
     concatenate,
-    following,
     prompt_table,
     read_prompts,
     tokenize,
 )
+from lens_probes.text.targets import following
 from lens_probes.text.words import Word
 
 TEXT = "The unexpected lighthouse, it shines; 12 ships don't."

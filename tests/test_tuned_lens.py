@@ -77,7 +77,7 @@ def test_a_fit_that_goes_on_equals_one_that_never_stopped(tmp_path):
     assert torch.equal(rest.loss[:, :4], half.loss)
 
 
-def test_an_interrupt_gives_what_is_done_so_far():
+def test_an_interrupt_gives_what_is_done_so_far(capsys):
     model, calls = tiny.bridge("gpt2"), iter([False, False, True])
     gradients = tuned_lens._gradients
 
@@ -88,8 +88,16 @@ def test_an_interrupt_gives_what_is_done_so_far():
 
     with mock.patch.object(tuned_lens, "_gradients", interrupted):
         partial = lp.TunedLens(steps=5).run(model, FITTED, progress=False)
+    told = capsys.readouterr()
+    assert "interrupted after 2 of 5 steps\ngo on with run(..., resume=result)" in told.out + told.err
     assert partial.loss.shape == (3, 2)
     assert lp.TunedLens(steps=3).run(model, FITTED, progress=False, resume=partial).loss.shape == (3, 3)
+
+
+def test_prompts_take_the_options_of_every_run():
+    model = tiny.bridge("gpt2")
+    plain, other = (lp.TunedLens(steps=1).run(model, FITTED, progress=False, prepend_bos=bos) for bos in (False, True))
+    assert other.provenance.n_tokens == plain.provenance.n_tokens + len(FITTED)
 
 
 def test_a_step_follows_the_gradient_of_the_mean_divergence():
@@ -125,26 +133,28 @@ def test_what_does_not_belong_together_is_refused():
     tuned = lp.TunedLens(steps=1, layers=[1]).run(model, FITTED[:2], progress=False)
     with pytest.raises(ValueError, match="translator holds maps of tiny-gpt2"):
         lp.LogitLens(translator=tuned, layers=[1]).run(other, "A cat.")
-    with pytest.raises(ValueError, match="state 0_pre was asked for and this lens was fitted for 1_post"):
+    with pytest.raises(ValueError, match="must be of the layers that this lens was fitted for, 1_post; got 0_pre"):
         lp.LogitLens(translator=tuned).run(model, "A cat.")
-    with pytest.raises(ValueError, match="state 0_post was asked for and this lens was fitted for 1_post"):
+    with pytest.raises(ValueError, match="must be of the layers that this lens was fitted for, 1_post; got 0_post"):
         tuned(torch.zeros(1, 32), "0_post")
-    with pytest.raises(ValueError, match="only the last layer, 2_post, was asked for"):
+    with pytest.raises(ValueError, match="one before the last, which needs no map; got 2_post only"):
         lp.TunedLens(layers=[-1]).run(model, FITTED)
-    with pytest.raises(ValueError, match="resume comes from a fit with other layers: go on with the same"):
+    with pytest.raises(
+        ValueError, match="resume must come from the same fit; got one with other layers: go on with the same"
+    ):
         lp.TunedLens(steps=1, layers=[0]).run(model, FITTED[:2], resume=tuned)
-    for wrong in ({"steps": 0}, {"steps": 2.5}, {"learning_rate": float("inf")}, {"tokens_per_step": 0}):
-        with pytest.raises(ValueError, match=r"are above 0, the first two whole numbers; .* came"):
-            lp.TunedLens(**wrong)
+    for name, wrong in (("steps", 0), ("steps", 2.5), ("learning_rate", float("inf")), ("tokens_per_step", 0)):
+        with pytest.raises(ValueError, match=rf"^TunedLens\({name}=\.\.\.\) must be a .*; got {wrong}$"):
+            lp.TunedLens(**{name: wrong})
     more = lp.TunedLens(steps=2, layers=[1], seed=1, learning_rate=0.1)
-    with pytest.raises(ValueError, match="resume comes from a fit with other learning_rate, seed, text: go on with"):
+    with pytest.raises(ValueError, match="got one with other learning_rate, seed, text: go on with"):
         more.run(model, FITTED[:3], resume=tuned)
     done = lp.TunedLens(steps=2, layers=[1]).run(model, FITTED[:2], progress=False)
-    with pytest.raises(ValueError, match=r"resume has 2 steps and TunedLens\(steps=1\) is asked for"):
+    with pytest.raises(ValueError, match=r"at most the 1 steps of TunedLens\(steps=\.\.\.\); got 2: ask for more"):
         lp.TunedLens(steps=1, layers=[1]).run(model, FITTED[:2], resume=done)
-    with pytest.raises(TypeError, match=r"resume is the result of an earlier run, or of .*; 'a.safetensors' came"):
+    with pytest.raises(TypeError, match=r"resume must be the result of an earlier run, or of .*; got 'a.safetensors'"):
         lp.TunedLens(steps=1).run(model, FITTED, resume="a.safetensors")
-    with pytest.raises(ValueError, match="there is nothing to fit on: all tokens are special"):
+    with pytest.raises(ValueError, match="tokens that are not special to fit on; got special ones only: pass text"):
         lp.TunedLens().run(model, [[model.tokenizer.bos_token_id]])
 
 
@@ -153,3 +163,13 @@ def test_the_figure_sets_the_end_beside_the_start():
     start, end = (trace for trace in tuned.figure().data if trace.name)
     assert list(start.y) == pytest.approx(tuned.loss[:, 0].tolist())
     assert list(end.y) == pytest.approx(tuned.loss.mean(1).tolist())
+    assert tuned.figure().layout.yaxis.title.text == "mean KL(final || layer) (nats, 0 or more)"
+    assert len(tuned.to_frame()) == 3 * 3 and "loss" in tuned.to_frame()
+
+
+def test_a_fit_of_no_steps_has_nothing_to_draw():
+    model = tiny.bridge("gpt2")
+    with mock.patch.object(tuned_lens, "_gradients", side_effect=KeyboardInterrupt):
+        nothing = lp.TunedLens(steps=2).run(model, FITTED, progress=False)
+    with pytest.raises(ValueError, match="interrupted before its first step, and there is nothing to draw"):
+        nothing.figure()

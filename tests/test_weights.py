@@ -99,20 +99,24 @@ def test_a_heads_directions_are_the_singular_vectors_of_its_whole_matrix(decoder
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_is_no_vector_of_the_model_is_refused():
     model = tiny.bridge("gpt2")
-    with pytest.raises(ValueError, match=r"vectors are \[unit d_model\] with d_model 32 for tiny-gpt2; \(3, 31\) came"):
+    with pytest.raises(
+        ValueError, match=r"vectors must be \[unit d_model\] with d_model 32 for tiny-gpt2; got \(3, 31\)"
+    ):
         lp.read_vector(model, torch.ones(3, 31))
     for bad in (torch.zeros(2, 32), torch.full((1, 32), torch.nan)):
-        with pytest.raises(ValueError, match="vector 0 is zero or not finite"):
+        with pytest.raises(ValueError, match="must be finite and not zero; got vector 0, which points nowhere"):
             lp.read_vector(model, bad)
-    with pytest.raises(ValueError, match="numbers of entries, up to 400 and not both 0; 0 and 0 came"):
+    with pytest.raises(ValueError, match="numbers of entries, 0 to 400 and not both 0; got 0 and 0"):
         lp.read_vector(model, torch.ones(32), top_k=0)
-    with pytest.raises(ValueError, match="head 4 was asked for and layer 1 of tiny-gpt2 has heads 0 to 3"):
+    with pytest.raises(ValueError, match="head must be one of layer 1 of tiny-gpt2, 0 to 3; got 4"):
         lp.ov_vectors(model, 1, 4)
-    with pytest.raises(ValueError, match="9 directions were asked for and a head of tiny-gpt2 writes at most 8"):
+    with pytest.raises(ValueError, match="k must be a number of directions that a head writes, 1 to 8; got 9"):
         lp.ov_vectors(model, 1, 0, k=9)
+    with pytest.raises(TypeError, match=r"top_k is a whole number; got 2\.5"):
+        lp.read_vector(model, torch.ones(32), top_k=2.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="layer 3 was asked for"):
         lp.neuron_vectors(model, 3)
-    with pytest.raises(ValueError, match=r"2 vectors came with the names \['one'\]: give a list with one for each"):
+    with pytest.raises(ValueError, match=r"names must be a list with one for each of the 2 vectors; got \['one'\]"):
         lp.read_vector(model, torch.ones(2, 32), names=["one"])
 
 
@@ -129,7 +133,7 @@ def test_a_reading_has_a_table_a_frame_and_a_file(tmp_path):
     drawn = reading.figure(first=100)
     assert len(drawn.to_dict()["data"][0]["cells"]["values"][0]) == 28
     assert "100 to 127 of 128" in drawn.layout.title.text
-    with pytest.raises(ValueError, match="vector 128 was asked for and there are 128"):
+    with pytest.raises(ValueError, match="first must be the number of a vector, 0 to 127; got 128"):
         reading.figure(first=128)
     reading.save(tmp_path / "r.safetensors")
     assert torch.equal(lp.VectorReading.load(tmp_path / "r.safetensors").top_ids, reading.top_ids)

@@ -13,7 +13,6 @@ Source: Belrose et al. 2023, "Eliciting Latent Predictions from Transformers wit
 """
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import torch
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
@@ -28,49 +28,55 @@ from tqdm.auto import tqdm
 
 from lens_probes import figures
 from lens_probes.maths.vocabulary import check_entries
-from lens_probes.messages import brief
+from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView, undisturbed
-from lens_probes.probe import Experiment
+from lens_probes.probe import Study, TextExperiment
 from lens_probes.reading import Reading, pad
-from lens_probes.result import Result, measured, provenance
-from lens_probes.settings import Layers
-from lens_probes.text.prompts import Prompts, Tokens, concatenate, tokenize
+from lens_probes.result import Result, measured
+from lens_probes.settings import Layers, Positive, Rate, Seed
+from lens_probes.text.prompts import Prompts, Tokens, concatenate
+from lens_probes.text.words import WordClasses
 
 RECENT = 20  # steps whose mean is drawn as the loss at the end
 
 
 class TunedLensResult(Result):
-    """Affine maps, one a layer, and what the fit needs to go on. Calling it translates a state."""
+    """Affine maps, one per layer, and what the fit needs to go on. Calling it translates a state."""
 
+    headline = "loss"
     layer: tuple[str, ...]
     last: str  # the label that is left alone
     learning_rate: float
     tokens_per_step: int
     seed: int
     text_hash: str  # of the prompts: a fit goes on with the same ones
-    maps: Float[Tensor, "layer input d_model"] = measured("A, and below it b, of each layer")
-    loss: Float[Tensor, "layer step"] = measured("mean KL(final || layer) over a step's tokens, nats", low=0)
+    maps: Float[Tensor, "layer input d_model"] = measured("affine map: the rows of A, then b")
+    loss: Float[Tensor, "layer step"] = measured("mean KL(final || layer)", unit="nats", low=0)
     gradient_mean: Float[Tensor, "layer input d_model"] = measured("Adam's running mean of the gradient")
-    gradient_square: Float[Tensor, "layer input d_model"] = measured("and that of its square", low=0)
-    embed_mean: Float[Tensor, " d_model"] = measured("mean embedding, by which the model is told")
+    gradient_square: Float[Tensor, "layer input d_model"] = measured(
+        "Adam's running mean of the squared gradient", low=0
+    )
+    embed_mean: Float[Tensor, " d_model"] = measured("mean embedding, to recognise the model")
 
     def __call__(self, state: Float[Tensor, "token d_model"], label: str) -> Float[Tensor, "token d_model"]:
         """The state as the last layer would have it; the last layer's as it is."""
+        self._check_labels([label])
         if label == self.last:
             return state
-        if label not in self.layer:
-            raise ValueError(f"state {label} was asked for and this lens was fitted for {', '.join(self.layer)}")
         maps = self.maps[self.layer.index(label)].to(state.device)
         return state.float() @ maps[:-1] + maps[-1]
 
-    def check(self, model: ModelView, labels: Sequence[str]) -> None:
+    def check_model(self, model: ModelView, labels: Sequence[str]) -> None:
         """Raise unless this lens was fitted on this model, for all of these states."""
         model.refuse_other("translator holds maps", self.provenance, self.embed_mean)
+        self._check_labels(labels)
+
+    def _check_labels(self, labels: Sequence[str]) -> None:
         missing = [label for label in labels if label not in (*self.layer, self.last)]
         if missing:
             raise ValueError(
-                f"state {missing[0]} was asked for and this lens was fitted for {', '.join(self.layer)}: ask for those "
-                f"layers, or fit more of them"
+                f"states to translate must be of the layers that this lens was fitted for, {', '.join(self.layer)}; "
+                f"got {missing[0]}: ask for those layers, or fit more of them"
             )
 
     def figure(self) -> go.Figure:
@@ -79,17 +85,17 @@ class TunedLensResult(Result):
         if not steps:
             raise ValueError("this fit was interrupted before its first step, and there is nothing to draw: resume it")
         start = figures.Line("first step (plain logit lens)", self.loss[:, 0].tolist(), colour=figures.GREY)
-        name = f"mean of the last {recent.shape[1]} steps"
+        name = f"mean of the last {amount(recent.shape[1], 'step')}"
         end = figures.Line(name, recent.mean(1).tolist(), colour=figures.CHOSEN)
         return figures.lines(
-            {"KL(final || layer) (nats)": [start, end]},
+            {self.quantity("loss").title: [start, end]},
             self.layer,
-            title=f"How far is each layer from the final prediction? {steps} steps\n{self.provenance.describe()}",
-            x_title="state",
+            title=self.title(f"Tuned lens before and after {amount(steps, 'step')}"),
+            x_title="layer (read point)",
         )
 
 
-class TunedLens(Experiment[TunedLensResult]):
+class TunedLens(TextExperiment[TunedLensResult]):
     """Fit a tuned lens. `layers` are those of `LogitLens`; a step is one batch of prompts of about `tokens_per_step`.
 
     Interrupted, it gives what is done so far; `run(..., resume=result)` goes on from there, and what comes out equals
@@ -104,47 +110,54 @@ class TunedLens(Experiment[TunedLensResult]):
     True
     """
 
-    steps: int = 250
+    steps: Positive = 250
     layers: Layers = None
-    learning_rate: float = 1e-3
-    tokens_per_step: int = 256
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        whole = isinstance(self.steps, int) and isinstance(self.tokens_per_step, int)
-        if not whole or self.steps < 1 or self.tokens_per_step < 1 or not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"TunedLens(steps=..., tokens_per_step=..., learning_rate=...) are above 0, the first two "
-                f"whole numbers; {self.steps}, {self.tokens_per_step} and {self.learning_rate} came"
-            )
+    learning_rate: Rate = 1e-3
+    tokens_per_step: Positive = 256
+    seed: Seed = 0
 
     def run(
-        self, model: Any, prompts: Prompts, *, progress: bool = True, resume: TunedLensResult | None = None
+        self,
+        model: Any,
+        prompts: Prompts,
+        *,
+        prepend_bos: bool | None = None,
+        word_class: WordClasses | None = None,
+        progress: bool = True,
+        resume: TunedLensResult | None = None,
     ) -> TunedLensResult:
-        """Fit on these prompts; with `resume` go on until `steps` are done in all."""
-        view = ModelView(model)
+        """Fit on these prompts; with `resume`, an earlier result, go on until `steps` are done in all."""
+        return self.perform(Study.of(self, model, prompts, prepend_bos, word_class, progress), resume)
+
+    def perform(self, study: Study, resume: TunedLensResult | None = None) -> TunedLensResult:
+        """All layers at once, a step after another."""
+        view, tokens = study.view, study.tokens
         view.check_head()
-        check_entries(view.W_E, f"the embedding of {view.name}")  # the model is told by its mean
+        check_entries(view.W_E, f"the embedding of {view.name}")  # its mean tells the model again
         last = view.label("resid_post", view.n_layers - 1)
         points = {label: hook for label, hook in view.stream(self.layers).items() if label != last}
         if not points:
-            raise ValueError(f"only the last layer, {last}, was asked for, and it needs no map: ask for earlier ones")
-        tokens = tokenize(prompts, view)
+            raise ValueError(f"layers must have one before the last, which needs no map; got {last} only: add others")
         if bool(tokens.special.all()):
-            raise ValueError("there is nothing to fit on: all tokens are special; pass text")
+            raise ValueError(
+                "prompts must have tokens that are not special to fit on; got special ones only: pass text"
+            )
         hooks = [*points.values(), view.hook("resid_post", -1)]
         fit = self._start(view, tuple(points), tokens, resume)
-        batches = islice(_batches(tokens, self.tokens_per_step, self.seed), fit.step, self.steps)
-        bar = tqdm(batches, desc="fitting", unit="step", disable=not progress, initial=fit.step, total=self.steps)
-        try:
-            with undisturbed(view.model):
-                for batch in bar:
-                    ids, mask = pad(batch, view)
-                    reading = Reading(view, batch, view.activations(ids, mask, hooks), mask)
-                    loss, gradient = _gradients(reading, hooks, fit.maps)
-                    fit = _adam(fit, loss, gradient, self.learning_rate / (1 + fit.step / 100) ** 0.5)
-        except KeyboardInterrupt:
-            tqdm.write(f"interrupted after {fit.step} of {self.steps} steps: go on with run(..., resume=result)")
+        batches = islice(_batches(tokens, self.tokens_per_step, self.seed), fit.step, None)
+
+        def go_on(step: int) -> None:
+            nonlocal fit  # replaced whole: an interrupt finds it before a step or after
+            batch = next(batches)
+            ids, mask = pad(batch, view)
+            reading = Reading(view, batch, view.activations(ids, mask, hooks), mask)
+            loss, gradient = _gradients(reading, hooks, fit.maps)
+            fit = _adam(fit, loss, gradient, self.learning_rate / (1 + step / 100) ** 0.5)
+
+        with undisturbed(view.model):
+            study.each(go_on, range(fit.step, self.steps), doing="fitting", unit="step", least=0)
+        if fit.step < self.steps:
+            tqdm.write("go on with run(..., resume=result)")
         return TunedLensResult(
             layer=tuple(points),
             last=last,
@@ -157,31 +170,35 @@ class TunedLens(Experiment[TunedLensResult]):
             gradient_mean=fit.gradient_mean.cpu(),
             gradient_square=fit.gradient_square.cpu(),
             embed_mean=view.embed_mean,
-            provenance=provenance(self, view, view.W_E.dtype, hooks, tokens),
+            provenance=study.provenance(hooks),
         )
 
     def _start(self, view: ModelView, layer: tuple[str, ...], tokens: Tokens, resume: TunedLensResult | None) -> "_Fit":
         """Where the fit stands: at the identity, or where `resume` stopped, if it was the same fit."""
         if resume is None:
             identity = torch.cat([torch.eye(view.d_model, dtype=torch.float32), torch.zeros(1, view.d_model).float()])
-            maps = identity.to(view.device).expand(len(layer), -1, -1)
+            maps = repeat(identity.to(view.device), "input d_model -> layer input d_model", layer=len(layer))
             nothing = torch.zeros_like(maps)
             return _Fit(maps, nothing, nothing, maps.new_zeros(len(layer), 0))
         if not isinstance(resume, TunedLensResult):
             raise TypeError(
-                f"resume is the result of an earlier run, or of TunedLensResult.load(path); {brief(resume)} came"
+                f"resume must be the result of an earlier run, or of TunedLensResult.load(path); got {brief(resume)}"
             )
-        resume.check(view, ())
+        resume.check_model(view, ())
         own = (layer, self.learning_rate, self.tokens_per_step, self.seed, _text_hash(tokens))
         theirs = (resume.layer, resume.learning_rate, resume.tokens_per_step, resume.seed, resume.text_hash)
         names = ("layers", "learning_rate", "tokens_per_step", "seed", "text")
         other = [name for name, one, another in zip(names, own, theirs, strict=True) if one != another]
         if other:
             raise ValueError(
-                f"resume comes from a fit with other {', '.join(other)}: go on with the same, or start anew"
+                f"resume must come from the same fit; got one with other {', '.join(other)}: go on with the same, or "
+                f"start anew"
             )
         if resume.loss.shape[1] > self.steps:
-            raise ValueError(f"resume has {resume.loss.shape[1]} steps and TunedLens(steps={self.steps}) is asked for")
+            raise ValueError(
+                f"resume must have at most the {self.steps} steps of TunedLens(steps=...); got {resume.loss.shape[1]}: "
+                f"ask for more steps"
+            )
         state = (resume.maps, resume.gradient_mean, resume.gradient_square, resume.loss)
         return _Fit(*(tensor.to(view.device) for tensor in state))
 

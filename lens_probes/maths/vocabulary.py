@@ -209,6 +209,22 @@ def predictions(
     )
 
 
+def most_probable(
+    states: Float[Tensor, "token d_model"],
+    vocabulary: Float[Tensor, "vocab d_model"],
+    bias: Float[Tensor, " vocab"],
+    *,
+    cap: Callable[[Tensor], Tensor] = lambda logits: logits,
+) -> Int[Tensor, " token"]:
+    """The entry that each (normed) state predicts first, as in `predictions`.
+
+    >>> most_probable(torch.tensor([[0.0, 2.0]]), torch.eye(2), torch.zeros(2))
+    tensor([1])
+    """
+    nothing = torch.empty(len(states), 0, dtype=torch.int64, device=states.device)
+    return predictions(states[:, None], vocabulary, bias, nothing, 1, cap=cap).top_ids[:, 0, 0]
+
+
 def kept(ids: Int[Tensor, "row k"], before: Int[Tensor, "row k"]) -> Float[Tensor, " row"]:
     """The share of each row's ids that are also in the same row of `before`, 0 to 1; k / vocab by chance.
 

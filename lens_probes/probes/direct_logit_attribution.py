@@ -21,41 +21,43 @@ Source: direct logit attribution as in Elhage et al. 2021, "A Mathematical Frame
 transformer-circuits.pub/2021/framework.
 """
 
+import math
 from dataclasses import dataclass
-from typing import get_args
+from typing import Annotated
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import einsum
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.maths import inference
-from lens_probes.maths.vocabulary import predictions
-from lens_probes.messages import brief
+from lens_probes.maths.vocabulary import most_probable
+from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView, Norm
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, measured
-from lens_probes.settings import Layers
-from lens_probes.text.prompts import Target, Tokens, asked_about, target_ids
+from lens_probes.result import TokenResult, measured
+from lens_probes.settings import Allowed, Layers
+from lens_probes.text.prompts import Tokens
+from lens_probes.text.targets import Target, asked_about, check_target, named_or_ids, target_ids, target_name
 
 TOLERANCE = 0.05  # of the totals' size: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by much more
 
 
-class DirectLogitAttributionResult(Result):
-    """What every part of the model adds to the target's logit. It grows with the number of tokens."""
+class DirectLogitAttributionResult(TokenResult):
+    """What every part of the model adds to the target's logit. Memory scales with the number of tokens."""
 
     target: str | tuple[int, ...]
     layer: tuple[str, ...]
     head: tuple[str, ...]
     component: tuple[str, ...]
-    token: Tokens
     contribution: Float[Tensor, "component token"] = measured(
-        "what a part adds to the target's logit minus the mean logit; NaN without a target"
+        "contribution to the target's logit minus the mean logit", unit="logits"
     )
-    total: Float[Tensor, " token"] = measured("the target's logit minus the mean logit, before a soft cap")
+    total: Float[Tensor, " token"] = measured("target's logit minus the mean logit, before a soft cap", unit="logits")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,20 +65,22 @@ class DirectLogitAttributionResult(Result):
         missing = {f"L{layer}{part}" for layer in self.layer for part in parts} - set(self.component)
         if missing or not self.layer or not self.head:
             raise ValueError(
-                f"DirectLogitAttributionResult has a component for every head, MLP and attention bias of its layers; "
-                f"{min(missing, default='every one')} is missing"
+                f"a DirectLogitAttributionResult must have a component for every head, MLP and attention bias of its "
+                f"layers; {min(missing, default='every one')} is missing"
             )
+
+    def words(self) -> Tokens:
+        """The tokens with the words of their targets: those that follow, where these are the targets."""
+        return asked_about(self.token, self.target)
 
     def of_component(self, component: str) -> Float[Tensor, " token"]:
         """The contributions of one component: `L3H1`, `L3_mlp`, `L3_attn_bias`, `embed`, ..."""
         if component not in self.component:
-            raise ValueError(
-                f"component {brief(component)} was asked for and there are {', '.join(self.component[:6])}, ..."
-            )
+            raise ValueError(f"component must be one of {', '.join(self.component[:6])}, ...; got {brief(component)}")
         return self.contribution[self.component.index(component)]
 
     def mean_contribution(self) -> pd.DataFrame:
-        """Per component: the mean over tokens, special ones left out, its 95 % interval (prompts resampled), its share.
+        """Per component: the mean over tokens that are not special, its 95 % interval (prompts resampled), its share.
 
         `share`: of the mean total; the shares of all components sum to 1. Then the numbers of tokens and prompts.
         """
@@ -98,44 +102,48 @@ class DirectLogitAttributionResult(Result):
         )
 
     def figure(self) -> go.Figure:
-        """Heads by layer, and beside them MLPs and attention biases, mean over tokens (special ones left out)."""
-        means = dict(zip(self.component, self.mean_contribution()["mean"], strict=True))
-        chosen = self._counted()
-        mean = f"mean over {int(chosen.sum())} tokens, {float(self.total[chosen].mean()):.2f} logits in all"
-        return self._draw(means, f"Which parts write the target? {mean[0].upper()}{mean[1:]}")
+        """Heads by layer, and beside them MLPs and attention biases, mean over tokens that are not special."""
+        means, chosen = self.mean_contribution(), self._counted()
+        question = f"Direct logit attribution, mean over {amount(int(chosen.sum()), 'token')}"
+        return self._draw(means["mean"].tolist(), float(self.total[chosen].mean()), question)
 
     def figure_token(self, token: int | str, prompt: int = 0) -> go.Figure:
-        """The same for one token."""
+        """Contributions at one token: heads by layer, and beside them MLPs and attention biases."""
         row = self.token.row(prompt, token)
-        if self.total[row].isnan():
-            raise ValueError(f"token {token} of prompt {prompt} has no target: it is the last, ask an earlier one")
-        values = dict(zip(self.component, self.contribution[:, row].tolist(), strict=True))
-        text, total = self.token.text[row], float(self.total[row])
-        question = (
-            f"Which parts write the target at token {token} of prompt {prompt}, {text!r}? {total:.2f} logits in all"
-        )
-        return self._draw(values, question)
+        position, total = int(self.token.position[row]), float(self.total[row])
+        if math.isnan(total):
+            raise ValueError(
+                f"the token must have a target; token {position} is the last of prompt {prompt}: ask an earlier one"
+            )
+        known = self.target in ("next", "own")
+        target = repr(self.words().text[row]) if known else target_name(self.target)
+        place = f"token {position} of prompt {prompt}, {self.token.text[row]!r}"
+        return self._draw(self.contribution[:, row].tolist(), total, f"Direct logit attribution to {target} at {place}")
 
-    def _draw(self, values: dict[str, float], question: str) -> go.Figure:
-        rest = {name: value for name, value in values.items() if not name.startswith("L")}
-        others = ", ".join(f"{name} {value:.2f}" for name, value in rest.items())
+    def _draw(self, values: list[float], total: float, question: str) -> go.Figure:
+        by_name = dict(zip(self.component, values, strict=True))
+        others = ", ".join(f"{name} {value:.2f}" for name, value in by_name.items() if not name.startswith("L"))
         return figures.grid_with_bars(
-            [[values[f"L{layer}{head}"] for head in self.head] for layer in self.layer],
+            [[by_name[f"L{layer}{head}"] for head in self.head] for layer in self.layer],
             {
-                "MLP": [values[f"L{layer}_mlp"] for layer in self.layer],
-                "attention bias": [values[f"L{layer}_attn_bias"] for layer in self.layer],
+                "MLP": [by_name[f"L{layer}_mlp"] for layer in self.layer],
+                "attention bias": [by_name[f"L{layer}_attn_bias"] for layer in self.layer],
             },
             x=self.head,
             y=self.layer,
-            title=f"{question}\nbeside these: {others}\n{self.provenance.describe()}",
+            title=self.title(f"{question} (total {total:.2f})\nnot drawn: {others}"),
             x_title="head",
             y_title="layer",
             colour_title="contribution (logits)",
         )
 
+    def conditions(self) -> str:
+        """The target."""
+        return f"target: {target_name(self.target)}"
+
     def _counted(self) -> Bool[Tensor, " token"]:
         """The tokens that have a target and are not special."""
-        return ~asked_about(self.token, self.target).special & ~self.total.isnan()
+        return ~self.words().special & ~self.total.isnan()
 
 
 class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
@@ -150,87 +158,67 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
     True
     """
 
-    target: Target | int = "next"
+    target: Target | Annotated[int, Allowed("a token id", lambda value: value >= 0)] = "next"
     layers: Layers = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.target, int) and self.target not in get_args(Target):
-            named = ", ".join(get_args(Target))
-            raise ValueError(
-                f"DirectLogitAttribution(target=...) is one of {named}, or a token id; {brief(self.target)} came"
-            )
 
     def hooks(self, model: ModelView) -> list[str]:
         """What is written: embeddings, each head's mixed values, what attention and MLP add; and the last state."""
         model.check_head()
         if model.encoder:
             raise ValueError(
-                f"{model.name} norms after every sum and has a head that is not linear, so that its logits are no sum "
-                f"of parts: use a decoder"
+                f"the model must be a decoder, whose logits are a sum of parts; {model.name} norms after every sum and "
+                f"has a head that is not linear: use a decoder"
             )
-        if isinstance(self.target, int) and not 0 <= self.target < model.d_vocab:
-            raise ValueError(
-                f"target {self.target} was asked for and the ids of {model.name} end at {model.d_vocab - 1}"
-            )
+        check_target(self, named_or_ids(self.target), model.name, model.d_vocab)
         model.check_input_norm()
+        first, last = [*model.embeddings(), model.hook("resid_pre", 0)], model.hook("resid_post", -1)
         written = [
-            name for layer in model.layers(self.layers) for name in (*_written(model, layer), *_ends(model, layer))
+            each for layer in model.layers(self.layers) for each in (*_written(model, layer), *_ends(model, layer))
         ]
-        return list(
-            dict.fromkeys([*model.embeddings(), model.hook("resid_pre", 0), *written, model.hook("resid_post", -1)])
-        )
+        return list(dict.fromkeys([*first, *written, last]))
 
     def measure(self, reading: Reading) -> DirectLogitAttributionResult:
-        """Contributions of the batch, layer by layer."""
-        model, tokens = reading.model, reading.tokens
-        layers = model.layers(self.layers)
+        """Contributions of the batch, layer by layer; every sum of parts is checked on the way."""
+        model, tokens, layers = reading.model, reading.tokens, reading.model.layers(self.layers)
         last = reading[model.hook("resid_post", -1)].float()
-        normed = model.normed(last)
-        targets = self._targets(model, tokens, normed).to(model.device)
-        norm = model.final_norm()
+        normed, norm, scale = model.normed(last), model.final_norm(), model.logit_scale
+        if self.target == "final":
+            targets = most_probable(normed, model.unembedding, model.unembedding_bias)
+        else:
+            targets = target_ids(tokens, named_or_ids(self.target))[:, 0].to(normed.device)
+        own = targets.clamp(min=0)
         weight, bias = model.unembedding.float(), model.unembedding_bias.float()
-        scale = model.logit_scale
-        towards = scale * (weight[targets.clamp(min=0)] - weight.mean(0))
+        towards = scale * (weight[own] - weight.mean(0))
         direction = frozen(norm, last, normed.float()).read(towards)
-        parts = {name: (reading[hook].float() * direction).sum(-1) for hook, name in model.embeddings().items()}
-        total = (last * direction).sum(-1)
+
+        def along(written: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
+            return (written * direction).sum(-1)
+
+        embeddings = {part: reading[hook].float() for hook, part in model.embeddings().items()}
+        parts = {part: along(written) for part, written in embeddings.items()}
+        total = along(last)
         size = float(total.abs().max())
-        embedded = reading[model.hook("resid_pre", 0)].float() - sum(
-            reading[hook].float() for hook in model.embeddings()
-        )
-        _check(model, "embeddings", (embedded * direction).sum(-1), size)
+        start = reading[model.hook("resid_pre", 0)].float()
+        _check(model, "embeddings", along(start - sum(embeddings.values())), size)
         for layer in layers:
             found = self._layer(reading, layer, direction)
             before, after = (reading[hook].float() for hook in _ends(model, layer))
-            added = ((after - before) * direction).sum(-1)
-            _check(model, f"parts of layer {layer}", added - torch.stack(list(found.values())).sum(0), size)
+            _check(model, f"parts of layer {layer}", along(after - before) - _sum(found), size)
             parts |= found
-        known = torch.stack(list(parts.values())).sum(0)
         if len(layers) < model.n_layers:
-            parts["other_layers"] = total - known
+            parts["other_layers"] = total - _sum(parts)
         else:
-            _check(model, "parts", total - known, size)
-        parts["final_bias"] = towards @ norm.bias + scale * (bias[targets.clamp(min=0)] - bias.mean())
-        contribution = torch.stack(list(parts.values())).cpu()
-        total = total + parts["final_bias"]
+            _check(model, "parts", total - _sum(parts), size)
+        parts["final_bias"] = towards @ norm.bias + scale * (bias[own] - bias.mean())
         unknown = (targets < 0).cpu()
-        return DirectLogitAttributionResult(
-            target=(self.target,) if isinstance(self.target, int) else self.target,
+        return self.result(
+            reading,
+            target=named_or_ids(self.target),
             layer=tuple(map(str, layers)),
-            head=tuple(f"H{head}" for head in range(model.n_heads)),
             component=tuple(parts),
-            token=tokens,
-            contribution=contribution.masked_fill(unknown, torch.nan),
-            total=total.cpu().masked_fill(unknown, torch.nan),
+            contribution=torch.stack(list(parts.values())).cpu().masked_fill(unknown, torch.nan),
+            total=(total + parts["final_bias"]).cpu().masked_fill(unknown, torch.nan),
         )
-
-    def _targets(
-        self, model: ModelView, tokens: Tokens, normed: Float[Tensor, "token d_model"]
-    ) -> Int[Tensor, " token"]:
-        if self.target == "final":
-            nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=normed.device)
-            return predictions(normed[:, None], model.unembedding, model.unembedding_bias, nothing, 1).top_ids[:, 0, 0]
-        return target_ids(tokens, (self.target,) if isinstance(self.target, int) else self.target)[:, 0]
 
     def _layer(
         self, reading: Reading, layer: int, direction: Float[Tensor, "token d_model"]
@@ -242,9 +230,10 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
         z = reading[z_hook].float() - model.value_bias(layer)
         towards = direction
         if (norm := model.attention_norm(layer)) is not None:
-            before = torch.einsum("thk,hkd->td", z, W_O) + bias
+            before = einsum(z, W_O, "token head d_head, head d_head d_model -> token d_model") + bias
             towards = frozen(norm, before, reading[attn_hook].float()).read(direction)
-        heads = (z * torch.einsum("hkd,td->thk", W_O, towards)).sum(-1)
+        read = einsum(W_O, towards, "head d_head d_model, token d_model -> token head d_head")
+        heads = (z * read).sum(-1)
         return {
             **{f"L{layer}H{head}": values for head, values in enumerate(heads.T)},
             f"L{layer}_attn_bias": towards @ bias,
@@ -275,12 +264,16 @@ def frozen(norm: Norm, before: Float[Tensor, "token d_model"], after: Float[Tens
     return Frozen(norm, torch.where(product > 0, square / product, torch.inf))  # of a zero state any scale is true
 
 
+def _sum(parts: dict[str, Float[Tensor, " token"]]) -> Float[Tensor, " token"]:
+    return torch.stack(list(parts.values())).sum(0)
+
+
 def _check(model: ModelView, what: str, off: Float[Tensor, " token"], size: float) -> None:
     """Raise unless parts sum to what the model made of them."""
     if not float(off.abs().max()) <= TOLERANCE * size:
         raise ValueError(
-            f"the {what} of {model.name} do not sum to its states (they are off by {float(off.abs().max()):.2g} "
-            f"logits): it has parts that this probe does not know, use another model"
+            f"the {what} of {model.name} must sum to its states; got sums that are off by {float(off.abs().max()):.2g} "
+            f"logits: it has parts that this probe does not know, use another model"
         )
 
 

@@ -22,78 +22,100 @@ arXiv 2303.08112.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import Annotated, Protocol, runtime_checkable
 
-import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_probes import figures
-from lens_probes.experiments.tuned_lens import TunedLensResult
-from lens_probes.maths import inference
-from lens_probes.maths.vocabulary import Predictions, predictions
-from lens_probes.messages import brief
+from lens_probes.maths.vocabulary import Predictions, most_probable, predictions
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, measured
-from lens_probes.settings import Layers
-from lens_probes.text.prompts import Target, Tokens, asked_about, target_ids, whole_number
+from lens_probes.result import LayerTokenResult, Quantity, measured
+from lens_probes.settings import Allowed, Count, Layers
+from lens_probes.text.prompts import Tokens
+from lens_probes.text.targets import Targets, asked_about, check_target, named_or_ids, target_ids, target_name
 
-Translator = Callable[[Float[Tensor, "token d_model"], str], Float[Tensor, "token d_model"]]
+Translator = Annotated[
+    Callable[[Float[Tensor, "token d_model"], str], Float[Tensor, "token d_model"]],
+    Allowed(
+        "a function (state [token d_model], layer label) -> state, such as the result of TunedLens().run(model, texts)",
+        lambda value: not isinstance(value, type),
+        restricts=False,
+    ),
+]
 
 STATES_AT_ONCE = 2**23  # numbers in the states held in float32 at a time: 32 MiB, and a few copies of it
 FARTHEST = 16.0  # nats: colours end there, or the first layers would leave none for the others
-SHOWN = {  # what a picture shows, and whether more of it is nearer to a decision
-    "log_prob": ("log-probability of the target (nats)", True),
-    "rank": ("rank of the target (0 is on top)", False),
-    "entropy": ("entropy (nats)", False),
-    "kl": ("KL(final || layer) (nats)", False),
-}
+FINAL = "final"  # the hook from which the model itself predicts, beside those of the layers
 
 
-class LogitLensResult(Result):
-    """What every state predicts. It grows with the number of tokens."""
+@runtime_checkable
+class FittedTranslator(Protocol):
+    """A translator that was fitted on one model and can tell whether it is asked about another, as a tuned lens can."""
+
+    def check_model(self, model: ModelView, labels: Sequence[str]) -> None:
+        """Raise unless it was fitted on this model, for the states with these labels."""
+
+
+class LogitLensResult(LayerTokenResult):
+    """What every state predicts. Memory scales with the number of tokens.
+
+    Word classes are those of the target: with `target="next"` of the word that follows. Predictions made at special
+    tokens, or of them, are left out of summaries.
+    """
 
     target: str | tuple[int, ...]
     translated: bool
     n_vocab: int
-    layer: tuple[str, ...]
-    token: Tokens
     vocab: tuple[str, ...]  # the text of each id, unless top_k=0
-    log_prob: Float[Tensor, "layer token"] = measured(
-        "log-probability of the target, or of any of several; nats, NaN without a target", high=0
-    )
+    log_prob: Float[Tensor, "layer token"] = measured("log-probability of the target", unit="nats", high=0)
     rank: Int[Tensor, "layer token"] = measured(
-        "entries more probable than the target, or the best of several; -1 without", low=0, missing=-1
+        "rank of the target", low=0, missing=-1, low_on_top=True, logarithmic=True
     )
-    entropy: Float[Tensor, "layer token"] = measured("entropy of the prediction, nats", low=0)
-    kl: Float[Tensor, "layer token"] = measured("KL(final || layer), nats", low=0)
-    final_id: Int[Tensor, " token"] = measured("what the model itself predicts: its top-1", low=0)
+    entropy: Float[Tensor, "layer token"] = measured("entropy of the prediction", unit="nats", low=0, low_on_top=True)
+    kl: Float[Tensor, "layer token"] = measured("KL(final || layer)", unit="nats", low=0, low_on_top=True)
+    final_id: Int[Tensor, " token"] = measured("the entry that the model itself finds most probable", low=0)
     top_ids: Int[Tensor, "layer token k"] | None = measured(
         "the most probable entries, best first", low=0, into="vocab", default=None
     )
     top_log_prob: Float[Tensor, "layer token k"] | None = measured(
-        "their log-probabilities, nats", high=0, default=None
+        "their log-probabilities", unit="nats", high=0, default=None
     )
     target_log_prob: Float[Tensor, "layer token target"] | None = measured(
-        "log-probability of each of the fixed ids, nats", high=0, default=None
+        "log-probability of each fixed target", unit="nats", high=0, default=None
     )
-    target_rank: Int[Tensor, "layer token target"] | None = measured(
-        "rank of each of the fixed ids", low=0, default=None
-    )
+    target_rank: Int[Tensor, "layer token target"] | None = measured("rank of each fixed target", low=0, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         outside = [i for i in self.target if not 0 <= i < self.n_vocab] if isinstance(self.target, tuple) else []
         if outside or self.n_vocab < 1 or len(self.vocab) not in (0, self.n_vocab):
             raise ValueError(
-                f"LogitLensResult has texts and targets of a vocabulary of {self.n_vocab}; got {len(self.vocab)} texts "
-                f"and target {self.target!r}"
+                f"the texts and targets of a LogitLensResult must be of its vocabulary of {self.n_vocab}; got "
+                f"{len(self.vocab)} texts and target {self.target!r}"
             )
+
+    def words(self) -> Tokens:
+        """The tokens with the words that predictions are about: those that follow, where these are the targets.
+
+        Raises where no target belongs to a word.
+        """
+        asked = asked_about(self.token, self.target)
+        if not any(asked.word_class):
+            raise ValueError("no token here has a target that belongs to a word: pass longer texts, or another target")
+        return asked
+
+    def target_id(self) -> Int[Tensor, " token"]:
+        """The id that each token was asked for, -1 where there is none or there are several."""
+        if self.target == "final":
+            return self.final_id
+        ids = target_ids(self.token, self.target)
+        return ids[:, 0] if ids.shape[1] == 1 else torch.full_like(self.final_id, -1)
 
     def decided_at(self) -> Int[Tensor, " token"]:
         """The number (in `layer`) of the first state from which the model's own top-1 stays on top; -1 if none."""
@@ -109,161 +131,75 @@ class LogitLensResult(Result):
         rows = slice(None) if token is None else [self.token.row(prompt, token)]
         return tuple(dict.fromkeys(self._top()[0][:, rows, 0].flatten().tolist()))
 
-    def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
-        """Log-probability, rank, entropy and KL by word class and layer: n, median, quartiles, interval of the median.
-
-        With `target="next"` the class is that of the word that follows, and otherwise the token's own. Word types weigh
-        equally unless `weigh="tokens"`. Predictions made at special tokens, or of them, are excluded unless `special`.
-        """
-        asked = asked_about(self.token, self.target)
-        if not any(asked.word_class):
-            raise ValueError("no token here has a target that belongs to a word: pass longer texts, or another target")
-        return inference.by_word_class(self._quantities(), self.layer, asked, special=special, weigh=weigh)
-
-    def compare(
-        self,
-        first: str = "content",
-        second: str = "function",
-        *,
-        of: str = "log_prob",
-        strata: inference.Strata | None = None,
-        weigh: inference.Weigh = "types",
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-    ) -> pd.DataFrame:
-        """Per layer: the probability that a target of class `first` has the larger log_prob (or rank, ...), p, q and n.
-
-        See `inference.compare`. `strata` is one label or number per token of this result, about its target: for
-        frequency matching `lens_probes.text.words.merge_order(model.tokenizer)[result.target_id()]`.
-        """
-        return inference.compare_by_layer(
-            self._quantities(),
-            of,
-            self.layer,
-            asked_about(self.token, self.target),
-            first,
-            second,
-            strata=strata,
-            weigh=weigh,
-            permutations=permutations,
-            seed=seed,
-        )
-
-    def target_id(self) -> Int[Tensor, " token"]:
-        """The id that each token was asked for, -1 where there is none or there are several."""
-        if self.target == "final":
-            return self.final_id
-        ids = target_ids(self.token, self.target)
-        return ids[:, 0] if ids.shape[1] == 1 else torch.full_like(self.final_id, -1)
-
-    def _top(self) -> tuple[Int[Tensor, "layer token k"], Float[Tensor, "layer token k"]]:
-        if self.top_ids is None or self.top_log_prob is None:
-            raise ValueError("the most probable entries are asked for and were not kept: run LogitLens(top_k=5)")
-        return self.top_ids, self.top_log_prob
-
-    def _quantities(self) -> dict[str, inference.Values]:
-        """What is summarised, as float64 with NaN for missing."""
-        return {
-            "log_prob": self.log_prob.double().numpy(),
-            "rank": self.rank.double().masked_fill(self.rank < 0, torch.nan).numpy(),
-            "entropy": self.entropy.double().numpy(),
-            "kl": self.kl.double().numpy(),
-        }
-
-    def figure(self, prompt: int = 0, *, of: str = "log_prob", first: int = 0) -> go.Figure:
+    def figure(self, prompt: int = 0, *, quantity: str = "log_prob", first: int = 0) -> go.Figure:
         """One prompt, layers across and tokens down; each cell its most probable entry, darker nearer to a decision.
 
-        `of` is what the colour shows: log_prob, rank, entropy or kl; log-probabilities below -16 look alike, and so do
-        divergences above 16. Sixty tokens are drawn, from number `first` on.
+        `quantity` is what the colour shows: log_prob, rank, entropy or kl; log-probabilities below -16 look alike, and
+        so do divergences above 16. Sixty tokens are drawn, from number `first` on.
         """
-        whole_number("first", first)
-        if first < 0:
-            raise ValueError(f"figure(first=...) is the number of a token, from 0 on; {first} came")
-        if of not in tuple(SHOWN):
-            raise ValueError(f"figure(of=...) is one of {', '.join(SHOWN)}; {brief(of)} came")
-        rows = self.token.rows(prompt)[first : first + figures.ROWS]
-        if not rows:
-            raise ValueError(f"token {first} was asked for and prompt {prompt} ends before it: start at an earlier one")
-        says, more_is_nearer = SHOWN[of]
-        bounds = {"log_prob": (-FARTHEST, 0.0), "entropy": (0.0, math.log(self.n_vocab)), "kl": (0.0, FARTHEST)}
-        low, high = bounds.get(of, (None, None))
-        values = getattr(self, of)[:, rows].T.double()
-        values = values.masked_fill(values < 0, torch.nan) if of == "rank" else values
-        last = first + len(rows) - 1
-        return figures.heatmap(
-            values.tolist(),
-            x=self.layer,
-            y=[f"{figures.visible(self.token.text[i], 14)} {self.token.position[i]}" for i in rows],
-            title=self._title(
-                f"What would the model predict if it stopped here? Prompt {prompt}, tokens {first} to {last}"
-            ),
-            x_title="state",
-            y_title="token",
-            colour_title=says,
-            low=low,
-            high=high,
-            dark_is_high=more_is_nearer,
-            logarithmic=of == "rank",
-            text=self._cells(rows),
-            hover=[[self._hover(layer, i) for layer in range(len(self.layer))] for i in rows],
+        return self.draw_prompt(
+            "Logit lens: most probable entry per layer" if self.top_ids is not None else "Logit lens",
+            prompt,
+            quantity=quantity,
+            first=first,
+            farthest=FARTHEST,
+            text=self._cell if self.top_ids is not None else None,
+            hover=self._hover,
         )
+
+    def figure_classes(self) -> go.Figure:
+        """Median log-probability, rank and KL by word class over layers, with 95 % intervals."""
+        return self.draw_classes(self.class_panels("log_prob", "rank", "kl"), "Logit lens by word class (medians)")
 
     def figure_trajectories(self, token: int | str, prompt: int = 0) -> go.Figure:
         """The entries that are on top at any layer at one token, the model's own choice bold, and their probabilities.
 
         A line breaks where its entry is not among the `top_k` that were kept; fixed targets are known at every layer.
         """
-        row = self.token.row(prompt, token)
+        row, fixed = self.token.row(prompt, token), () if isinstance(self.target, str) else self.target
         ids, log_prob = (values[:, row] for values in self._top())
         followed = {
-            i: torch.where(ids == i, log_prob, -torch.inf).amax(-1) for i in self.tokens_of_interest(token, prompt)
+            i: torch.where(ids == i, log_prob, -torch.inf).amax(-1).exp()
+            for i in self.tokens_of_interest(token, prompt)
         }
         if self.target_log_prob is not None:
-            followed |= {int(i): self.target_log_prob[:, row, n] for n, i in enumerate(self.target)}
+            followed |= {i: self.target_log_prob[:, row, n].exp() for n, i in enumerate(fixed)}
         chosen = int(self.final_id[row])
-        others = sorted((i for i in followed if i != chosen), key=lambda i: -float(followed[i].max()))
-        others.sort(key=lambda i: isinstance(self.target, str) or i not in self.target)  # those asked for first
+        others = sorted((i for i in followed if i != chosen), key=lambda i: (i not in fixed, -float(followed[i].max())))
         colours = dict(zip(others, figures.OTHER_COLOURS, strict=False)) | {chosen: figures.CHOSEN}
+        paths = []
+        for i, probability in followed.items():
+            name = figures.spelled(self.vocab[i]) if i in colours else "others"
+            group = f"{name} (the model's own choice)" if i == chosen else name
+            kept = probability.masked_fill(probability == 0, torch.nan).tolist()
+            paths.append(figures.TokenPath(self.vocab[i], group, kept, colours.get(i, figures.GREY)))
+        position, text = int(self.token.position[row]), self.token.text[row]
         return figures.paths(
-            [
-                figures.TokenPath(
-                    self.vocab[i],
-                    figures.spelled(self.vocab[i]) + (" (the model's own choice)" if i == chosen else "")
-                    if i in colours
-                    else "others",
-                    _probabilities(values),
-                    colours.get(i, figures.GREY),
-                )
-                for i, values in followed.items()
-            ],
+            paths,
             bold=list(followed).index(chosen) if chosen in followed else 0,
             x=self.layer,
-            title=self._title(f"Which entries come up at token {token} of prompt {prompt}, {self.token.text[row]!r}?"),
-            x_title="state",
+            title=self.title(f"Most probable entries at token {position} of prompt {prompt}, {text!r}"),
+            x_title="layer (read point)",
             y_title="probability (0 to 1)",
         )
 
-    def figure_classes(self) -> go.Figure:
-        """Median log-probability, rank and KL by word class over layers, with 95 % intervals."""
-        table = self.by_word_class()
-        ranks = table["quantity"] == "rank"
-        bounds = ["median", "low", "high"]
-        table.loc[ranks, bounds] += 1  # a logarithmic axis has no 0
-        shown = figures.shown_classes(table)
-        titles = {"log_prob": SHOWN["log_prob"][0], "rank": "1 + rank of the target", "kl": SHOWN["kl"][0]}
-        return figures.lines(
-            {title: figures.class_lines(table, of, shown) for of, title in titles.items()},
-            self.layer,
-            title=self._title(f"When is the {self._target_name()} known?"),
-            x_title="state",
-            upside_down=[titles["rank"], titles["kl"]],
-            logarithmic=[titles["rank"]],
-        )
+    def quantity(self, name: str) -> Quantity:
+        """What a tensor's numbers are; ranks and entropies end where the vocabulary of this run does."""
+        highest = {"rank": self.n_vocab - 1, "target_rank": self.n_vocab - 1, "entropy": math.log(self.n_vocab)}
+        asked = super().quantity(name)
+        return asked._replace(high=highest.get(name, asked.high))
 
-    def _cells(self, rows: list[int]) -> list[list[str]]:
-        if self.top_ids is None:
-            return [[""] * len(self.layer) for _ in rows]
-        return [[figures.visible(self.vocab[i], 7) for i in self.top_ids[:, row, 0].tolist()] for row in rows]
+    def conditions(self) -> str:
+        """The target, and whether states went through a translator."""
+        return f"target: {target_name(self.target, self.vocab)}{'; through a translator' if self.translated else ''}"
+
+    def _top(self) -> tuple[Int[Tensor, "layer token k"], Float[Tensor, "layer token k"]]:
+        if self.top_ids is None or self.top_log_prob is None:
+            raise ValueError("this needs the most probable entries, and they were not kept: run LogitLens(top_k=5)")
+        return self.top_ids, self.top_log_prob
+
+    def _cell(self, layer: int, row: int) -> str:
+        return figures.visible(self.vocab[int(self._top()[0][layer, row, 0])], 7)
 
     def _hover(self, layer: int, row: int) -> str:
         """The target and the most probable entries of one state, with probabilities."""
@@ -276,14 +212,6 @@ class LogitLensResult(Result):
             best = zip(self.top_ids[layer, row].tolist(), self.top_log_prob[layer, row].exp().tolist(), strict=True)
             lines += [f"{p:.3f} {figures.visible(self.vocab[i])}" for i, p in best]
         return "<br>".join(lines)
-
-    def _target_name(self) -> str:
-        names = {"next": "next token", "own": "token itself", "final": "model's own choice"}
-        return names[self.target] if isinstance(self.target, str) else "asked token"
-
-    def _title(self, question: str) -> str:
-        through = "through a translator, " if self.translated else ""
-        return f"{question}\ntarget: {self._target_name()}; {through}{self.provenance.describe()}"
 
 
 class LogitLens(Probe[LogitLensResult]):
@@ -305,119 +233,80 @@ class LogitLens(Probe[LogitLensResult]):
     True
     """
 
-    target: Target | int | Sequence[int] | np.ndarray | Tensor = "next"
-    top_k: int = 5
+    target: Targets = "next"
+    top_k: Count = 5
     incl_mid: bool = False
     translator: Translator | None = None
     layers: Layers = None
 
     def __post_init__(self) -> None:
-        fixed = self._fixed()
-        if not isinstance(self.target, str) and (not fixed or len(set(fixed)) < len(fixed) or min(fixed) < 0):
-            raise ValueError(f"LogitLens(target=...) lists ids, each once and from 0 on; {brief(self.target)} came")
-        if not isinstance(self.target, str | int):
-            object.__setattr__(self, "target", fixed)  # so that the repr of an array's ids is the call that makes it
-        if not isinstance(self.top_k, int) or self.top_k < 0:
-            raise ValueError(f"LogitLens(top_k=...) is a number of entries, at least 0; {self.top_k} came")
-        if self.translator is not None and (not callable(self.translator) or isinstance(self.translator, type)):
-            raise TypeError(
-                f"LogitLens(translator=...) is a function (state [token d_model], layer label) -> state, such as what "
-                f"TunedLens().run(model, texts) or TunedLensResult.load(path) gives; {brief(self.translator)} came"
-            )
+        if not isinstance(self.target, str | int):  # the repr of an array's ids is the call that makes it
+            object.__setattr__(self, "target", named_or_ids(self.target))
 
-    def hooks(self, model: ModelView) -> list[str]:
+    def hooks(self, model: ModelView) -> dict[str, str]:
         """The states of every layer, and the last one, which says what the model predicts."""
         model.check_head()
-        if isinstance(self.translator, TunedLensResult):
-            self.translator.check(model, list(self._points(model)))
-        outside = [i for i in self._fixed() if not 0 <= i < model.d_vocab]
-        if outside:
-            raise ValueError(
-                f"target {outside[0]} was asked for and the ids of {model.name} end at {model.d_vocab - 1}"
-            )
+        points = model.stream(self.layers, incl_mid=self.incl_mid)
+        if isinstance(self.translator, FittedTranslator):
+            self.translator.check_model(model, list(points))
+        check_target(self, named_or_ids(self.target), model.name, model.d_vocab)
         if self.top_k > model.d_vocab:
-            raise ValueError(f"top_k={self.top_k} was asked for and the vocabulary of {model.name} has {model.d_vocab}")
-        return list(dict.fromkeys([*self._points(model).values(), model.hook("resid_post", -1)]))
+            raise ValueError(
+                f"LogitLens(top_k=...) must be at most the {model.d_vocab} entries of {model.name}; got {self.top_k}"
+            )
+        return {**points, FINAL: model.hook("resid_post", -1)}
 
     def measure(self, reading: Reading) -> LogitLensResult:
         """Predictions of the batch, as many tokens at a time as there is room for."""
-        model, tokens, fixed = reading.model, reading.tokens, self._fixed()
-        points = self._points(model)
-        at_once = max(1, STATES_AT_ONCE // ((len(points) + 1) * model.d_model))
+        model, tokens, fixed = reading.model, reading.tokens, not isinstance(self.target, str)
+        at_once = max(1, STATES_AT_ONCE // (len(reading.points) * model.d_model))
         parts = [self._read(reading, rows) for rows in torch.arange(len(tokens)).split(at_once)]
-        log_prob, rank, entropy, kl, ids, best = (torch.cat(each).transpose(0, 1) for each in zip(*parts, strict=True))
-        return LogitLensResult(
-            target=fixed or str(self.target),
+        log_prob, rank, entropy, kl, top_ids, top_log_prob = (
+            rearrange(torch.cat(each), "token layer ... -> layer token ...") for each in zip(*parts, strict=True)
+        )
+        return self.result(
+            reading,
+            target=named_or_ids(self.target),
             translated=self.translator is not None,
             n_vocab=model.d_vocab,
-            layer=tuple(points),
-            token=tokens,
+            layer=reading.layer[:-1],
             vocab=model.vocabulary_texts if self.top_k else (),
             log_prob=log_prob[:-1].logsumexp(-1),
             rank=rank[:-1].amin(-1),
             entropy=entropy[:-1],
             kl=kl[:-1],
-            final_id=ids[-1, :, 0],
-            top_ids=ids[:-1, :, : self.top_k] if self.top_k else None,
-            top_log_prob=best[:-1, :, : self.top_k] if self.top_k else None,
+            final_id=top_ids[-1, :, 0],
+            top_ids=top_ids[:-1, :, : self.top_k] if self.top_k else None,
+            top_log_prob=top_log_prob[:-1, :, : self.top_k] if self.top_k else None,
             target_log_prob=log_prob[:-1] if fixed else None,
             target_rank=rank[:-1] if fixed else None,
         )
 
-    def _points(self, model: ModelView) -> dict[str, str]:
-        return model.stream(self.layers, incl_mid=self.incl_mid)
-
     def _read(self, reading: Reading, rows: Int[Tensor, " row"]) -> Predictions:
-        """What these tokens' states predict; the last layer is the model's own last state, as it is."""
+        """What these tokens' states predict; the last of their layers is the model's own last state, as it is."""
         model = reading.model
-        states = [self._translated(reading[hook][rows], label) for label, hook in self._points(model).items()]
-        states.append(reading[model.hook("resid_post", -1)][rows])
-        size = (len(rows), len(states))
-        normed = model.normed(torch.stack([state.to(model.W_E.dtype) for state in states], dim=1).flatten(0, 1))
-        normed = normed.unflatten(0, size)
-
-        def read(states: Tensor, targets: Tensor) -> Predictions:
-            k = max(self.top_k, 1)
-            weight, bias = model.unembedding, model.unembedding_bias
-            return predictions(states, weight, bias, targets.to(states.device), k, cap=model.capped)
-
+        states = [self._translated(reading[hook][rows], label) for label, hook in reading.points.items()]
+        stacked = torch.stack([each.to(model.W_E.dtype) for each in states], dim=1)
+        normed = model.normed(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])
+        head = {"vocabulary": model.unembedding, "bias": model.unembedding_bias, "cap": model.capped}
         if self.target == "final":
-            nothing = torch.empty(len(rows), 0, dtype=torch.int64)
-            targets = read(normed[:, -1:], nothing).top_ids[:, 0, :1]
+            targets = most_probable(normed[:, -1], **head)[:, None]
         else:
-            targets = target_ids(reading.tokens, self._fixed() or str(self.target))[rows]
-        return Predictions(*(values.cpu() for values in read(normed, targets)))
+            targets = target_ids(reading.tokens, named_or_ids(self.target))[rows].to(normed.device)
+        found = predictions(normed, targets=targets, k=max(self.top_k, 1), **head)
+        return Predictions(*(values.cpu() for values in found))
 
     def _translated(self, states: Float[Tensor, "token d_model"], label: str) -> Float[Tensor, "token d_model"]:
-        if self.translator is None:
+        if self.translator is None or label == FINAL:
             return states
         translated = self.translator(states.float(), label)
         if not isinstance(translated, Tensor) or translated.shape != states.shape:
-            came = tuple(translated.shape) if isinstance(translated, Tensor) else type(translated).__name__
-            raise ValueError(f"the translator gave {came} for the states {tuple(states.shape)} at {label}: one a token")
+            got = tuple(translated.shape) if isinstance(translated, Tensor) else type(translated).__name__
+            raise ValueError(
+                f"the translator must return one state per token, {tuple(states.shape)} at {label}; got {got}"
+            )
         if not torch.isfinite(translated.to(states.dtype)).all():
             raise ValueError(
-                f"the translator gave numbers at {label} that are not finite in {states.dtype}: smaller ones"
+                f"the translator must return finite states; got NaN or Inf in {states.dtype} at {label}: scale it down"
             )
         return translated
-
-    def _fixed(self) -> tuple[int, ...]:
-        """The ids that are asked at every token, none where the target is named."""
-        if isinstance(self.target, str) and self.target in get_args(Target):
-            return ()
-        try:
-            ids = torch.as_tensor(self.target).flatten()
-        except (TypeError, ValueError, RuntimeError):
-            ids = torch.empty(1)
-        if len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool):
-            named = ", ".join(get_args(Target))
-            raise ValueError(
-                f"LogitLens(target=...) is one of {named}, or token ids; {brief(self.target)} came: for a text, pass "
-                f"the ids that the model's tokenizer gives it"
-            )
-        return tuple(ids.tolist())
-
-
-def _probabilities(log_prob: Float[Tensor, " layer"]) -> list[float]:
-    """NaN where the entry was not kept."""
-    return [p if p > 0 else math.nan for p in log_prob.exp().tolist()]

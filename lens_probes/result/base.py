@@ -102,7 +102,7 @@ class Result(Declared):
         """The first quantity: a grid of layers and heads, or a line over layers."""
         name = schema(type(self)).headline
         dims = {**schema(type(self)).axes, **schema(type(self)).derived}.get(name, ())
-        title = self.title(f"{self.quantity(name).says[:1].upper()}{self.quantity(name).says[1:]}")
+        title = self.title(self.quantity(name).heading)
         if len(dims) == 2 and dims[0] == "layer" and dims[1] in ("head", "kv_head", "unit"):
             return self.grid(name, title)
         if dims == ("layer",):

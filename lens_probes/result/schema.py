@@ -42,6 +42,15 @@ class Quantity(NamedTuple):
     logarithmic: bool = False
 
     @property
+    def heading(self) -> str:
+        """What the title of a figure begins with.
+
+        >>> Quantity("entropy", "nats", low=0).heading
+        'Entropy'
+        """
+        return f"{self.says[:1].upper()}{self.says[1:]}"
+
+    @property
     def title(self) -> str:
         """What an axis or a colour bar says.
 

@@ -1,6 +1,7 @@
 """Results with one number per token, or per layer and token: summaries, comparisons and figures by word class."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -10,7 +11,7 @@ from lens_probes import figures
 from lens_probes.maths import inference
 from lens_probes.messages import amount, brief
 from lens_probes.result.base import Result
-from lens_probes.result.schema import schema
+from lens_probes.result.schema import Quantity, schema
 from lens_probes.text.prompts import Tokens, whole_number
 
 PANELS = 3  # of a figure of classes, side by side
@@ -77,7 +78,7 @@ class TokenResult(Result):
         return figures.bars(
             {word_class: (median, low, high) for word_class, median, low, high, _ in rows},
             notes={word_class: amount(n, count.removesuffix("s")) for word_class, *_, n in rows},
-            title=self.title(f"{self.quantity(name).says[:1].upper()}{self.quantity(name).says[1:]}, by word class"),
+            title=self.title(f"{self.quantity(name).heading}, by word class"),
             y_title=self.quantity(name).title,
         )
 
@@ -153,18 +154,20 @@ class LayerTokenResult(Result):
         classes = figures.shown_classes(table)
         panels = {}
         for name in quantities:
+            axis, added = self._on_axis(name)
+            table.loc[table["quantity"].isin([name, axis.null]), ["median", "low", "high"]] += added
             lines = figures.class_lines(table, name, classes)
             for word_class in classes if self.quantity(name).null else ():
                 lines += [
                     replace(line, name=f"null: another {word_class} token", low=None, high=None, dashed=True)
                     for line in figures.class_lines(table, self.quantity(name).null, [word_class])
                 ]
-            panels[self.quantity(name).title] = lines
+            panels[axis.title] = lines
         return panels
 
     def draw_classes(self, panels: dict[str, list[figures.Line]], question: str) -> go.Figure:
         """Panels over the layers of this result, turned and scaled as their quantities say."""
-        declared = {(quantity := self.quantity(name)).title: quantity for name in self._over_tokens()}
+        declared = {(axis := self._on_axis(name)[0]).title: axis for name in self._over_tokens()}
         return figures.lines(
             panels,
             self.layer,
@@ -190,10 +193,53 @@ class LayerTokenResult(Result):
             ],
             bold=bold,
             x=self.layer,
-            title=self.title(f"{name.replace('_', ' ').capitalize()} of the tokens of prompt {prompt}"),
+            title=self.title(f"{self.quantity(name).heading}: tokens of prompt {prompt}"),
             x_title="layer (read point)",
             y_title=self.quantity(name).title,
             upside_down=self.quantity(name).low_on_top,
+        )
+
+    def figure_prompt(self, prompt: int = 0, *, quantity: str | None = None, first: int = 0) -> go.Figure:
+        """One prompt, layers across and tokens down: sixty tokens, from number `first` on."""
+        name = _asked(self, quantity, self._over_tokens())
+        return self.draw_prompt(self.quantity(name).heading, prompt, quantity=name, first=first)
+
+    def draw_prompt(
+        self,
+        question: str,
+        prompt: int,
+        *,
+        quantity: str,
+        first: int,
+        farthest: float = math.inf,
+        text: Callable[[int, int], str] | None = None,
+        hover: Callable[[int, int], str] | None = None,
+    ) -> go.Figure:
+        """A prompt as a heatmap, with a text in each cell and another on hovering, both of a layer and a row.
+
+        Colours end at `farthest` from 0. Texts must have gone through `visible`.
+        """
+        asked = self.quantity(_asked(self, quantity, self._over_tokens()))
+        rows, layers, signed = self.rows_shown(prompt, first), range(len(self.layer)), asked.low < 0 < asked.high
+        low, high = (
+            float(bound) if math.isfinite(bound) and not (signed or asked.logarithmic) else None
+            for bound in (max(asked.low, -farthest), min(asked.high, farthest))
+        )
+        return figures.heatmap(
+            self.known(quantity)[:, rows].T.tolist(),
+            x=self.layer,
+            y=[f"{figures.visible(self.token.text[i], 14)} {self.token.position[i]}" for i in rows],
+            title=self.title(f"{question}, prompt {prompt}, tokens {first} to {first + len(rows) - 1}"),
+            x_title="layer (read point)",
+            y_title="token",
+            colour_title=asked.title,
+            low=low,
+            high=high,
+            signed=signed,
+            dark_is_high=not asked.low_on_top,
+            logarithmic=asked.logarithmic,
+            text=[[text(layer, i) for layer in layers] for i in rows] if text else None,
+            hover=[[hover(layer, i) for layer in layers] for i in rows] if hover else None,
         )
 
     def rows_shown(self, prompt: int, first: int) -> list[int]:
@@ -204,6 +250,13 @@ class LayerTokenResult(Result):
             n = len(self.token.rows(prompt))
             raise ValueError(f"first must be the number of a token of prompt {prompt}, 0 to {n - 1}; got {first}")
         return rows
+
+    def _on_axis(self, name: str) -> tuple[Quantity, int]:
+        """A quantity as lines show it, and what is added to it: counts on a logarithmic axis, which has no 0, get 1."""
+        quantity = self.quantity(name)
+        if not quantity.logarithmic or quantity.missing is None:
+            return quantity, 0
+        return quantity._replace(says=f"1 + {quantity.says}", low=quantity.low + 1, high=quantity.high + 1), 1
 
     def _over_tokens(self) -> list[str]:
         return [name for name in schema(type(self)).over("layer", "token") if getattr(self, name) is not None]

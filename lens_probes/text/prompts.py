@@ -8,11 +8,11 @@ Text is tokenised the way the model's class does it, beginning-of-sequence token
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from numbers import Integral
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pandas as pd
 import torch
@@ -97,9 +97,6 @@ Prompts = (
 
 Texts, `Prompt`s and sequences of ids may also come from an iterator, which is read once, or a column of a table.
 """
-
-Target = Literal["next", "own", "final"]
-"""What a prediction is asked for: the token that follows, the token itself, or what the model itself predicts."""
 
 T = TypeVar("T", bound="Table")
 
@@ -310,48 +307,6 @@ def check_pool(asked: object, pool: str | int) -> None:
     """Raise unless `pool` is one of those that `pooling` knows."""
     if not isinstance(pool, int) and pool not in ("mean", "last"):
         raise ValueError(f"{type(asked).__name__}(pool=...) is mean, last or a position; {brief(pool)} came")
-
-
-def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "token target"]:
-    """The ids that each token is asked for: what follows it in its prompt (-1 at the end), its own, or fixed ones."""
-    if target == "next":
-        ids = tokens.id.roll(-1)
-        return torch.where(_has_next(tokens), ids, -1)[:, None]
-    if target == "own":
-        return tokens.id[:, None]
-    return torch.tensor(target).expand(len(tokens), -1)
-
-
-def asked_about(tokens: Tokens, target: str | Sequence[int]) -> Tokens:
-    """The tokens, with the words of their targets where these are the tokens that follow."""
-    return following(tokens) if target == "next" else tokens
-
-
-def following(tokens: Tokens) -> Tokens:
-    """The same tokens with the id, text, word and class of what follows each in its prompt; the last has no class.
-
-    The last has the id of the first, so that prompts that differ anywhere still differ. What is special, or is followed
-    by something special, has no class either: no prediction about text is made there.
-    """
-    has_next = _has_next(tokens)
-    first = torch.searchsorted(tokens.prompt, tokens.prompt)  # the first row of each token's prompt
-    after = torch.where(has_next, torch.arange(len(tokens)) + 1, first)
-    special = tokens.special | (tokens.special[after] & has_next)
-    counted = (has_next & ~special).tolist()
-    return replace(
-        tokens,
-        id=tokens.id[after],
-        text=tuple(tokens.text[i] for i in after.tolist()),
-        word=torch.where(has_next, tokens.word[after], -1),
-        word_class=tuple(tokens.word_class[i] if counted[n] else "" for n, i in enumerate(after.tolist())),
-        special=special,
-    )
-
-
-def _has_next(tokens: Tokens) -> Bool[Tensor, " token"]:
-    same = tokens.prompt == tokens.prompt.roll(-1)
-    same[-1] = False
-    return same
 
 
 def read_prompts(prompts: Prompts) -> list[Prompt]:
