@@ -116,20 +116,37 @@ class Result(Declared):
 
     def grid(self, name: str, title: str, values: Tensor | None = None) -> go.Figure:
         """A quantity by layer and head (or key/value head, or unit); `values` in its place, if given."""
-        quantity = self.quantity(name)
         (_, across) = {**schema(type(self)).axes, **schema(type(self)).derived}[name]
+        return self.draw_grid(self.known(name) if values is None else values, self.quantity(name), title, across=across)
+
+    def draw_grid(
+        self,
+        values: Tensor | np.ndarray,
+        quantity: Quantity,
+        title: str,
+        *,
+        across: str = "head",
+        columns: Sequence[str] | None = None,
+        text: Sequence[Sequence[str]] | None = None,
+    ) -> go.Figure:
+        """Numbers by layer and head (or another axis `across`), coloured as their quantity says.
+
+        `columns`: the labels of that axis that are shown, if not all. `text`: what stands in each cell.
+        """
         signed = quantity.low < 0 < quantity.high
+        bounded = not signed and np.isfinite(quantity.high)
         return figures.heatmap(
-            (self.known(name) if values is None else values).tolist(),
-            x=self.labels(across),
+            values.tolist(),
+            x=self.labels(across) if columns is None else columns,
             y=self.labels("layer"),
             title=title,
             x_title=across.replace("kv_head", "key/value head"),
             y_title="layer",
             colour_title=quantity.title,
             signed=signed,
-            low=None if signed or not np.isfinite(quantity.high) else quantity.low,
-            high=None if signed or not np.isfinite(quantity.high) else quantity.high,
+            low=quantity.low if bounded else None,
+            high=quantity.high if bounded else None,
+            text=text,
         )
 
     def title(self, question: str) -> str:
