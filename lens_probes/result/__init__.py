@@ -1,7 +1,7 @@
 """Results: typed tensors with their labels, and what follows from their declarations."""
 
 from lens_probes.result.base import Result
-from lens_probes.result.comparison import comparison
+from lens_probes.result.comparison import comparison, paired
 from lens_probes.result.files import FORMAT
 from lens_probes.result.pairs import PairResult
 from lens_probes.result.provenance import Provenance, provenance
@@ -20,6 +20,7 @@ __all__ = [
     "comparison",
     "derived",
     "measured",
+    "paired",
     "provenance",
     "schema",
     "summed",

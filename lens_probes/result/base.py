@@ -149,6 +149,41 @@ class Result(Declared):
             text=text,
         )
 
+    def figure_test(self, table: pd.DataFrame) -> go.Figure:
+        """A comparison by layer and head (or unit): effects around 0, a star where q < 0.05 and the effect is above 0.
+
+        `table`: what a test of this result returned, or some of its rows. If it has more units per layer than can be
+        drawn, those with the smallest q are shown.
+        """
+        across = next((axis for axis in ("head", "kv_head", "unit") if axis in table), "head")
+        lacking = [name for name in ("layer", across, "effect", "q") if name not in table]
+        if lacking or table.duplicated(["layer", across]).any():
+            raise ValueError(
+                f"figure_test needs a table with one row per layer and head (or unit), an effect and a q; got "
+                f"{f'no column {lacking[0]}' if lacking else 'several rows per cell'}: pass what a test returned"
+            )
+        shown = table if table[across].nunique() <= figures.COLUMNS else table.nsmallest(figures.COLUMNS, "q")
+        columns = [label for label in self.labels(across) if label in set(shown[across])]
+        starred = table.assign(star=np.where((table["q"] < 0.05) & (table["effect"] > 0), "*", ""))
+        values, stars = (
+            starred.pivot(index="layer", columns=across, values=name).reindex(
+                index=self.labels("layer"), columns=columns
+            )
+            for name in ("effect", "star")
+        )
+        says = table.attrs.get("effect", "effect")
+        title = (
+            f"{says[:1].upper()}{says[1:]}; star: above 0, q < 0.05 ({(starred['star'] == '*').sum()} of {len(table)})"
+        )
+        return self.draw_grid(
+            values.to_numpy(float),
+            Quantity(html.escape(says)),
+            self.title(title),
+            across=across,
+            columns=columns,
+            text=stars.fillna("").to_numpy().tolist(),
+        )
+
     def title(self, question: str) -> str:
         """A figure's title: the question, and below it under which conditions of which model it was asked."""
         conditions = self.conditions()

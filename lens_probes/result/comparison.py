@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lens_probes.maths.inference import false_discovery
+from lens_probes.maths.inference import PERMUTATIONS, false_discovery, mean_interval, sign_flip_p
 
 PerRow = Float[np.ndarray, " row"] | Sequence[float]
 
@@ -38,3 +38,27 @@ def comparison(
     frame = labels.assign(effect=effect, low=low, high=high, p=p, q=false_discovery(p), **columns)
     frame.attrs.update(effect=says, null=null)
     return frame
+
+
+def paired(
+    labels: pd.DataFrame,
+    differences: Float[np.ndarray, "row pair"],
+    *,
+    says: str,
+    null: str,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    **columns: Any,
+) -> pd.DataFrame:
+    """The comparison of two things over pairs (of prompts, or of a prompt in two models), one row per unit.
+
+    The effect is the mean difference, its interval Student's t over pairs, its p two-sided from swapping the two of
+    each pair at random.
+
+    >>> frame = paired(pd.DataFrame({"head": ["H0"]}), np.ones((1, 8)), says="difference", null="none", pairs=8)
+    >>> float(frame["effect"][0]), bool(frame["p"][0] < 0.05), list(frame)
+    (1.0, True, ['head', 'effect', 'low', 'high', 'p', 'q', 'pairs'])
+    """
+    low, high = mean_interval(differences)
+    p = sign_flip_p(differences, permutations, seed=seed)
+    return comparison(labels, effect=differences.mean(1), low=low, high=high, p=p, says=says, null=null, **columns)
