@@ -88,14 +88,14 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
         layers = model.layers(self.layers)
         cosines = torch.stack([self._cosines(model, layer) for layer in layers])
         n, d_head = model.n_kv_heads, model.W_K(layers[0]).shape[-1]
-        overlap = cosines.square().mean(-1)
-        others = (overlap.sum(2) - overlap.diagonal(dim1=1, dim2=2)) / (n - 1)
+        own_head = torch.eye(n, dtype=torch.bool, device=cosines.device)
+        other_head = cosines.square().mean(-1).masked_fill(own_head, 0).sum(2) / (n - 1)  # 0 / 0 for a single head
         null_low, null_high = random_overlap(model.d_model, d_head).tolist()
         return self.result(
             reading,
             layer=tuple(map(str, layers)),
             cosine=rearrange(cosines.diagonal(dim1=1, dim2=2), "layer k kv_head -> layer kv_head k").cpu(),
-            other_head=others.cpu(),
+            other_head=other_head.cpu(),
             null_mean=torch.tensor(min(1.0, d_head / model.d_model)),
             null_low=torch.tensor(null_low),
             null_high=torch.tensor(null_high),
@@ -104,9 +104,7 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
     def _cosines(self, model: ModelView, layer: int) -> Float[Tensor, "key_head value_head k"]:
         """The principal angles of every head's keys with every head's values."""
         norm = model.input_norm(layer)
-        keys, values = (
-            folded(read, norm.weight, norm.centred) for read in (model.W_K(layer), model.W_V_shared(layer))
-        )
+        keys, values = (folded(read, norm.weight, norm.centred) for read in (model.W_K(layer), model.W_V_shared(layer)))
         return torch.stack([principal_cosines(key, values) for key in keys])
 
 
