@@ -198,7 +198,7 @@ class PositionReachResult(PairResult):
                 line = figures.Line("mean over prompts", mean, low, high, figures.CHOSEN)
                 uniform = figures.Line("uniform shares", [1.0] * len(mean), colour=figures.GREY, dashed=True)
                 panels[f"{quantity.says} / uniform"] = [line, uniform]
-        title = self.title("How far back do states depend?")
+        title = self.title("Dependence on sources over layers, relative to uniform shares")
         return figures.lines(panels, self.layer, title=title, x_title="layer (read point)")
 
     def figure_prompt(self, layer: int, prompt: int = 0) -> go.Figure:

@@ -95,6 +95,11 @@ class AttentionPairResult(Result):
         at = self.index_of("layer", layer), self.index_of("head", head)
         return self.weight[at][..., None] * self.value[at] @ view.W_O(layer)[head].float().cpu()
 
+    def conditions(self) -> str:
+        """The query and the keys."""
+        more = f" and {len(self.key) - 4} more" if len(self.key) > 4 else ""
+        return f"query “{self.query}”, keys “{'”, “'.join(self.key[:4])}”{more}"
+
     # Minimal pairs
 
     def contrast(
@@ -166,7 +171,7 @@ class AttentionPairResult(Result):
             [(figures.named(key), weight[:, :, number].tolist()) for number, key in enumerate(self.key)],
             x=self.head,
             y=self.layer,
-            title=self.title(f"Mean attention from “{self.query}” to each key"),
+            title=self.title("Mean attention of the query to each key"),
             x_title="head",
             y_title="layer",
             colour_title=self.quantity("weight").title,
@@ -178,8 +183,8 @@ class AttentionPairResult(Result):
         For stars, draw a test: `result.figure_test(result.contrast())`.
         """
         effect = self._moved("score").mean(1).reshape(len(self.layer), len(self.head))
-        question = f"Effect of the cue on attention from “{self.query}” to “{self.key[0]}” over “{self.key[1]}”"
-        return self.draw_grid(effect, self._contrast("score"), self.title(question))
+        title = self.title(f"Effect of the cue on attention to “{self.key[0]}” over “{self.key[1]}”")
+        return self.draw_grid(effect, self._contrast("score"), title)
 
     def figure_terms(self, layer: int, head: int, prompt: int = 0) -> go.Figure:
         """What each dimension of a head adds to the score of each key (in brackets), in one prompt."""
@@ -188,7 +193,7 @@ class AttentionPairResult(Result):
             raise ValueError(f"prompt must be 0 to {len(self.prompt) - 1}, the prompts of this result; got {prompt}")
         at = self.index_of("layer", layer), self.index_of("head", head), prompt
         sums = self.dot[at].tolist()
-        question = f"Terms of the score of “{figures.spelled(self.query)}” with each key, L{layer}H{head}"
+        question = f"What each dimension of L{layer}H{head} adds to the score of each key"
         return figures.small_grids(
             [("", self.terms[at].tolist())],
             x=[str(i) for i in range(self.terms.shape[-1])],

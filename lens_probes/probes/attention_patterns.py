@@ -73,9 +73,7 @@ class AttentionPatternsResult(PairResult):
         "attention from queries of one class to keys of another, summed over queries"
     )
     class_uniform_total: Float64[Tensor, "word_class other_word_class"] = summed("the same under uniform attention")
-    attention: Float[Tensor, "layer head pair"] | None = measured(
-        "attention of the query to the key", low=0, high=1, default=None
-    )
+    attention: Float[Tensor, "layer head pair"] | None = measured("attention", low=0, high=1, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +113,7 @@ class AttentionPatternsResult(PairResult):
             uniform=(uniform / asking).expand_as(self.class_total).flatten().numpy(),
             queries=asking.expand_as(self.class_total).flatten().long().numpy(),
         )
-        return frame[frame["queries"] > 0].reset_index(drop=True)
+        return frame.query("queries > 0").reset_index(drop=True)
 
     def pattern(self, prompt: int = 0, quantity: str | None = None) -> Float[Tensor, "layer head query key"]:
         """The attention pattern of one prompt, 0 where a query cannot attend to a key."""
@@ -152,7 +150,9 @@ class AttentionPatternsResult(PairResult):
             (f"L{layer}H{head}", pattern[self.index_of("layer", layer), self.index_of("head", head)])
             for layer, head in pairs
         ]
-        return self.draw_patterns(panels, prompt, f"Attention patterns of prompt {prompt}", colour_title="attention")
+        return self.draw_patterns(
+            panels, prompt, f"Attention patterns of prompt {prompt}", colour_title=self.quantity("attention").title
+        )
 
     def figure_token(self, layer: int, token: int | str, prompt: int = 0) -> go.Figure:
         """The attention of one query token in all heads of a layer: a position, or a word that the prompt has once."""
@@ -162,7 +162,7 @@ class AttentionPatternsResult(PairResult):
             [("", self.pattern(prompt)[self.index_of("layer", layer), :, position])],
             prompt,
             f"Attention of “{text}”, token {position} of prompt {prompt}, in layer {layer}",
-            colour_title="attention",
+            colour_title=self.quantity("attention").title,
             rows=self.head,
             y_title="head",
         )
