@@ -86,7 +86,9 @@ def test_a_window_is_that_of_the_model_and_what_is_within_it_is_read():
         model = getattr(tiny, maker)("gpt_neo")
         result = lp.AttentionPair(-1, (4, 11), layers=[1]).run(model, [ids])
         torch.testing.assert_close(result.weight[0, :, 0], reference.pattern[:, -1, [4, 11]], rtol=0, atol=1e-5)
-        with pytest.raises(ValueError, match="layer 1 of tiny-gpt_neo looks at a window of tokens that ends before"):
+        with pytest.raises(
+            ValueError, match="within the query's attention window in layer 1 of tiny-gpt_neo; got one before it in"
+        ):
             lp.AttentionPair(-1, (3, 11)).run(model, [ids])
 
 
@@ -130,20 +132,26 @@ def test_in_half_precision_the_weights_are_those_of_the_model():
 def test_a_model_that_adds_something_to_its_scores_is_refused():
     model = tiny.bridge("gpt2")
     model.blocks[1].attn.original_component.scaling = 0.9  # a scale that only the attributes claim
-    with pytest.raises(ValueError, match="layer 1 of tiny-gpt2 does something to the products"):
+    with pytest.raises(
+        ValueError,
+        match=r"softmax\(q.k\) must reproduce the attention pattern of layer 1 of tiny-gpt2; got weights that",
+    ):
         lp.AttentionPair("it", KEYS).run(model, TEXTS[0])
 
 
 def test_a_wrong_scale_is_found_at_a_query_that_sees_one_token():
     model = tiny.bridge("gpt2")
     model.blocks[1].attn.original_component.scaling = 1.0
-    with pytest.raises(ValueError, match="layer 1 of tiny-gpt2 does something to the products"):
+    with pytest.raises(
+        ValueError,
+        match=r"softmax\(q.k\) must reproduce the attention pattern of layer 1 of tiny-gpt2; got weights that",
+    ):
         lp.AttentionPair(0, (0,)).run(model, TEXTS[0])
 
 
 def test_scores_that_nothing_can_check_are_refused():
     for probe in (lp.AttentionPair(0, (0,)), lp.AttentionPair(-1, (0,), layers=[1])):
-        with pytest.raises(ValueError, match=r"one query that shares out.*layer [01].*in '#' got a weight of 1 on"):
+        with pytest.raises(ValueError, match=r"one query that spreads.*layer [01].*in '#' got a weight of 1 on"):
             probe.run(tiny.bridge("gpt2"), [torch.tensor([5])])
 
 
@@ -205,7 +213,7 @@ def test_the_contrast_by_hand():
     table = replace(result, score=score, dot=score).contrast(permutations=9)
     assert table["effect"].tolist() == [pytest.approx(((2 - -1) + (0 - -1)) / 2)]
     assert np.isnan(table["low"][0]) and table["pairs"][0] == 2  # two pairs have no interval
-    assert table["on_keys"][0] == pytest.approx(0.5)
+    assert table["attention_on_keys"][0] == pytest.approx(0.5)
 
 
 def test_a_cue_that_moves_a_head_is_found_and_no_cue_is_found_as_often_as_chance_allows(monkeypatch):
@@ -223,7 +231,9 @@ def test_pairs_whose_words_stand_elsewhere_do_not_count():
     moved[1] += 1
     table = replace(result, key_position=moved).contrast(permutations=9)
     assert table["pairs"][0] == 5 and table["pairs_given"][0] == 6
-    with pytest.raises(ValueError, match="in no pair do query and keys stand at the same places"):
+    with pytest.raises(
+        ValueError, match="must stand at the same positions in both prompts of a pair; got none of 6 pairs"
+    ):
         replace(result, key_position=result.key_position + torch.arange(12)[:, None]).contrast()
 
 
@@ -258,30 +268,39 @@ def test_the_pronoun_pairs_are_minimal_and_matched_in_tokens():
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
     model = tiny.bridge("gpt2")
-    with pytest.raises(ValueError, match="is a list of words or positions; 'cat' came"):
+    with pytest.raises(
+        ValueError, match=r"AttentionPair\(keys=...\) must be a list of different keys, or name -> key; .*; got 'cat'"
+    ):
         lp.AttentionPair("it", "cat")
-    with pytest.raises(ValueError, match=r"the word 'dog' was asked for and 'The cat left.*slept.' has it 0 times"):
+    with pytest.raises(
+        ValueError, match=r"the word 'dog' once; got it 0 times in 'The cat left.*slept.': name one word"
+    ):
         lp.AttentionPair("it", ("dog",)).run(model, TEXTS[0])
-    with pytest.raises(ValueError, match=r"'It rained.*' has it 2 times: name one word that every prompt has once"):
+    with pytest.raises(ValueError, match=r"got it 2 times in 'It rained.*': name one word that every prompt has once"):
         lp.AttentionPair("it", KEYS).run(model, TEXTS)
-    with pytest.raises(ValueError, match="a key stands after the query, and tiny-gpt2 looks back only"):
+    with pytest.raises(
+        ValueError, match="before the query, since tiny-gpt2 looks back only; got one after the query in 'The cat"
+    ):
         lp.AttentionPair("cat", ("mat",)).run(model, TEXTS[0])
-    with pytest.raises(ValueError, match="position 99 was asked for and 'The cat"):
+    with pytest.raises(ValueError, match="a position must be within its prompt; got 99 and 'The cat"):
         lp.AttentionPair(99, (0,)).run(model, TEXTS[0])
-    with pytest.raises(ValueError, match=r"names each key once; \('cat', 'cat'\) came"):
+    with pytest.raises(ValueError, match=r"must be a list of different keys, .*; got \('cat', 'cat'\)"):
         lp.AttentionPair("it", ("cat", "cat"))
     result = lp.AttentionPair(-1, (0, 1), layers=[1]).run(model, PROMPTS)
     with pytest.raises(ValueError, match="layer 0 was asked for and this result has 1"):
         result.written(model, 0, 0)
     with pytest.raises(ValueError, match="head 4 was asked for and this result has H0, H1, H2, H3"):
         result.figure_terms(1, 4)
-    with pytest.raises(ValueError, match="prompt 3 was asked for and this result has prompts 0 to 2"):
+    with pytest.raises(ValueError, match="prompt must be 0 to 2, the prompts of this result; got 3"):
         result.figure_terms(1, 0, prompt=3)
-    with pytest.raises(ValueError, match="there are 2 keys and 3 prompts"):
+    with pytest.raises(ValueError, match="two per pair; got 2 keys and 3 prompts"):
         result.contrast()
-    with pytest.raises(ValueError, match="is score or weight; 'dot' came"):
-        result.contrast(of="dot")
-    with pytest.raises(ValueError, match="these values are of tiny-gpt2 and tiny-llama came"):
+    with pytest.raises(ValueError, match="quantity must be 'score' or 'weight'; got 'dot'"):
+        result.contrast(quantity="dot")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(
+        ValueError,
+        match=r"needs the model of this result, tiny-gpt2 \(raw weights.*; got tiny-llama \(raw weights\): pass",
+    ):
         result.written(tiny.bridge("llama"), 0, 0)
 
 
@@ -289,20 +308,21 @@ def test_what_cannot_be_asked_is_said():
 def test_places_are_words_or_single_positions():
     for query, keys, setting, got in (
         ([5, 6], [1], "query", r"\[5, 6\]"),
-        (5, [[1, 2]], "keys", r"\[1, 2\]"),
-        (5, {"first": [1, 2]}, "keys", r"\[1, 2\]"),
+        (5, [[1, 2]], "keys", r"\[\[1, 2\]\]"),
+        (5, {"first": [1, 2]}, "keys", r"{'first': \[1, 2\]}"),
         ([], [1], "query", r"\[\]"),
-        (5, [[]], "keys", r"\[\]"),
+        (5, [[]], "keys", r"\[\[\]\]"),
+        (5, [], "keys", r"\[\]"),
         (None, [1], "query", "None"),
-        (5, [1.5], "keys", "1.5"),
-        (5, [True], "keys", "True"),
+        (5, [1.5], "keys", r"\[1.5\]"),
+        (5, [True], "keys", r"\[True\]"),
+        (5, np.array([1, 2]), "keys", r"<ndarray of shape \(2,\)>"),
+        (5, iter([1]), "keys", "<list_iterator"),
+        (5, None, "keys", "None"),
     ):
-        message = rf"AttentionPair\({setting}=...\) names a token by a word, .*; got {got}: ask about one position at a"
+        message = rf"AttentionPair\({setting}=...\) must be .*a word, a position, or several words of .*; got {got}"
         with pytest.raises(ValueError, match=message):
             lp.AttentionPair(query, keys)
-    for keys, got in ((np.array([1, 2]), r"<ndarray of shape \(2,\)>"), (iter([1]), "<list_iterator"), (None, "None")):
-        with pytest.raises(ValueError, match=rf"\(keys=...\) is a list of words or positions; {got}"):
-            lp.AttentionPair(5, keys)
     model = tiny.bridge("gpt2")
     plain = lp.AttentionPair(5, [1, 2]).run(model, TEXTS[0])
     of_numpy = lp.AttentionPair(np.int64(5), list(np.array([1, 2]))).run(model, TEXTS[0])
@@ -314,7 +334,9 @@ def test_a_key_beyond_the_window_of_a_layer_is_refused(monkeypatch, maker):
     name, settings = tiny._MODELS["gemma2"]
     monkeypatch.setitem(tiny._MODELS, "gemma2", (name, settings | {"sliding_window": 4}))  # layers 0 and 2
     model, ids = getattr(tiny, maker)("gemma2"), [torch.arange(5, 15)]
-    with pytest.raises(ValueError, match="layer 2 of tiny-gemma2 looks at a window of tokens that ends before a key"):
+    with pytest.raises(
+        ValueError, match="within the query's attention window in layer 2 of tiny-gemma2; got one before it"
+    ):
         lp.AttentionPair(9, (5, 8), layers=[1, 2]).run(model, ids)
     inside = lp.AttentionPair(9, (6, 7, 8, 9)).run(model, ids)
     torch.testing.assert_close(inside.weight[[0, 2]].sum(-1), torch.ones(2, 4, 1))
@@ -347,7 +369,11 @@ def test_figures_show_what_is_stored():
     result = planted(0, 3.0)
     grids = result.figure().data
     assert [list(row) for row in grids[0].z] == result.weight[:, :, :, 0].mean(2).tolist()
+    table = result.contrast()
     (grid,) = result.figure_contrast().data
-    assert list(grid.text[0]) == ["", "", "*", "", "", ""]
+    assert [each for row in grid.z for each in row] == table["effect"].tolist() and grid.text is None
+    tested = result.figure_test(table)
+    assert list(tested.data[0].text[0]) == ["", "", "*", "", "", ""]
+    assert tested.data[0].z == grid.z and "contrast of scores (nats)" in tested.data[0].colorbar.title.text.lower()
     (terms,) = lp.AttentionPair("it", KEYS).run(tiny.bridge("gpt2"), TEXTS[0]).figure_terms(0, 1).data
     assert np.asarray(terms.z).shape == (2, 8)

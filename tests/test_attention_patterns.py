@@ -2,6 +2,7 @@
 
 import sys
 from importlib.metadata import version
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
-from lens_probes.probes.attention_patterns import STATISTICS, statistics_of
+from lens_probes.probe import names_of
+from lens_probes.probes.attention_patterns import STATISTICS, Statistic, statistics_of
 from lens_probes.testing import PROMPTS, check_probe
 
 TEXT = "The cat saw the cat and the dog."
@@ -34,30 +36,30 @@ def test_one_query_by_hand():
     values, even, counts = statistics_of(pattern, torch.ones(3, 3).tril().bool(), torch.tensor([7, 8, 7]))
     last = by_name(values[:, 0, 0, 2].tolist())
     assert last["entropy"] == pytest.approx(1.5 * np.log(2) / np.log(3))
-    assert (last["largest"], last["distance"]) == (0.5, 0.5 * 2 + 0.25)
-    assert (last["first"], last["previous"], last["itself"]) == (0.5, 0.25, 0.25)
-    assert (last["copies"], last["induction"]) == (0.5, 0.25)  # b came after the first a
+    assert (last["max"], last["distance"]) == (0.5, 0.5 * 2 + 0.25)
+    assert (last["first_token"], last["previous_token"], last["self"]) == (0.5, 0.25, 0.25)
+    assert (last["duplicate_token"], last["induction"]) == (0.5, 0.25)  # b came after the first a
     chance = by_name(even[:, 2].tolist())
     assert chance == pytest.approx(
         {
             "entropy": 1,
-            "largest": 1 / 3,
+            "max": 1 / 3,
             "distance": 1,
-            "first": 1 / 3,
-            "previous": 1 / 3,
-            "itself": 1 / 3,
-            "copies": 1 / 3,
+            "first_token": 1 / 3,
+            "previous_token": 1 / 3,
+            "self": 1 / 3,
+            "duplicate_token": 1 / 3,
             "induction": 1 / 3,
         }
     )
     assert by_name(counts.tolist()) == {
         "entropy": [True] * 3,
-        "largest": [True] * 3,
+        "max": [True] * 3,
         "distance": [True] * 3,
-        "first": [True] * 3,
-        "previous": [False, True, True],
-        "itself": [True] * 3,
-        "copies": [False, False, True],
+        "first_token": [True] * 3,
+        "previous_token": [False, True, True],
+        "self": [True] * 3,
+        "duplicate_token": [False, False, True],
         "induction": [False, False, True],
     }
 
@@ -76,20 +78,27 @@ def test_means_are_those_of_the_models_pattern(raw):
     n = [ids.shape[1] if view.encoder else i + 1 for i in ordinary]
     nats = [float(-(pattern[i].clamp(min=1e-30).log() * pattern[i]).sum()) for i in ordinary]
     entropy = np.array(nats) / np.log(n)
-    assert float(result.of("entropy")[1, 2]) == pytest.approx(np.mean(entropy), abs=1e-5)
-    assert float(result.of("first")[1, 2]) == pytest.approx(np.mean([float(pattern[i, 0]) for i in ordinary]), abs=1e-6)
+    assert float(result.mean_of("entropy")[1, 2]) == pytest.approx(np.mean(entropy), abs=1e-5)
+    assert float(result.mean_of("first_token")[1, 2]) == pytest.approx(
+        np.mean([float(pattern[i, 0]) for i in ordinary]), abs=1e-6
+    )
     previous = [float(pattern[i, i - 1]) for i in ordinary if i]
-    assert float(result.of("previous")[1, 2]) == pytest.approx(np.mean(previous), abs=1e-6)
-    assert float(result.of("largest")[1, 2]) == pytest.approx(
+    assert float(result.mean_of("previous_token")[1, 2]) == pytest.approx(np.mean(previous), abs=1e-6)
+    assert float(result.mean_of("max")[1, 2]) == pytest.approx(
         np.mean([float(pattern[i].max()) for i in ordinary]), abs=1e-6
     )
-    assert float(result.chance[STATISTICS.index("largest")]) == pytest.approx(np.mean([1 / k for k in n]))
+    assert float(result.uniform[list(STATISTICS).index("max")]) == pytest.approx(np.mean([1 / k for k in n]))
+
+
+def test_the_statistics_are_declared_once():
+    assert tuple(STATISTICS) == get_args(Statistic)
+    assert all(np.isfinite(each.high) or each.unit == "tokens" for each in STATISTICS.values())
 
 
 def test_word_classes_share_out_all_attention():
     result = lp.AttentionPatterns().run(tiny.bridge("llama"), PROMPTS)
     table = result.by_word_class()
-    sums = table.groupby(["layer", "head", "query_class"])[["attention", "allowed"]].sum()
+    sums = table.groupby(["layer", "head", "query_class"])[["attention", "uniform"]].sum()
     assert np.allclose(sums, 1, atol=1e-6)
     assert set(table["query_class"]) == {"content", "function", "punctuation"}
     assert "special" in set(table["key_class"])
@@ -100,7 +109,8 @@ def test_a_planted_induction_head_has_the_largest_share_after_earlier_copies():
     ids = [0, *range(10, 30), *range(10, 30)]
     view = ModelView(model)
     probe = lp.AttentionPatterns()
-    _, cache = None, view.activations(torch.tensor([ids]), torch.ones(1, 41, dtype=torch.bool), probe.hooks(view))
+    hooks = names_of(probe.hooks(view))
+    cache = view.activations(torch.tensor([ids]), torch.ones(1, 41, dtype=torch.bool), hooks)
     name = view.hook_pattern(1)
     induction = torch.zeros(41, 41)
     for query in range(41):
@@ -108,10 +118,10 @@ def test_a_planted_induction_head_has_the_largest_share_after_earlier_copies():
     cache[name] = cache[name].clone()
     cache[name][0, 3] = induction
     result = probe.from_cache(model, [ids], cache)
-    scores = result.of("induction")
+    scores = result.mean_of("induction")
     assert float(scores[1, 3]) == 1.0
     assert int(scores.flatten().argmax()) == 1 * 4 + 3 and float(scores.flatten().topk(2).values[1]) < 0.5
-    assert float(result.chance[STATISTICS.index("induction")]) < 0.05
+    assert float(result.uniform[list(STATISTICS).index("induction")]) < 0.05
 
 
 def test_kept_patterns_are_the_models_own_and_encoders_look_both_ways():
@@ -122,8 +132,8 @@ def test_kept_patterns_are_the_models_own_and_encoders_look_both_ways():
         ids = torch.tensor([view.encode(PROMPTS[1], None)[0]])
         with torch.no_grad():
             _, cache = model.run_with_cache(ids)
-        torch.testing.assert_close(result.square(1)[2], cache[view.hook_pattern(2)][0], rtol=0, atol=1e-5)
-    assert float(result.square(1)[0, 0].triu(1).sum()) > 0.1
+        torch.testing.assert_close(result.pattern(1)[2], cache[view.hook_pattern(2)][0], rtol=0, atol=1e-5)
+    assert float(result.pattern(1)[0, 0].triu(1).sum()) > 0.1
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neo", "gemma2"])
@@ -133,7 +143,9 @@ def test_a_window_shorter_than_the_prompt_is_refused(monkeypatch, maker, archite
     full = {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
     monkeypatch.setitem(tiny._MODELS, "gemma2", (name, settings | full | {"sliding_window": 8}))
     model, ids = getattr(tiny, maker)(architecture), torch.arange(5, 14)
-    with pytest.raises(ValueError, match=f"layer 1 of tiny-{architecture} looks at a window.*this prompt of 9"):
+    with pytest.raises(
+        ValueError, match=f"prompt of 9 tokens, longer than that of layer 1 of tiny-{architecture}: use"
+    ):
         lp.AttentionPatterns().run(model, [ids[:5], ids])
     assert lp.AttentionPatterns().run(model, [ids[:8]]).mean.isfinite().any()
     assert lp.AttentionPatterns(layers=[0, 2]).run(model, [ids]).layer == ("0", "2")
@@ -157,8 +169,8 @@ def test_weights_too_small_for_the_precision_are_no_window_and_the_mask_is_asked
     monkeypatch.setattr(ModelView, "_masked", lambda view, layer, ids: asked.append(layer) or masked(view, layer, ids))
     ids = torch.arange(5, 25)
     result = lp.AttentionPatterns(keep_patterns=True).run(model, [ids, ids.flip(0)[:18]])
-    assert (result.square(0) == 0).all(1)[:, *torch.ones(20, 20).tril().nonzero(as_tuple=True)].any()
-    assert result.mean[:6].isfinite().all()
+    assert (result.pattern(0) == 0).all(1)[:, *torch.ones(20, 20).tril().nonzero(as_tuple=True)].any()
+    assert result.mean[[0, 1, 2, 5, 6, 7]].isfinite().all()
     assert len(asked) == len(set(asked)) <= 3  # a shorter prompt has the longer one's mask
 
 
@@ -167,22 +179,34 @@ def test_what_cannot_be_asked_is_said(monkeypatch):
     model = tiny.bridge("gpt2")
     sums = lp.AttentionPatterns().run(model, PROMPTS)
     with pytest.raises(ValueError, match=r"run AttentionPatterns\(keep_patterns=True\)"):
-        sums.square(0)
-    with pytest.raises(ValueError, match=r"statistic is one of entropy, largest.*; 'sink' came"):
-        sums.of("sink")
+        sums.pattern(0)
+    with pytest.raises(ValueError, match=r"statistic must be one of first_token, self.*; got 'sink'"):
+        sums.mean_of("sink")
+    kept = lp.AttentionPatterns(keep_patterns=True).run(model, PROMPTS)
+    with pytest.raises(ValueError, match=r"heads must be \(layer, head\) pairs, such as .*; got \[1\]"):
+        kept.figure_heads([1])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="quantity must be one of attention; got 'total'"):
+        lp.result.PairResult.pattern(kept, 0, "total")
+    with pytest.raises(ValueError, match="pass prompts of two tokens or more"):
+        lp.AttentionPatterns().run(model, [[5]]).by_word_class()
     monkeypatch.setattr(sys.modules[lp.AttentionPatterns.__module__], "LIMIT", 1e4)
-    with pytest.raises(ValueError, match="were to be kept, the limit is"):
+    with pytest.raises(ValueError, match="kept patterns must be at most"):
         lp.AttentionPatterns(keep_patterns=True).run(model, PROMPTS)
 
 
 def test_figures_draw_every_token_and_equal_ones_apart():
     result = lp.AttentionPatterns(keep_patterns=True).run(tiny.bridge("gpt2"), [TEXT, "<b> a " * 8])
-    (grid,) = result.figure("previous").data
-    assert [list(row) for row in grid.z] == result.of("previous").tolist()
+    (grid,) = result.figure("previous_token").data
+    assert [list(row) for row in grid.z] == result.mean_of("previous_token").tolist()
     two = result.figure_heads([(0, 1), (2, 3)])
     assert [np.asarray(panel.z).shape for panel in two.data] == [(n := len(result.token.rows(0)), n)] * 2
-    assert np.allclose(np.asarray(two.data[1].z), result.square(0)[2, 3])
+    assert np.allclose(np.asarray(two.data[1].z), result.pattern(0)[2, 3])
     one = result.figure_token(1, 3)
-    assert np.allclose(np.asarray(one.data[0].z), result.square(0)[1, :, 3])
+    assert np.allclose(np.asarray(one.data[0].z), result.pattern(0)[1, :, 3])
+    texts = [figure.layout.title.text for figure in (result.figure("distance"), two, one)]
+    queries = int(result.queries[list(STATISTICS).index("distance")].sum())
+    assert texts[0].startswith("<b>Mean distance from query to key (uniform attention: ")
+    assert f"; {queries:,} queries)" in texts[0] and "Attention patterns of prompt 0" in texts[1]
+    assert "Attention of “·ca”, token 3 of prompt 0, in layer 1" in texts[2]
     hostile = result.figure_head(0, 0, prompt=1)
     assert not any("<b>" in text for text in hostile.layout.xaxis.ticktext)

@@ -1,4 +1,4 @@
-"""KeyValueOverlap: angles by hand and by scipy, random subspaces, what folding does, and both model classes."""
+"""KeyValueOverlap: angles by hand, by scipy and by TransformerLens, random subspaces, and what folding does."""
 
 import numpy as np
 import pytest
@@ -51,6 +51,27 @@ def test_equal_keys_and_values_overlap_wholly_and_the_models_read_through_their_
     torch.testing.assert_close(principal_cosines(keys, keys[None]), torch.ones(1, 8))
 
 
+def test_it_is_the_normalized_projection_kernel_of_transformerlens():
+    tools = pytest.importorskip(
+        "transformer_lens.tools.analysis.projection_kernel", reason="this TransformerLens has no projection kernel"
+    )
+    model = tiny.bridge("gpt2")
+    view, result = ModelView(model), lp.KeyValueOverlap().run(model, "Any.")
+    for layer in range(3):
+        norm = view.input_norm(layer)
+        keys, values = (folded(read, norm.weight, norm.centred) for read in (view.W_K(layer), view.W_V_shared(layer)))
+        for head in range(view.n_kv_heads):
+            kernel = tools.projection_kernel(*(tools.orthonormal_subspace(each[head]) for each in (keys, values)))
+            assert float(result.overlap[layer, head]) == pytest.approx(float(kernel.normalized), abs=1e-5)
+            torch.testing.assert_close(result.cosine[layer, head], kernel.cosines, rtol=0, atol=1e-4)
+    d_head = result.cosine.shape[-1]
+    random = tools.random_projection_kernel_moments(view.d_model, d_head)
+    assert float(result.null_mean) == pytest.approx(random.mean / d_head)
+    spread = random.variance**0.5 / d_head
+    assert random.mean / d_head - 4 * spread < float(result.null_low) < random.mean / d_head - spread
+    assert random.mean / d_head + spread < float(result.null_high) < random.mean / d_head + 4 * spread
+
+
 def test_a_centring_norm_hides_the_mean_of_what_weights_read():
     weights = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
     read = folded(weights, torch.ones(8), centred=True)
@@ -70,4 +91,5 @@ def test_the_figure_names_what_chance_gives():
     result = lp.KeyValueOverlap(layers=[2]).run(tiny.bridge("qwen3"), "Any.")
     figure = result.figure()
     assert [list(row) for row in figure.data[0].z] == result.overlap.tolist()
-    assert f"Random subspaces: {float(result.expected):.3f}" in figure.layout.title.text
+    assert [list(row) for row in figure.data[0].text] == [[f"{x:.2f}" for x in row] for row in result.overlap.tolist()]
+    assert f"random subspaces: {float(result.null_mean):.3f}, 95 %" in figure.layout.title.text

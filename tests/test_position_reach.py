@@ -76,17 +76,17 @@ def test_a_decoder_depends_on_nothing_later_and_an_encoder_on_everything():
     assert len(causal.pair) == n * (n + 1) // 2 and (causal.derivative > 0).all()
     both = lp.PositionReach(projections=2).run(tiny.bridge("bert"), TEXT, progress=False)
     assert len(both.pair) == len(both.token) ** 2 and (both.derivative > 0).all()
-    own = both.square(0).diagonal(dim1=1, dim2=2)[:, ~both.token.special].mean(1)  # [CLS] and [SEP] ask nothing
+    own = both.pattern(0).diagonal(dim1=1, dim2=2)[:, ~both.token.special].mean(1)  # [CLS] and [SEP] ask nothing
     table = both.by_layer()
-    assert table[table["summary"] == "own"]["mean"].tolist() == pytest.approx(own.tolist(), abs=1e-6)
+    assert table[table["summary"] == "self"]["mean"].tolist() == pytest.approx(own.tolist(), abs=1e-6)
 
 
 def test_blocks_that_do_nothing_leave_every_token_with_itself(idle):
     result = lp.PositionReach(projections=4).run(idle, TEXT, progress=False)
     n = len(result.token)
-    torch.testing.assert_close(result.square(0)[2], torch.eye(n), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.pattern(0)[2], torch.eye(n), rtol=0, atol=1e-6)
     table = result.by_layer().set_index(["summary", "layer"])
-    assert table.loc[("width", "2_post"), "mean"] == pytest.approx(1) and table.loc[("own", "2_post"), "mean"] == 1
+    assert table.loc[("width", "2_post"), "mean"] == pytest.approx(1) and table.loc[("self", "2_post"), "mean"] == 1
 
 
 def test_summaries_by_hand():
@@ -98,7 +98,7 @@ def test_summaries_by_hand():
     table = result.by_layer().set_index("summary")
     lengths = [len(own) for _, own in result.token.by_prompt()]
     expected = sum(sum(range(2, n + 1)) / (n - 1) for n in lengths) / 3  # even over q + 1 sources; the first is special
-    assert table.loc["width", "even"] == pytest.approx(expected)
+    assert table.loc["width", "uniform"] == pytest.approx(expected)
     assert set(table.index) == set(SUMMARIES) and table["low"].isna().all()  # three prompts have no interval
 
 
@@ -110,7 +110,7 @@ def test_even_reach_is_the_null_everywhere():
     assert sources["reach"].tolist() == pytest.approx([1.0] * len(sources))
     table = even.by_layer()
     assert table["ratio"].tolist() == pytest.approx([1.0] * len(SUMMARIES))
-    assert table[table["summary"] == "early"]["mean"].item() == pytest.approx(0.5)
+    assert table[table["summary"] == "first_half"]["mean"].item() == pytest.approx(0.5)
     n = max(len(own) for _, own in even.token.by_prompt())  # the last token of the longest prompt is only its own
     last = sources.iloc[-1]
     assert last["source"] == n - 1 and last["total"] == pytest.approx(1 / n) and last["prompts"] == 1
@@ -124,7 +124,7 @@ def test_a_source_by_hand():
     known = replace(result, derivative=reaches, embed_norm=torch.ones(6))
     table = known.by_source().set_index("source")
     assert table["total"].tolist() == pytest.approx([1 + 1 / 4 + 1 / 4, 3 / 4 + 1 / 4, 1 / 2])
-    assert table["even"].tolist() == pytest.approx([1 + 1 / 2 + 1 / 3, 1 / 2 + 1 / 3, 1 / 3])
+    assert table["uniform"].tolist() == pytest.approx([1 + 1 / 2 + 1 / 3, 1 / 2 + 1 / 3, 1 / 3])
     means = [4 / 3, 2.0, 2.0]
     assert table["reach"].tolist() == pytest.approx([each / (sum(means) / 3) for each in means])
 
@@ -134,22 +134,24 @@ def test_two_models_are_compared_prompt_by_prompt():
     reach = lp.PositionReach(projections=2, layers=[0, 2])
     one, other = (reach.run(each, texts, progress=False) for each in (model, lp.untrained(model)))
     table, turned = one.compare_with(other), other.compare_with(one)
-    assert table["difference"].tolist() == pytest.approx([-each for each in turned["difference"]])
+    assert table["effect"].tolist() == pytest.approx([-each for each in turned["effect"]])
     assert table["p"].tolist() == turned["p"].tolist()
     first = table.iloc[0]
     means = [each.by_layer().iloc[0]["mean"] for each in (one, other)]
-    assert [first["mean"], first["other"]] == pytest.approx(means) and first["low"] < first["difference"] < first[
-        "high"
-    ]
+    assert [first["mean"], first["other"]] == pytest.approx(means) and first["low"] < first["effect"] < first["high"]
     itself = one.compare_with(one)
-    assert (itself["difference"] == 0).all() and (itself["p"] == 1).all()
-    with pytest.raises(ValueError, match="the same prompts and layers"):
+    assert (itself["effect"] == 0).all() and (itself["p"] == 1).all()
+    with pytest.raises(ValueError, match="two results must have the same layers to be compared; got other ones"):
         one.compare_with(lp.PositionReach(projections=2, layers=[0]).run(model, texts, progress=False))
-    with pytest.raises(ValueError, match="compared by the same experiment"):
+    with pytest.raises(
+        ValueError, match="must have the same settings to be compared; got other ones: run both models with the same"
+    ):
         one.compare_with(lp.PositionReach(projections=3, layers=[0, 2]).run(model, texts, progress=False))
-    with pytest.raises(TypeError, match="PositionReachResult is compared with another; str came"):
+    with pytest.raises(
+        TypeError, match="compare_with takes another PositionReachResult; got str: run PositionReach on"
+    ):
         one.compare_with("x")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="other token ids"):
+    with pytest.raises(ValueError, match="must have the same token ids to be compared"):
         one.compare_with(reach.run(model, [*texts[:-1], "Bees find their den."], progress=False))
 
 
@@ -179,7 +181,7 @@ def test_an_interrupt_leaves_the_prompts_done(monkeypatch):
 def test_figures_show_what_is_stored():
     result = lp.PositionReach(projections=2).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
     drawn = result.figure_prompt(1, prompt=2).data[0]
-    assert [list(row) for row in drawn.z] == result.square(2)[1].tolist()
+    assert [list(row) for row in drawn.z] == result.pattern(2)[1].tolist()
     table = result.by_layer()
     line = next(trace for trace in result.figure().data if trace.name == "mean over prompts")
     assert list(line.y) == table[table["summary"] == "width"]["ratio"].tolist()
@@ -187,12 +189,12 @@ def test_figures_show_what_is_stored():
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
-    with pytest.raises(ValueError, match=r"\(projections=...\) is 2 or more, for an error; 1 came"):
+    with pytest.raises(ValueError, match=r"PositionReach\(projections=...\) must be a whole number, 2 or more; got 1"):
         lp.PositionReach(projections=1)
     result = lp.PositionReach(layers=[1]).run(tiny.bridge("gpt2"), [[5]])
     with pytest.raises(ValueError, match="pass prompts of two tokens or more"):
         result.by_layer()
-    with pytest.raises(ValueError, match="there are special tokens only here"):
+    with pytest.raises(ValueError, match="got special tokens only: pass text"):
         lp.PositionReach(layers=[1]).run(tiny.bridge("llama"), [[1, 1]]).by_source()
-    with pytest.raises(ValueError, match="layer 0 was asked for and this result has 1_post"):
+    with pytest.raises(ValueError, match=r"layer 0 .*1_post"):
         result.figure_prompt(0)

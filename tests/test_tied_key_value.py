@@ -5,7 +5,7 @@ import torch
 
 import lens_probes as lp
 from lens_probes.examples import tiny
-from lens_probes.experiments.tied_key_value import WAYS, _Fit, shared
+from lens_probes.experiments.tied_key_value import WAYS, Fit, shared
 from lens_probes.model import ModelView
 from lens_probes.testing import check_experiment
 from lens_probes.text.prompts import first_part, tokenize
@@ -86,7 +86,7 @@ def test_ties_in_one_place_change_what_they_say():
 def test_a_shared_vector_of_full_width_gives_keys_and_values_back():
     random = torch.Generator().manual_seed(0)
     keys, values = torch.randn(2, 5, 1, 2, generator=random)
-    whole = _Fit(torch.tensor([2.0]), torch.tensor([0.5]), torch.zeros(1, 4), torch.eye(4)[None], torch.ones(1))
+    whole = Fit(torch.tensor([2.0]), torch.tensor([0.5]), torch.zeros(1, 4), torch.eye(4)[None], torch.ones(1))
     for back, own in zip(shared(whole, keys, values), (keys, values), strict=True):
         torch.testing.assert_close(back, own)
     first_two = whole._replace(directions=torch.eye(4)[None, :2])  # the directions of keys only
@@ -135,15 +135,17 @@ def test_tables_and_figures():
     assert table["increase"].tolist() == pytest.approx(result.increase.flatten().tolist(), abs=1e-5)
     assert [list(row) for row in result.figure().data[0].z] == result.increase.T.tolist()
     assert result.place == ("L0KV0", "L0KV1")
+    assert result.figure().layout.title.text.startswith("<b>Increase of the loss with keys and values tied (untied: ")
+    assert result.to_frame()["increase"].tolist() == result.increase.flatten().tolist()
 
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
-    with pytest.raises(ValueError, match=r"\(at=...\) is kv_head, layer or all; 'head' came"):
-        lp.TiedKeyValue(at="head")
-    with pytest.raises(ValueError, match="prompts to fit on, 0 to 1; 1 came"):
-        lp.TiedKeyValue(fraction=1).run(tiny.bridge("gpt2"), TEXTS)
-    with pytest.raises(ValueError, match="and 1 came: pass two different ones or more"):
+    with pytest.raises(ValueError, match=r"TiedKeyValue\(at=...\) must be 'kv_head', 'layer' or 'all'; got 'head'"):
+        lp.TiedKeyValue(at="head")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"TiedKeyValue\(fraction=...\) must be a number between 0 and 1; got 1"):
+        lp.TiedKeyValue(fraction=1)
+    with pytest.raises(ValueError, match="pass two different ones or more"):
         lp.TiedKeyValue().run(tiny.bridge("gpt2"), "One text.")
     with pytest.raises(ValueError, match="predicts masked tokens"):
         lp.TiedKeyValue().run(tiny.bridge("bert"), TEXTS)

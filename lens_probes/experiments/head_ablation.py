@@ -100,7 +100,7 @@ class HeadAblation(Experiment[HeadAblationResult]):
     ([4, 8, 12], (2, 3, 3))
     """
 
-    statistic: Statistic = "first"
+    statistic: Statistic = "first_token"
     steps: int = 6
     draws: int = 5
     layers: Layers = None
@@ -124,7 +124,7 @@ class HeadAblation(Experiment[HeadAblationResult]):
         layers = view.layers(self.layers)
         asked = [AttentionPatterns(layers=self.layers), HeadTopicSimilarity(layers=self.layers)]
         attention, heads = run(asked, model, as_prompts(tokens[first]), progress=False)
-        by_statistic = attention.of(self.statistic).flatten()
+        by_statistic = attention.mean_of(self.statistic).flatten()
         if by_statistic.isnan().any():
             raise ValueError(
                 f"no query has a value of {self.statistic!r} in the prompts that heads are ordered on: it needs tokens "

@@ -6,39 +6,39 @@ values (after rotary positions and their norms):
     terms[..., d_head] = q[d_head] k[d_head] / sqrt(d_head)     what each dimension adds; the model's own scale
     dot                = sum over d_head of terms
     score              = dot after the soft cap of the model, if it has one
-    weight             = softmax of score over all tokens that the query may look at           0 to 1
+    weight             = softmax of score over all tokens that the query can attend to         0 to 1
     value_norm         = |v|          written_norm = |weight v W_O|, what the key token adds to the query token
 
-Values are as the heads mix them (OLMo clips them first), and W_O has the factor with which the model adds what its
-attention puts out (Granite).
+Values are as the heads mix them (OLMo clips them first), and W_O includes the factor by which the model multiplies what
+its attention adds (Granite).
 
-Which of two keys is looked at more, `contrast` asks of minimal pairs: prompts that differ in a cue only.
+`contrast` asks minimal pairs, prompts that differ in a cue only, which of two keys gets more attention:
 
     contrast = (score of the first key - score of the second) where the cue means the first,
                less the same where it means the second                    in nats: a log ratio of the two weights
 
-A difference of scores does not depend on what goes to other tokens, so an attention sink cannot make or hide it; and
-with the words of both prompts at the same places, neither can distance.
+A difference of scores does not depend on what goes to other tokens, so an attention sink can neither make nor hide it;
+and with the words of both prompts at the same positions, distance cannot either.
 
-Raises where softmax(score) is not the model's own pattern (position biases such as ALiBi, attention sinks in the
-softmax), at the query asked for and at the one whose attention is spread most, since a query that looks at one token
-has weight 1 whatever the score. Raises where the weighted values do not sum to what the heads put out, or what they
-write does not add up to what attention adds to the stream. Raises where a prompt lacks a word or has it twice, and
-where a decoder would have to look ahead.
+Raises where softmax(score) does not reproduce the model's own pattern (position biases such as ALiBi, attention sinks
+in the softmax). Both the query asked for and the query that spreads its attention most are compared, since a query
+that attends to one token has weight 1 whatever the score. Raises where the weighted values do not sum to what the heads
+put out, or what the heads write does not add up to what attention adds to the stream. Raises where a prompt lacks a
+word or has it twice, and where a decoder would have to look ahead.
 
 Source: Henry Dashwood, "How to Think About Self-Attention Intuitively", whose toy is `lp.toy`; Vaswani et al. 2017,
 arXiv 1706.03762.
 """
 
-from collections.abc import Mapping, Sequence
-from numbers import Integral
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Int
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_probes import figures
@@ -47,34 +47,35 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, measured
-from lens_probes.settings import Layers
-from lens_probes.text.prompts import PromptTable, Tokens, prompt_table, whole_number
+from lens_probes.result import Quantity, Result, derived, measured, paired
+from lens_probes.settings import Allowed, Layers
+from lens_probes.text.places import PLACE, Place, is_place, name_of, place_of, shown
+from lens_probes.text.prompts import PromptTable, whole_number
 
-Place = str | int | Sequence[str]
-NULL = "what a head looks at does not depend on the cue; the two prompts of a pair swapped at random"
+NULL = "attention does not depend on the cue; the two prompts of a pair swapped at random"
 
 
 class AttentionPairResult(Result):
-    """What the query makes of each key, one row a prompt. It grows with the number of prompts."""
+    """What the query makes of each key, one row per prompt. It grows with the number of prompts."""
 
+    headline = "weight"
     query: str
     layer: tuple[str, ...]
     head: tuple[str, ...]
     key: tuple[str, ...]
     prompt: PromptTable
-    query_position: Int[Tensor, " prompt"] = measured("place of the query token in its prompt", low=0)
-    key_position: Int[Tensor, "prompt key"] = measured("place of the key token in its prompt", low=0)
-    terms: Float[Tensor, "layer head prompt key d_head"] = measured("what each dimension adds to dot")
-    dot: Float[Tensor, "layer head prompt key"] = measured("product of query and key, scaled")
-    score: Float[Tensor, "layer head prompt key"] = measured("dot as the softmax gets it")
-    weight: Float[Tensor, "layer head prompt key"] = measured("share of attention", low=0, high=1)
-    value: Float[Tensor, "layer head prompt key d_head"] = measured("the key token's value")
+    query_position: Int[Tensor, " prompt"] = measured("position of the query token in its prompt", low=0)
+    key_position: Int[Tensor, "prompt key"] = measured("position of the key token in its prompt", low=0)
+    terms: Float[Tensor, "layer head prompt key d_head"] = measured("term of the score", unit="nats")
+    dot: Float[Tensor, "layer head prompt key"] = measured("scaled product of query and key", unit="nats")
+    score: Float[Tensor, "layer head prompt key"] = measured("score that the softmax gets", unit="nats")
+    weight: Float[Tensor, "layer head prompt key"] = measured("attention to the key", low=0, high=1)
+    value: Float[Tensor, "layer head prompt key d_head"] = measured("value of the key token")
     written_norm: Float[Tensor, "layer head prompt key"] = measured(
         "length of what the key token adds to the query token", low=0
     )
 
-    @property
+    @derived("length of the key token's value", low=0)
     def value_norm(self) -> Float[Tensor, "layer head prompt key"]:
         """The length of the key token's value."""
         return self.value.norm(dim=-1)
@@ -87,115 +88,136 @@ class AttentionPairResult(Result):
         """
         view = ModelView(model)
         if self.provenance.model != view.name or self.provenance.processed != view.processed:
-            raise ValueError(f"these values are of {self.provenance.model} and {view.name} came: pass the same model")
+            raise ValueError(
+                f"written needs the model of this result, {self.provenance.describe()}; got {view.name} "
+                f"({'processed' if view.processed else 'raw'} weights): pass the same model"
+            )
         at = self.index_of("layer", layer), self.index_of("head", head)
-        W_O = view.W_O(layer)[head].float().cpu()
-        return (self.weight[at][:, :, None] * self.value[at]) @ W_O
+        return self.weight[at][..., None] * self.value[at] @ view.W_O(layer)[head].float().cpu()
+
+    def conditions(self) -> str:
+        """The query and the keys."""
+        more = f" and {len(self.key) - 4} more" if len(self.key) > 4 else ""
+        return f"query “{self.query}”, keys “{'”, “'.join(self.key[:4])}”{more}"
 
     # Minimal pairs
 
     def contrast(
-        self, *, of: Literal["score", "weight"] = "score", permutations: int = inference.PERMUTATIONS, seed: int = 0
+        self,
+        *,
+        quantity: Literal["score", "weight"] = "score",
+        permutations: int = inference.PERMUTATIONS,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """Per head: does the cue move the query from the second key to the first? Effect, interval, p, q over heads.
 
         Prompts 0 and 1 are a pair, 2 and 3, and so on; the first of a pair has the cue for the first key. Only pairs
-        whose three words stand at the same places in both prompts count: `pairs`, of `pairs_given`. `of="score"`: in
-        nats, free of attention sinks; `of="weight"`: differences of the raw weights. A cue behind the query moves no
-        decoder: exactly 0, p 1. `on_keys`: the mean weight on both keys together. The 95 % interval is
-        Student's t over pairs; p is two-sided, from swapping the prompts of a pair.
+        whose three words stand at the same positions in both prompts count: `pairs`, of `pairs_given`.
+        `quantity="score"`: in nats, independent of attention sinks; `quantity="weight"`: differences of the raw
+        weights. A cue behind the query has no effect in a decoder: exactly 0, p 1. `attention_on_keys`: the mean weight
+        on both keys together. The 95 % interval is Student's t over pairs; p is two-sided, from swapping the prompts of
+        a pair.
         """
-        if of not in ("score", "weight"):
-            raise ValueError(f"contrast(of=...) is score or weight; {brief(of)} came")
-        matched = self._pairs()
-        values = getattr(self, of).double()
-        difference = values[..., 0] - values[..., 1]
-        moved = (difference[:, :, matched] - difference[:, :, matched + 1]).flatten(0, 1).numpy()  # unit, pair
-        low, high = inference.mean_interval(moved)
-        p = inference.sign_flip_p(moved, permutations, seed=seed)
-        both = torch.stack([matched, matched + 1])
-        frame = self.cells("layer", "head").assign(
-            effect=moved.mean(1),
-            low=low,
-            high=high,
-            p=p,
-            q=inference.false_discovery(p),
-            on_keys=self.weight[:, :, both, :2].sum(-1).mean((2, 3)).flatten().numpy(),
-            pairs=len(matched),
+        says, first = self._contrast(quantity).title, self._pairs()
+        on_keys = self.weight[:, :, torch.stack([first, first + 1]), :2].sum(-1).mean((2, 3))
+        return paired(
+            self.cells("layer", "head"),
+            self._moved(quantity),
+            says=says,
+            null=NULL,
+            permutations=permutations,
+            seed=seed,
+            attention_on_keys=on_keys.flatten().numpy(),
+            pairs=len(first),
             pairs_given=len(self.prompt) // 2,
         )
-        frame.attrs["null"] = NULL
-        return frame
+
+    def _contrast(self, quantity: str) -> Quantity:
+        """What the contrast of scores or weights is."""
+        if quantity not in ("score", "weight"):
+            raise ValueError(f"quantity must be 'score' or 'weight'; got {brief(quantity)}")
+        return Quantity(f"contrast of {quantity}s", self.quantity(quantity).unit)
+
+    def _moved(self, quantity: str) -> Float[np.ndarray, "unit pair"]:
+        """The contrast of each pair, layers and heads laid end to end."""
+        first = self._pairs()
+        one, other = getattr(self, quantity)[..., :2].double().unbind(-1)
+        return ((one - other)[:, :, first] - (one - other)[:, :, first + 1]).flatten(0, 1).numpy()
 
     def _pairs(self) -> Int[Tensor, " pair"]:
-        """The first prompts of the pairs whose words stand at the same places in both."""
+        """The first prompts of the pairs whose words stand at the same positions in both."""
         n = len(self.prompt)
         if len(self.key) < 2 or n % 2 or not n:
             raise ValueError(
-                f"contrast needs two keys and an even number of prompts, two a pair; there are {len(self.key)} keys "
-                f"and {n} prompts"
+                f"contrast needs two keys and an even number of prompts, two per pair; got {len(self.key)} keys and "
+                f"{n} prompts: name two keys, and give the prompts of each pair one after the other"
             )
-        places = torch.cat([self.query_position[:, None], self.key_position], dim=1)
+        positions = torch.cat([self.query_position[:, None], self.key_position], dim=1)
         first = torch.arange(0, n, 2)
-        same = (places[first] == places[first + 1]).all(1)
+        same = (positions[first] == positions[first + 1]).all(1)
         if not same.any():
-            raise ValueError("in no pair do query and keys stand at the same places in both prompts: use equal lengths")
+            raise ValueError(
+                f"query and keys must stand at the same positions in both prompts of a pair; got none of {len(first)} "
+                f"pairs that have: use equal lengths"
+            )
         return first[same]
 
     # Figures
 
     def figure(self) -> go.Figure:
-        """The mean weight that the query gives each key, by layer and head, on one colour scale."""
+        """The mean attention of the query to each key, by layer and head, on one colour scale."""
         weight = self.weight.mean(2)
         return figures.small_grids(
             [(figures.named(key), weight[:, :, number].tolist()) for number, key in enumerate(self.key)],
             x=self.head,
             y=self.layer,
-            title=self._title(f"Which heads look from “{self.query}” at each key?"),
+            title=self.title("Mean attention of the query to each key"),
             x_title="head",
             y_title="layer",
-            colour_title="mean weight (0 to 1)",
+            colour_title=self.quantity("weight").title,
         )
 
     def figure_contrast(self) -> go.Figure:
-        """How far the cue moves each head from the second key to the first; a star where q < 0.05."""
-        table = self.contrast()
-        size = (len(self.layer), len(self.head))
-        stars = np.asarray(table["q"] < 0.05).reshape(size)
-        found = f"star: q < 0.05, {int(stars.sum())} of {stars.size}"
-        return figures.heatmap(
-            np.asarray(table["effect"]).reshape(size).tolist(),
-            x=self.head,
-            y=self.layer,
-            title=self._title(f"Does the cue move “{self.query}” from “{self.key[1]}” to “{self.key[0]}”? ({found})"),
-            x_title="head",
-            y_title="layer",
-            colour_title="contrast of scores (nats)",
-            signed=True,
-            text=[["*" if star else "" for star in row] for row in stars.tolist()],
-        )
+        """How far the cue moves each head from the second key to the first, in scores.
+
+        For stars, draw a test: `result.figure_test(result.contrast())`.
+        """
+        effect = self._moved("score").mean(1).reshape(len(self.layer), len(self.head))
+        title = self.title(f"Effect of the cue on attention to “{self.key[0]}” over “{self.key[1]}”")
+        return self.draw_grid(effect, self._contrast("score"), title)
 
     def figure_terms(self, layer: int, head: int, prompt: int = 0) -> go.Figure:
         """What each dimension of a head adds to the score of each key (in brackets), in one prompt."""
         whole_number("prompt", prompt)
         if not 0 <= prompt < len(self.prompt):
-            raise ValueError(f"prompt {prompt} was asked for and this result has prompts 0 to {len(self.prompt) - 1}")
+            raise ValueError(f"prompt must be 0 to {len(self.prompt) - 1}, the prompts of this result; got {prompt}")
         at = self.index_of("layer", layer), self.index_of("head", head), prompt
         sums = self.dot[at].tolist()
+        question = f"What each dimension of L{layer}H{head} adds to the score of each key"
         return figures.small_grids(
             [("", self.terms[at].tolist())],
             x=[str(i) for i in range(self.terms.shape[-1])],
             y=[f"{figures.named(key)} ({dot:.2f})" for key, dot in zip(self.key, sums, strict=True)],
-            title=f"What “{figures.spelled(self.query)}” finds in each key, in L{layer}H{head}\n"
-            f"{figures.spelled(self.prompt.text[prompt], 90)}\n{self.provenance.describe()}",
+            title=self.title(f"{question}\n{figures.spelled(self.prompt.text[prompt], 90)}"),
             x_title="dimension of the head",
             y_title="",
-            colour_title="term of the score",
+            colour_title=self.quantity("terms").title,
             signed=True,
         )
 
-    def _title(self, question: str) -> str:
-        return f"{question}\n{self.provenance.describe()}"
+
+def _are_keys(asked: object) -> bool:
+    """Whether a value names one token or more, each of them once."""
+    if isinstance(asked, str) or not isinstance(asked, Sequence | Mapping) or not len(asked):
+        return False
+    places = list(asked.values()) if isinstance(asked, Mapping) else list(asked)
+    return all(map(is_place, places)) and len(named(asked)) == len(asked)
+
+
+if TYPE_CHECKING:
+    Keys = Sequence[Place] | Mapping[str, Place]
+else:
+    Keys = Annotated[Any, Allowed(f"a list of different keys, or name -> key; each is {PLACE}", _are_keys)]
 
 
 class AttentionPair(Probe[AttentionPairResult]):
@@ -211,22 +233,8 @@ class AttentionPair(Probe[AttentionPairResult]):
     """
 
     query: Place
-    keys: Sequence[Place] | Mapping[str, Place]
+    keys: Keys
     layers: Layers = None
-
-    def __post_init__(self) -> None:
-        keys = self.keys
-        if isinstance(keys, str) or not isinstance(keys, Sequence | Mapping) or not len(keys):
-            raise ValueError(f"AttentionPair(keys=...) is a list of words or positions; {brief(keys)} came")
-        places = keys.values() if isinstance(keys, Mapping) else keys
-        for setting, place in [("query", self.query), *(("keys", place) for place in places)]:
-            if not _is_place(place):
-                raise ValueError(
-                    f"AttentionPair({setting}=...) names a token by a word, by a position, or by several words of "
-                    f"which each prompt has one; got {brief(place)}: ask about one position at a time"
-                )
-        if len(self._named()) < len(keys):
-            raise ValueError(f"AttentionPair(keys=...) names each key once; {brief(keys)} came")
 
     def hooks(self, model: ModelView) -> list[str]:
         """Queries, keys, values and patterns of every layer, and what its heads and its attention put out."""
@@ -239,131 +247,119 @@ class AttentionPair(Probe[AttentionPairResult]):
         return list(dict.fromkeys(names))  # the stream after one layer is that before the next
 
     def measure(self, reading: Reading) -> AttentionPairResult:
-        """Find the tokens, then compute a layer at a time."""
-        model, named = reading.model, self._named()
-        layers = model.layers(self.layers)
-        prompts = list(reading.by_prompt())
-        query = torch.tensor([place_of(one.tokens, self.query) for one in prompts])
-        keys = torch.tensor([[place_of(one.tokens, key) for key in named.values()] for one in prompts])
-        if not model.encoder and (keys > query[:, None]).any():
-            row = int((keys > query[:, None]).any(1).nonzero()[0])
+        """Find the tokens, then compute one layer after the other."""
+        model, keys = reading.model, named(self.keys)
+        layers, prompts = model.layers(self.layers), list(reading.by_prompt())
+        query_position = torch.tensor([place_of(one.tokens, self.query) for one in prompts])
+        key_position = torch.tensor([[place_of(one.tokens, key) for key in keys.values()] for one in prompts])
+        ahead = (key_position > query_position[:, None]).any(1)
+        if not model.encoder and ahead.any():
             raise ValueError(
-                f"in {_shown(prompts[row].tokens)} a key stands after the query, and {model.name} looks back only: put "
-                f"the query after its keys"
+                f"a key must stand before the query, since {model.name} looks back only; got one after the query in "
+                f"{shown(prompts[int(ahead.nonzero()[0])].tokens)}: put the query after its keys"
             )
-        of_layers = [self._of_layer(reading, layer, prompts, query, keys) for layer in layers]
-        terms, dot, score, weight, value, written_norm = (torch.stack(each) for each in zip(*of_layers, strict=True))
-        return AttentionPairResult(
-            query=_name(self.query),
+        found = [of_layer(reading, layer, prompts, query_position, key_position) for layer in layers]
+        return self.result(
+            reading,
+            query=name_of(self.query),
             layer=tuple(map(str, layers)),
-            head=tuple(f"H{head}" for head in range(model.n_heads)),
-            key=tuple(named),
-            prompt=prompt_table(reading.tokens),
-            query_position=query,
-            key_position=keys,
-            terms=terms,
-            dot=dot,
-            score=score,
-            weight=weight,
-            value=value,
-            written_norm=written_norm,
+            key=tuple(keys),
+            query_position=query_position,
+            key_position=key_position,
+            **{name: torch.stack([each[name] for each in found]) for name in found[0]},
         )
 
-    def _named(self) -> dict[str, Place]:
-        return dict(self.keys) if isinstance(self.keys, Mapping) else {_name(key): key for key in self.keys}
 
-    def _of_layer(
-        self,
-        reading: Reading,
-        layer: int,
-        prompts: Sequence[Reading],
-        query: Int[Tensor, " prompt"],
-        keys: Int[Tensor, "prompt key"],
-    ) -> tuple[Tensor, ...]:
-        """Terms, dot, score, weight, value and length written of one layer, `[head prompt key ...]`."""
-        model, position = reading.model, reading.tokens.position
-        q = model.rotated(reading[model.hook_query(layer)].float(), position)
-        k = model.per_head(model.rotated(reading[model.hook_key(layer)].float(), position))
-        v = model.per_head(model.mixed(reading[model.hook_value(layer)].float()))
-        z, W_O = reading[model.hook_z(layer)].float(), model.W_O(layer).float()
-        model.check_written(layer, reading.__getitem__)
-        found = []
-        for number, one in enumerate(prompts):
-            own = torch.searchsorted(reading.tokens.prompt, one.tokens.prompt[0])  # its first row
-            rows = slice(int(own), int(own) + len(one.tokens))
-            pattern = one.pattern(model.hook_pattern(layer))  # head query key
-            may = model.seen(layer, one.tokens.id, pattern)
-            asked, at = int(query[number]), keys[number]
-            if not may[asked, at].all():
+class Scored(NamedTuple):
+    """The scores of one query with every token of its prompt, and the weights they give."""
+
+    terms: Float[Tensor, "key head d_head"]
+    dot: Float[Tensor, "key head"]
+    score: Float[Tensor, "key head"]
+    weight: Float[Tensor, "key head"]
+
+
+def scored(
+    query: Float[Tensor, "head d_head"],
+    keys: Float[Tensor, "key head d_head"],
+    allowed: Bool[Tensor, " key"],
+    scale: float,
+    cap: Callable[[Float[Tensor, "key head"]], Float[Tensor, "key head"]],
+) -> Scored:
+    """Terms, their sum, the score after the model's soft cap, and its softmax over the allowed keys.
+
+    >>> query, keys = torch.tensor([[1.0, 2.0]]), torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]])
+    >>> scored(query, keys, torch.tensor([True, True]), 0.5, lambda dot: dot).weight
+    tensor([[0.5000],
+            [0.5000]])
+    """
+    terms = query * keys * scale
+    dot = terms.sum(-1)
+    score = cap(dot)
+    return Scored(terms, dot, score, score.masked_fill(~allowed[:, None], -torch.inf).softmax(0))
+
+
+def of_layer(
+    reading: Reading,
+    layer: int,
+    prompts: Sequence[Reading],
+    query_position: Int[Tensor, " prompt"],
+    key_position: Int[Tensor, "prompt key"],
+) -> dict[str, Float[Tensor, "head prompt key ..."]]:
+    """One layer's scores, values and what they write; what the card promises of them is checked."""
+    model, position, lengths = reading.model, reading.tokens.position, [len(one.tokens) for one in prompts]
+    model.check_written(layer, reading.__getitem__)
+    activations = (
+        model.rotated(reading[model.hook_query(layer)].float(), position),
+        model.per_head(model.rotated(reading[model.hook_key(layer)].float(), position)),
+        model.per_head(model.mixed(reading[model.hook_value(layer)].float())),
+        reading[model.hook_z(layer)].float(),
+    )
+    by_prompt = zip(prompts, *(each.split(lengths) for each in activations), strict=True)
+    W_O, found = model.W_O(layer).float(), {}
+    for (one, q, k, v, z), asked, at in zip(by_prompt, query_position.tolist(), key_position, strict=True):
+        pattern = one.pattern(model.hook_pattern(layer))
+        allowed, close = model.seen(layer, one.tokens.id, pattern), tolerance(pattern.dtype)
+        if not allowed[asked, at].all():
+            raise ValueError(
+                f"keys must be within the query's attention window in layer {layer} of {model.name}; got one before it "
+                f"in {shown(one.tokens)}: ask for other layers, or bring query and keys nearer to each other"
+            )
+        pattern = pattern.float()
+        largest = pattern.amax(-1).amin(0)  # in the head of each query that spreads its attention most
+        spread = int(largest.argmin())
+        if not largest[spread] < 1 - close:  # else any larger scale would pass
+            raise ValueError(
+                f"a prompt needs one query that spreads its attention in layer {layer} of {model.name}, since scores "
+                f"are checked by it; in {shown(one.tokens)} got a weight of {float(largest[spread]):.4g} on one token "
+                f"from every query: use longer prompts, or other layers"
+            )
+        for place in (spread, asked):
+            own = scored(q[place], k, allowed[place], model.attention_scale(layer), model.scores)
+            off = float((own.weight - pattern[:, place].T).abs().max())
+            if not off <= close:
                 raise ValueError(
-                    f"layer {layer} of {model.name} looks at a window of tokens that ends before a key in "
-                    f"{_shown(one.tokens)}: ask for other layers, or bring query and keys nearer to each other"
+                    f"softmax(q.k) must reproduce the attention pattern of layer {layer} of {model.name}; got weights "
+                    f"that differ by {off:.2g}, as with a position bias, an attention sink or another scale: use "
+                    f"another model"
                 )
-            close = tolerance(pattern.dtype)
-            pattern = pattern.float()
-            largest = pattern.amax(-1).amin(0)  # in the head of each query that spreads its attention most
-            spread = int(largest.argmin())
-            if not largest[spread] < 1 - close:  # else any larger scale would pass
-                raise ValueError(
-                    f"a prompt needs one query that shares out its attention in layer {layer} of {model.name}, since "
-                    f"scores are checked by it; in {_shown(one.tokens)} got a weight of {float(largest[spread]):.4g} "
-                    f"on one token from every query: use longer prompts, or other layers"
-                )
-            for place in (spread, asked):
-                terms = q[rows][place] * k[rows] * model.attention_scale(layer)  # key head d_head
-                dot = terms.sum(-1)
-                score = model.scores(dot)
-                weight = score.masked_fill(~may[place, :, None], -torch.inf).softmax(0)
-                error = float((weight - pattern[:, place].T).abs().max())
-                if not error <= close:
-                    raise ValueError(
-                        f"layer {layer} of {model.name} does something to the products of queries and keys that we do "
-                        f"not know, such as a position bias, a sink or another scale (our weights differ from its "
-                        f"pattern by {error:.2g}): use another model"
-                    )
-            size = float(v[rows].abs().max())
-            off = float((torch.einsum("hqk,khd->qhd", pattern, v[rows]) - z[rows]).abs().max())
-            if not off <= close * size:
-                raise ValueError(
-                    f"weights times values must sum to what the heads of layer {layer} of {model.name} put out; got "
-                    f"sums that are off by {off:.2g}, with values up to {size:.2g}: use another model"
-                )
-            value = v[rows][at]
-            written = torch.einsum("ihk,hkd->ihd", weight[at, :, None] * value, W_O)
-            found.append((terms[at], dot[at], score[at], weight[at], value, written.norm(dim=-1)))
-        return tuple(torch.stack(each).movedim(2, 0).cpu() for each in zip(*found, strict=True))
+        size = float(v.abs().max())
+        off = float((einsum(pattern, v, "head query key, key head d -> query head d") - z).abs().max())
+        if not off <= close * size:
+            raise ValueError(
+                f"weights times values must sum to what the heads of layer {layer} of {model.name} put out; got sums "
+                f"that are off by {off:.2g}, with values up to {size:.2g}: use another model"
+            )
+        written = einsum(own.weight[at, :, None] * v[at], W_O, "key head d_head, head d_head d -> key head d")
+        for name, numbers in {**own._asdict(), "value": v}.items():
+            found.setdefault(name, []).append(numbers[at])
+        found.setdefault("written_norm", []).append(written.norm(dim=-1))
+    return {
+        name: rearrange(torch.stack(each), "prompt key head ... -> head prompt key ...").cpu()
+        for name, each in found.items()
+    }
 
 
-def _is_place(asked: object) -> bool:
-    if isinstance(asked, str | Integral):
-        return not isinstance(asked, bool)
-    return isinstance(asked, Sequence) and len(asked) > 0 and all(isinstance(word, str) for word in asked)
-
-
-def place_of(prompt: Tokens, asked: Place) -> int:
-    """Where a prompt has the token asked for: a position, or the last token of the one word that is asked for."""
-    if not isinstance(asked, Sequence):
-        if not -len(prompt) <= asked < len(prompt):
-            raise ValueError(f"position {asked} was asked for and {_shown(prompt)} has {len(prompt)} tokens")
-        return int(asked) % len(prompt)
-    wanted = {asked.lower()} if isinstance(asked, str) else {word.lower() for word in asked}
-    words: dict[int, str] = {}
-    for word, text in zip(prompt.word.tolist(), prompt.text, strict=True):
-        words[word] = words.get(word, "") + text
-    found = [word for word, text in words.items() if word >= 0 and text.strip().lower() in wanted]
-    if len(found) != 1:
-        raise ValueError(
-            f"the word {_name(asked)!r} was asked for and {_shown(prompt)} has it {len(found)} times: name one "
-            f"word that every prompt has once, or positions"
-        )
-    return int((prompt.word == found[0]).nonzero().max())
-
-
-def _name(asked: Place) -> str:
-    if isinstance(asked, str) or not isinstance(asked, Sequence):
-        return str(asked)
-    return asked[0] if len(asked) == 1 else f"{asked[0]}|..."
-
-
-def _shown(prompt: Tokens) -> str:
-    return repr("".join(prompt[~prompt.special].text).strip())
+def named(keys: Keys) -> dict[str, Place]:
+    """Keys by their names: those given, or the keys themselves."""
+    return dict(keys) if isinstance(keys, Mapping) else {name_of(key): key for key in keys}

@@ -1,32 +1,33 @@
 """AttentionPatterns: where does each head look?
 
-Over all queries that may look at more than one token (n allowed keys; special tokens ask nothing here, but may be
-looked at), with a the pattern's row:
+Every query that can attend to two tokens or more counts. Special tokens are excluded as queries but kept as keys. With
+a the query's row of the attention pattern, over its n allowed keys:
 
-    entropy   = -sum a log a / log n                  0: one token, 1: all alike
-    largest   = max a                                 0 to 1
-    distance  = sum a |query - key|                   in tokens
-    first     = a on the first token of the prompt    0 to 1, the attention sink
-    previous  = a on the token before                 0 to 1
-    itself    = a on the query token                  0 to 1
-    copies    = a on earlier copies of the same token           0 to 1, over the queries that have one
-    induction = a on the tokens right after earlier copies      0 to 1, over the queries that have one
+    first_token     = a on the first token of the prompt                  0 to 1, the attention sink
+    self            = a on the query token                                0 to 1
+    previous_token  = a on the token before                               0 to 1
+    duplicate_token = a on earlier copies of the query token              0 to 1, over the queries that have one
+    induction       = a on the tokens right after earlier copies          0 to 1, over the queries that have one
+    entropy         = -sum a log a / log n                                0 (one token) to 1 (uniform)
+    max             = max a                                               0 to 1
+    distance        = sum a |query - key|                                 in tokens, 0 or more
 
-`mean[statistic, layer, head]` is the mean over queries, and `chance[statistic]` what a head has that looks at all
-allowed tokens alike. `by_word_class` splits a by the classes of query and key, with the share of allowed keys beside
-it. Memory does not grow with the text; `keep_patterns=True` keeps the patterns too, 4 bytes a layer, head and pair of
-tokens, and refuses more than 1 GB.
+`mean[statistic, layer, head]` is the mean over queries, and `uniform[statistic]` what uniform attention over the
+allowed keys would give. `by_word_class` splits attention by the word classes of query and key, beside uniform attention
+again. The result's size does not depend on the number of tokens; `keep_patterns=True` also keeps the patterns, 4 bytes
+per layer, head and pair of tokens, at most 1 GB. Raises for prompts longer than a layer's attention window.
 
 Source: Vaswani et al. 2017, arXiv 1706.03762 (the appendix shows single heads); Olsson et al. 2022, "In-context
-Learning and Induction Heads", arXiv 2209.11895.
+Learning and Induction Heads", arXiv 2209.11895. The names of heads are those of `transformer_lens.head_detector`.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
@@ -36,218 +37,176 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, measured, summed
+from lens_probes.result import PairResult, Quantity, derived, measured, summed
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import PairTable, Tokens, concatenate
 
-Statistic = Literal["entropy", "largest", "distance", "first", "previous", "itself", "copies", "induction"]
-STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+Statistic = Literal[
+    "first_token", "self", "previous_token", "duplicate_token", "induction", "entropy", "max", "distance"
+]
+STATISTICS: dict[Statistic, Quantity] = {
+    "first_token": Quantity("attention to the first token", low=0, high=1),
+    "self": Quantity("attention to the token itself", low=0, high=1),
+    "previous_token": Quantity("attention to the previous token", low=0, high=1),
+    "duplicate_token": Quantity("attention to earlier copies of the token", low=0, high=1),
+    "induction": Quantity("attention to the tokens after earlier copies", low=0, high=1),
+    "entropy": Quantity("entropy of attention / that of uniform attention", low=0, high=1),
+    "max": Quantity("largest attention to one token", low=0, high=1),
+    "distance": Quantity("mean distance from query to key", "tokens", low=0),
+}
 CLASSES = (*inference.CLASSES, "other", "special")
 LIMIT = 1e9  # bytes of patterns kept
 
 
-class AttentionPatternsResult(Result):
+class AttentionPatternsResult(PairResult):
     """Sums over queries, by the query's word class; patterns if asked for."""
 
+    headline = "mean"
     layer: tuple[str, ...]
     head: tuple[str, ...]
-    statistic: tuple[str, ...]
+    statistic: tuple[Statistic, ...]
     word_class: tuple[str, ...]
-    queries: Float64[Tensor, "statistic word_class"] = summed("queries that count for a statistic")
-    total: Float64[Tensor, "statistic word_class layer head"] = summed("its sum over them")
-    even: Float64[Tensor, "statistic word_class"] = summed("its sum if all allowed keys had the same")
-    looked: Float64[Tensor, "word_class other_word_class layer head"] = summed(
-        "sum over queries of one class of the attention on keys of another"
+    queries: Float64[Tensor, "statistic word_class"] = summed("number of queries that count")
+    total: Float64[Tensor, "statistic word_class layer head"] = summed("sum of the statistic over these queries")
+    uniform_total: Float64[Tensor, "statistic word_class"] = summed("the same sum under uniform attention")
+    class_total: Float64[Tensor, "word_class other_word_class layer head"] = summed(
+        "attention from queries of one class to keys of another, summed over queries"
     )
-    allowed: Float64[Tensor, "word_class other_word_class"] = summed("the same if all allowed keys had the same")
-    token: Tokens
-    pair: PairTable
-    pattern: Float[Tensor, "layer head pair"] | None = measured(
-        "attention of the query on the key", low=0, high=1, default=None
-    )
+    class_uniform_total: Float64[Tensor, "word_class other_word_class"] = summed("the same under uniform attention")
+    attention: Float[Tensor, "layer head pair"] | None = measured("attention", low=0, high=1, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.pair.check_positions(self.token)
-        if self.pattern is not None and self.pattern.nbytes > LIMIT:
+        if self.attention is not None and self.attention.nbytes > LIMIT:
             raise ValueError(
-                f"patterns of {self.pattern.nbytes / 1e9:.1f} GB were to be kept, the limit is {LIMIT / 1e9:.0f} GB: "
-                "ask for fewer layers or prompts, or AttentionPatterns() without keep_patterns"
+                f"kept patterns must be at most {LIMIT / 1e9:.0f} GB; got {self.attention.nbytes / 1e9:.1f} GB: ask "
+                f"for fewer layers or prompts, or run AttentionPatterns() without keep_patterns"
             )
 
-    @property
+    @derived("mean over queries", low=0, null="uniform")
     def mean(self) -> Float[Tensor, "statistic layer head"]:
         """Each statistic's mean over queries; NaN where no query counts."""
         return (self.total.sum(1) / self.queries.sum(1)[:, None, None]).float()
 
-    @property
-    def chance(self) -> Float[Tensor, " statistic"]:
-        """What looking at all allowed tokens alike would give."""
-        return (self.even.sum(1) / self.queries.sum(1)).float()
+    @derived("mean over queries under uniform attention", low=0)
+    def uniform(self) -> Float[Tensor, " statistic"]:
+        """The same for a head that attends to all allowed keys uniformly."""
+        return (self.uniform_total.sum(1) / self.queries.sum(1)).float()
 
-    def of(self, statistic: Statistic) -> Float[Tensor, "layer head"]:
-        """One statistic's mean."""
-        return self.mean[self._number(statistic)]
+    def mean_of(self, statistic: Statistic) -> Float[Tensor, "layer head"]:
+        """One statistic's mean over queries."""
+        return self.mean[self._index(statistic)]
 
     def by_word_class(self) -> pd.DataFrame:
-        """Attention from queries of one class to keys of another: mean, share of allowed keys, one row a head."""
-        rows = []
-        queries = self.queries[self.statistic.index("largest")]
-        for i, asking in enumerate(self.word_class):
-            for j, asked in enumerate(self.word_class):
-                if queries[i] == 0:
-                    continue
-                mean = self.looked[i, j] / queries[i]
-                rows.append(
-                    self.cells("layer", "head").assign(
-                        query_class=asking,
-                        key_class=asked,
-                        attention=mean.flatten().numpy(),
-                        allowed=float(self.allowed[i, j] / queries[i]),
-                        queries=int(queries[i]),
-                    )
-                )
-        if not rows:
-            raise ValueError("no token here may look at another: pass prompts of two tokens or more")
-        return pd.concat(rows, ignore_index=True)
+        """Mean attention from queries of one class to keys of another, beside uniform attention; one row per head."""
+        queries = self.queries[self._index("max")]  # all of them
+        if not queries.any():
+            raise ValueError(
+                "a query must have two keys or more; got none that has: pass prompts of two tokens or more"
+            )
+        asking = rearrange(queries, "query_class -> query_class 1 1 1")
+        uniform = rearrange(self.class_uniform_total, "query_class key_class -> query_class key_class 1 1")
+        frame = self.cells("word_class", "other_word_class", "layer", "head")
+        frame = frame.set_axis(["query_class", "key_class", "layer", "head"], axis=1)
+        frame = frame[["layer", "head", "query_class", "key_class"]].assign(
+            attention=(self.class_total / asking).flatten().numpy(),
+            uniform=(uniform / asking).expand_as(self.class_total).flatten().numpy(),
+            queries=asking.expand_as(self.class_total).flatten().long().numpy(),
+        )
+        return frame.query("queries > 0").reset_index(drop=True)
 
-    def square(self, prompt: int) -> Float[Tensor, "layer head query key"]:
-        """The pattern of one prompt, 0 where a query may not look."""
-        if self.pattern is None:
-            raise ValueError("this run kept sums only, no patterns: run AttentionPatterns(keep_patterns=True)")
-        rows = torch.tensor(self.token.rows(prompt))
-        own = self.pair.prompt == prompt
-        pattern = self.pattern.new_zeros(len(self.layer), len(self.head), len(rows), len(rows))
-        pattern[:, :, self.pair.query[own], self.pair.key[own]] = self.pattern[:, :, own]
-        return pattern
+    def pattern(self, prompt: int = 0, quantity: str | None = None) -> Float[Tensor, "layer head query key"]:
+        """The attention pattern of one prompt, 0 where a query cannot attend to a key."""
+        if self.attention is None:
+            raise ValueError(
+                "patterns must be kept to be shown; got sums only: run AttentionPatterns(keep_patterns=True)"
+            )
+        return super().pattern(prompt, quantity)
 
-    def _number(self, statistic: Statistic) -> int:
+    def _index(self, statistic: str) -> int:
         if statistic not in self.statistic:
-            raise ValueError(f"statistic is one of {', '.join(self.statistic)}; {brief(statistic)} came")
+            raise ValueError(f"statistic must be one of {', '.join(self.statistic)}; got {brief(statistic)}")
         return self.statistic.index(statistic)
 
     # Figures
 
-    def figure(self, statistic: Statistic = "first") -> go.Figure:
-        """One statistic by layer and head, with its value by chance in the title."""
-        number = self._number(statistic)
-        queries = float(self.queries[number].sum())
-        return figures.heatmap(
-            self.mean[number].tolist(),
-            x=self.head,
-            y=self.layer,
-            title=f"{TITLES[statistic]} (chance {self.chance[number]:.2f}, {queries:,.0f} queries)\n"
-            f"{self.provenance.describe()}",
-            x_title="head",
-            y_title="layer",
-            colour_title=f"{statistic} ({'tokens' if statistic == 'distance' else '0 to 1'})",
-            low=0.0 if statistic != "distance" else None,
-            high=1.0 if statistic != "distance" else None,
-        )
+    def figure(self, statistic: Statistic = "first_token") -> go.Figure:
+        """One statistic by layer and head; the title says what uniform attention gives."""
+        at, quantity = self._index(statistic), STATISTICS[statistic]
+        notes = f"uniform attention: {self.uniform[at]:.2f}; {int(self.queries[at].sum()):,} queries"
+        return self.draw_grid(self.mean[at], quantity, self.title(f"{quantity.says.capitalize()} ({notes})"))
 
     def figure_head(self, layer: int, head: int, prompt: int = 0) -> go.Figure:
-        """One head, all tokens of a prompt."""
+        """The pattern of one head, over all tokens of a prompt."""
         return self.figure_heads([(layer, head)], prompt)
 
     def figure_heads(self, heads: Sequence[tuple[int, int]], prompt: int = 0) -> go.Figure:
-        """Some heads side by side, all tokens of a prompt."""
+        """The patterns of some heads side by side, over all tokens of a prompt."""
         pairs = list(heads) if isinstance(heads, Iterable) else []
         if not pairs or not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):
-            raise ValueError(f"figure_heads draws (layer, head) pairs, such as [(0, 1), (2, 3)]; {brief(heads)} came")
-        pattern = self.square(prompt)
-        texts = self._texts(prompt)
-        return figures.squares(
-            [
-                (f"L{layer}H{head}", pattern[self.index_of("layer", layer), self.index_of("head", head)].tolist())
-                for layer, head in pairs
-            ],
-            x=texts,
-            y=texts,
-            title=f"Where do the tokens of prompt {prompt} look?\n{self.provenance.describe()}",
-            x_title="key",
-            y_title="query",
-            colour_title="attention",
+            raise ValueError(f"heads must be (layer, head) pairs, such as [(0, 1), (2, 3)]; got {brief(heads)}")
+        pattern = self.pattern(prompt)
+        panels = [
+            (f"L{layer}H{head}", pattern[self.index_of("layer", layer), self.index_of("head", head)])
+            for layer, head in pairs
+        ]
+        return self.draw_patterns(
+            panels, prompt, f"Attention patterns of prompt {prompt}", colour_title=self.quantity("attention").title
         )
 
     def figure_token(self, layer: int, token: int | str, prompt: int = 0) -> go.Figure:
-        """One query token, all heads of a layer."""
-        texts = self._texts(prompt)
+        """The attention of one query token in all heads of a layer: a position, or a word that the prompt has once."""
         row = self.token.row(prompt, token)
-        position = self.token.rows(prompt).index(row)
-        pattern = self.square(prompt)[self.index_of("layer", layer), :, position]
-        return figures.squares(
-            [("", pattern.tolist())],
-            x=texts,
-            y=self.head,
-            title=f"Where does “{figures.spelled(self.token.text[row])}”, token {position} of prompt {prompt}, look "
-            f"in layer {layer}?\n{self.provenance.describe()}",
-            x_title="key",
+        position, text = self.token.rows(prompt).index(row), figures.spelled(self.token.text[row])
+        return self.draw_patterns(
+            [("", self.pattern(prompt)[self.index_of("layer", layer), :, position])],
+            prompt,
+            f"Attention of “{text}”, token {position} of prompt {prompt}, in layer {layer}",
+            colour_title=self.quantity("attention").title,
+            rows=self.head,
             y_title="head",
-            colour_title="attention",
         )
-
-    def _texts(self, prompt: int) -> list[str]:
-        return [figures.visible(self.token.text[row], 14) for row in self.token.rows(prompt)]
-
-
-TITLES: dict[str, str] = {
-    "entropy": "How spread out is attention?",
-    "largest": "How much goes to the token looked at most?",
-    "distance": "How far do heads look?",
-    "first": "How much goes to the first token?",
-    "previous": "How much goes to the token before?",
-    "itself": "How much goes to the token itself?",
-    "copies": "How much goes to earlier copies of the token?",
-    "induction": "How much goes to what followed earlier copies?",
-}
 
 
 class AttentionPatterns(Probe[AttentionPatternsResult]):
-    """Statistics of every head's attention, and the patterns if `keep_patterns`.
+    """Statistics of every head's attention pattern, and the patterns themselves if `keep_patterns`.
 
     >>> import lens_probes as lp
     >>> result = lp.AttentionPatterns().run(lp.tiny.bridge(), lp.demo.sentences()[:4], progress=False)
-    >>> tuple(result.mean.shape), result.statistic[:3]
-    ((8, 3, 4), ('entropy', 'largest', 'distance'))
+    >>> tuple(result.mean.shape), result.statistic[:3], tuple(result.mean_of("induction").shape)
+    ((8, 3, 4), ('first_token', 'self', 'previous_token'), (3, 4))
     """
 
     keep_patterns: bool = False
     layers: Layers = None
 
-    def hooks(self, model: ModelView) -> list[str]:
-        """The pattern of every layer."""
-        return [model.hook_pattern(layer) for layer in model.layers(self.layers)]
+    def hooks(self, model: ModelView) -> dict[str, str]:
+        """The attention pattern of every layer."""
+        return {str(layer): model.hook_pattern(layer) for layer in model.layers(self.layers)}
 
     def measure(self, reading: Reading) -> AttentionPatternsResult:
-        """A prompt at a time, and the sums over the batch."""
-        model, layers, hooks = reading.model, reading.model.layers(self.layers), self.hooks(reading.model)
-        own = set(_classes(reading.tokens))
-        classes = (*CLASSES, *sorted(own - set(CLASSES)))
-        parts, patterns, pairs = [], [], []
+        """Each prompt by itself, then the sums over the batch."""
+        model, tokens = reading.model, reading.tokens
+        classes = (*CLASSES, *sorted(set(word_classes(tokens)) - set(CLASSES)))
+        sums, patterns, pairs = [], [], []
         for one in reading.by_prompt():
-            pattern = torch.stack([one.pattern(hook) for hook in hooks]).double().cpu()
+            pattern = torch.stack([one.pattern(hook) for hook in one.points.values()]).double().cpu()
             everything = torch.ones(pattern.shape[2:], dtype=torch.bool)
-            may = everything if model.encoder else everything.tril()
-            _check_window(model, layers, one.tokens, pattern)
-            parts.append(sums_of(pattern, may, one.tokens, classes))
+            allowed = everything if model.encoder else everything.tril()
+            _check_window(model, model.layers(self.layers), one.tokens, pattern)
+            sums.append(sums_of(pattern, allowed, one.tokens, classes))
             if self.keep_patterns:
-                query, key = may.nonzero(as_tuple=True)
+                query, key = allowed.nonzero(as_tuple=True)
                 pairs.append(PairTable(torch.full_like(query, int(one.tokens.prompt[0])), query, key))
                 patterns.append(pattern[:, :, query, key].float())
-        sums = Sums(*(torch.stack(each).sum(0) for each in zip(*parts, strict=True)))
-        return AttentionPatternsResult(
-            layer=tuple(map(str, layers)),
-            head=tuple(f"H{head}" for head in range(model.n_heads)),
-            statistic=STATISTICS,
+        return self.result(
+            reading,
+            statistic=tuple(STATISTICS),
             word_class=classes,
-            queries=sums.queries,
-            total=sums.total,
-            even=sums.even,
-            looked=sums.looked,
-            allowed=sums.allowed,
-            token=reading.tokens if self.keep_patterns else reading.tokens[torch.zeros(0, dtype=torch.int64)],
+            **Sums(*(torch.stack(each).sum(0) for each in zip(*sums, strict=True)))._asdict(),
+            token=tokens if self.keep_patterns else tokens[torch.zeros(0, dtype=torch.int64)],
             pair=concatenate(pairs, [0] * len(pairs)) if pairs else NO_PAIRS,
-            pattern=torch.cat(patterns, dim=2) if patterns else None,
+            attention=torch.cat(patterns, dim=2) if patterns else None,
         )
 
 
@@ -259,61 +218,59 @@ class Sums(NamedTuple):
 
     queries: Float64[Tensor, "statistic word_class"]
     total: Float64[Tensor, "statistic word_class layer head"]
-    even: Float64[Tensor, "statistic word_class"]
-    looked: Float64[Tensor, "word_class other_word_class layer head"]
-    allowed: Float64[Tensor, "word_class other_word_class"]
+    uniform_total: Float64[Tensor, "statistic word_class"]
+    class_total: Float64[Tensor, "word_class other_word_class layer head"]
+    class_uniform_total: Float64[Tensor, "word_class other_word_class"]
 
 
 def sums_of(
     pattern: Float64[Tensor, "layer head query key"],
-    may: Bool[Tensor, "query key"],
+    allowed: Bool[Tensor, "query key"],
     tokens: Tokens,
     classes: Sequence[str],
 ) -> Sums:
     """Every statistic summed over a prompt's queries by their word class, and attention from class to class."""
-    number = torch.tensor([classes.index(name) for name in _classes(tokens)])
+    number = torch.tensor([classes.index(name) for name in word_classes(tokens)])
     members = torch.nn.functional.one_hot(number, len(classes)).double()
-    asks = ~tokens.special & (may.sum(1) > 1)
-    values, uniform, counts = statistics_of(pattern, may, tokens.id)
+    asks = ~tokens.special & (allowed.sum(1) > 1)
+    values, uniform, counts = statistics_of(pattern, allowed, tokens.id)
     counted = (counts & asks).double()
     asking = members * asks[:, None]
-    share = may.double() / may.sum(1, keepdim=True)
+    share = allowed.double() / allowed.sum(1, keepdim=True)
     return Sums(
         queries=counted @ members,
-        total=torch.einsum("sq,qc,slhq->sclh", counted, members, values),
-        even=(counted * uniform) @ members,
-        looked=torch.einsum("qc,lhqk,kd->cdlh", asking, pattern, members),
-        allowed=asking.T @ share @ members,
+        total=einsum(counted, members, values, "stat query, query cls, stat layer head query -> stat cls layer head"),
+        uniform_total=(counted * uniform) @ members,
+        class_total=einsum(
+            asking, pattern, members, "query cls, layer head query key, key other -> cls other layer head"
+        ),
+        class_uniform_total=asking.T @ share @ members,
     )
 
 
 def statistics_of(
-    pattern: Float64[Tensor, "layer head query key"], may: Bool[Tensor, "query key"], ids: Int[Tensor, " query"]
+    pattern: Float64[Tensor, "layer head query key"], allowed: Bool[Tensor, "query key"], ids: Int[Tensor, " query"]
 ) -> tuple[
     Float64[Tensor, "statistic layer head query"], Float64[Tensor, "statistic query"], Bool[Tensor, "statistic query"]
 ]:
-    """Every statistic of every query, its value if all allowed keys had the same, and the queries that count for it."""
+    """Every statistic of every query, its value under uniform attention, and the queries that count for it."""
     n = len(ids)
-    place = torch.arange(n)
-    apart = (place[:, None] - place).abs().double()
-    copy = (ids[:, None] == ids) & (place < place[:, None])  # key is an earlier copy of query
-    after = copy.roll(1, 1) & (place > 0)  # key stands right after one
-    number = may.sum(1).double()
-    masks = (
-        torch.stack([place.expand(n, n) == 0, apart.eq(1) & (place < place[:, None]), apart == 0, copy, after]) & may
-    )
+    query, key = torch.arange(n)[:, None], torch.arange(n)
+    apart, number = (query - key).abs().double(), allowed.sum(1).double()
+    copy = (ids[:, None] == ids) & (key < query)
+    after = copy.roll(1, 1) & (key > 0)
+    on = torch.stack([(key == 0).expand(n, n), key == query, key == query - 1, copy, after]) & allowed
     entropy = torch.special.entr(pattern).sum(-1) / number.log().clamp(min=1e-9)
-    on = torch.einsum("lhqk,mqk->mlhq", pattern, masks.double())
-    values = torch.stack([entropy, pattern.amax(-1), (pattern * apart).sum(-1), *on])
-    share = masks.sum(-1) / number
-    uniform = torch.stack([torch.ones(n), 1 / number, (apart * may).sum(1) / number, *share]).double()
-    everyone = torch.ones(4, n, dtype=torch.bool)
-    counts = torch.cat([everyone, (place > 0)[None], everyone[:1], copy.any(1)[None], after.any(1)[None]])
-    return values, uniform, counts
+    attended = einsum(pattern, on.double(), "layer head query key, stat query key -> stat layer head query")
+    values = torch.stack([*attended, entropy, pattern.amax(-1), (pattern * apart).sum(-1)])
+    uniform = [*(on.sum(-1) / number), torch.ones(n), 1 / number, (apart * allowed).sum(1) / number]
+    everyone = torch.ones(n, dtype=torch.bool)
+    counts = [everyone, everyone, key > 0, copy.any(1), after.any(1), everyone, everyone, everyone]
+    return values, torch.stack(uniform).double(), torch.stack(counts)
 
 
-def _classes(tokens: Tokens) -> list[str]:
-    """The word class of every token; special tokens are one, and what is no word another."""
+def word_classes(tokens: Tokens) -> list[str]:
+    """The word class of every token; special tokens are one class, and tokens of no word another."""
     return [
         "special" if special else own or "other"
         for own, special in zip(tokens.word_class, tokens.special.tolist(), strict=True)
@@ -323,10 +280,11 @@ def _classes(tokens: Tokens) -> list[str]:
 def _check_window(
     model: ModelView, layers: Sequence[int], tokens: Tokens, pattern: Float64[Tensor, "layer head query key"]
 ) -> None:
-    """Raise for a layer that may not look at all tokens that come before: it has a window, and we count beyond it."""
+    """Raise for a layer whose last token cannot attend to all tokens before it, which the statistics count as keys."""
     for layer, own in zip(layers, pattern, strict=True):
         if not model.seen(layer, tokens.id, own)[-1].all():
             raise ValueError(
-                f"layer {layer} of {model.name} looks at a window of tokens shorter than this prompt of {len(tokens)}, "
-                f"and AttentionPatterns counts all that come before: use shorter prompts, or other layers"
+                f"AttentionPatterns needs prompts no longer than the attention window of each layer; got a prompt of "
+                f"{len(tokens)} tokens, longer than that of layer {layer} of {model.name}: use shorter prompts, or "
+                f"other layers"
             )

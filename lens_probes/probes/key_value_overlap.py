@@ -1,76 +1,75 @@
-"""KeyValueOverlap: do a head's keys and values read the same part of the residual stream?
+"""KeyValueOverlap: do W_K and W_V of a head read the same subspace?
 
-What W_K and W_V of a key/value head read are two subspaces of the residual stream, of d_head directions each. The
-weight of the input norm is folded in, and its centring. With c the cosines of the principal angles between them:
+W_K and W_V of a key/value head each read d_head directions of the residual stream: the columns' span, with the weight
+and the centring of the input norm folded in. With c the cosines of the principal angles between these two subspaces:
 
     overlap[layer, kv_head] = mean over the d_head principal angles of c^2            0: orthogonal, 1: the same
 
-Two random subspaces have d_head / d_model on average; `null_low` and `null_high` hold 95 % of random pairs. Another
-control is `other_head`: the keys of one head with the values of the other heads of the layer (NaN for a single head).
-A probe of weights alone: any prompt will do, and none changes a number.
+This is the projection kernel |U^T V|_F^2 of orthonormal bases U and V, divided by d_head: the `normalized` of
+`transformer_lens.tools.analysis.projection_kernel`, which compares W_O with W_Q, W_K and W_V of other layers.
+
+Two random subspaces have d_head / d_model on average, `null_mean`; 95 % of random pairs lie between `null_low` and
+`null_high`. Another baseline is `other_head`: the keys of one head with the values of the other heads of the layer (NaN
+where there is a single head). A probe of weights alone: any prompt will do, and none changes a number.
 
 Source: the question, what one vector for key and value would lose, is from Henry Dashwood, "How to Think About
 Self-Attention Intuitively"; principal angles: Bjorck and Golub 1973, doi.org/10.2307/2005662.
 """
 
-import zlib
-
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_probes import figures
+from lens_probes.maths.ascent import seeded
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, measured
+from lens_probes.result import Result, derived, measured
 from lens_probes.settings import Layers
 
 DRAWS = 100  # pairs of random subspaces
 
 
 class KeyValueOverlapResult(Result):
-    """Overlaps of every key/value head. Its size does not depend on prompts."""
+    """Overlap of every key/value head. Its size does not depend on prompts."""
 
+    headline = "overlap"
     layer: tuple[str, ...]
     kv_head: tuple[str, ...]
     cosine: Float[Tensor, "layer kv_head k"] = measured("cosine of each principal angle, largest first", low=0, high=1)
     other_head: Float[Tensor, "layer kv_head"] = measured(
-        "mean overlap of its keys with the values of the other heads", low=0, high=1
+        "mean overlap of W_K with the W_V of the layer's other heads", low=0, high=1
     )
-    expected: Float[Tensor, ""] = measured("mean overlap of random subspaces", low=0, high=1)
-    null_low: Float[Tensor, ""] = measured("2.5 % of random pairs overlap less", low=0, high=1)
-    null_high: Float[Tensor, ""] = measured("2.5 % of random pairs overlap more", low=0, high=1)
+    null_mean: Float[Tensor, ""] = measured("mean overlap of random subspaces", low=0, high=1)
+    null_low: Float[Tensor, ""] = measured("overlap that 2.5 % of random pairs stay below", low=0, high=1)
+    null_high: Float[Tensor, ""] = measured("overlap that 2.5 % of random pairs exceed", low=0, high=1)
 
-    @property
+    @derived("overlap of W_K and W_V", low=0, high=1, null="null_mean")
     def overlap(self) -> Float[Tensor, "layer kv_head"]:
-        """The mean squared cosine of a head's keys and values."""
+        """Mean squared cosine of the principal angles between the spans of W_K and W_V."""
         return self.cosine.square().mean(-1)
 
     def figure(self) -> go.Figure:
-        """Overlap by layer and head; the title says what random subspaces have."""
-        return figures.heatmap(
-            self.overlap.tolist(),
-            x=self.kv_head,
-            y=self.layer,
-            title=f"Do keys and values read the same? Random subspaces: {self.expected:.3f} ({self.null_low:.3f} to "
-            f"{self.null_high:.3f})\n{self.provenance.describe()}",
-            x_title="key/value head",
-            y_title="layer",
-            colour_title="overlap (0 to 1)",
-            low=0.0,
+        """The overlap by layer and head; the title says what random subspaces have."""
+        null = f"random subspaces: {self.null_mean:.3f}, 95 % {self.null_low:.3f} to {self.null_high:.3f}"
+        return self.draw_grid(
+            self.overlap,
+            self.quantity("overlap"),
+            self.title(f"Overlap of W_K and W_V ({null})"),
+            across="kv_head",
             text=[[f"{value:.2f}" for value in row] for row in self.overlap.tolist()],
         )
 
 
 class KeyValueOverlap(Probe[KeyValueOverlapResult]):
-    """How much keys and values read in common, head by head.
+    """Overlap of the subspaces that W_K and W_V read, head by head.
 
     >>> import lens_probes as lp
     >>> result = lp.KeyValueOverlap().run(lp.tiny.bridge("llama"), "Any text.")
-    >>> tuple(result.overlap.shape), round(float(result.expected), 2)
+    >>> tuple(result.overlap.shape), round(float(result.null_mean), 2)
     ((3, 2), 0.25)
     """
 
@@ -84,38 +83,35 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
         return []
 
     def measure(self, reading: Reading) -> KeyValueOverlapResult:
-        """Principal angles, a layer at a time."""
+        """Principal angles, one layer after the other."""
         model = reading.model
         layers = model.layers(self.layers)
-        own, others = [], []
-        for layer in layers:
-            norm = model.input_norm(layer)
-            keys, values = (
-                folded(read, norm.weight, norm.centred) for read in (model.W_K(layer), model.W_V_shared(layer))
-            )
-            cosines = torch.stack([principal_cosines(key, values) for key in keys])  # key head, value head, k
-            own.append(cosines.diagonal(dim1=0, dim2=1).T)
-            overlap = cosines.square().mean(-1)
-            n = len(keys)
-            apart = overlap.fill_diagonal_(0).sum(1)
-            others.append(apart / (n - 1) if n > 1 else torch.full((1,), torch.nan))
-        d_head = model.W_K(layers[0]).shape[-1]
-        low, high = random_overlap(model.d_model, d_head)
-        return KeyValueOverlapResult(
+        cosines = torch.stack([self._cosines(model, layer) for layer in layers])
+        n, d_head = model.n_kv_heads, model.W_K(layers[0]).shape[-1]
+        own_head = torch.eye(n, dtype=torch.bool, device=cosines.device)
+        other_head = cosines.square().mean(-1).masked_fill(own_head, 0).sum(2) / (n - 1)  # 0 / 0 for a single head
+        null_low, null_high = random_overlap(model.d_model, d_head).tolist()
+        return self.result(
+            reading,
             layer=tuple(map(str, layers)),
-            kv_head=tuple(f"KV{head}" for head in range(model.n_kv_heads)),
-            cosine=torch.stack(own).cpu(),
-            other_head=torch.stack(others).cpu(),
-            expected=torch.tensor(min(1.0, d_head / model.d_model)),
-            null_low=torch.tensor(low, dtype=torch.float32),
-            null_high=torch.tensor(high, dtype=torch.float32),
+            cosine=rearrange(cosines.diagonal(dim1=1, dim2=2), "layer k kv_head -> layer kv_head k").cpu(),
+            other_head=other_head.cpu(),
+            null_mean=torch.tensor(min(1.0, d_head / model.d_model)),
+            null_low=torch.tensor(null_low),
+            null_high=torch.tensor(null_high),
         )
+
+    def _cosines(self, model: ModelView, layer: int) -> Float[Tensor, "key_head value_head k"]:
+        """The principal angles of every head's keys with every head's values."""
+        norm = model.input_norm(layer)
+        keys, values = (folded(read, norm.weight, norm.centred) for read in (model.W_K(layer), model.W_V_shared(layer)))
+        return torch.stack([principal_cosines(key, values) for key in keys])
 
 
 def folded(
     weights: Float[Tensor, "kv_head d_model d_head"], norm_weight: Float[Tensor, " d_model"], centred: bool
 ) -> Float[Tensor, "kv_head d_model d_head"]:
-    """What the weights read of the state itself: with the norm's weight, and without the mean that it takes away."""
+    """What the weights read of the state itself: with the norm's weight, and without the mean that it subtracts."""
     read = weights.float() * norm_weight[:, None]
     return read - read.mean(1, keepdim=True) if centred else read
 
@@ -123,7 +119,7 @@ def folded(
 def principal_cosines(
     one: Float[Tensor, "d_model d_head"], others: Float[Tensor, "kv_head d_model d_head"]
 ) -> Float[Tensor, "kv_head k"]:
-    """The cosines of the principal angles between the columns' spans, largest first; NaN where a column holds NaN.
+    """The cosines of the principal angles between the columns' spans, largest first; NaN where a column has NaN.
 
     >>> principal_cosines(torch.eye(3)[:, :2], torch.eye(3)[None, :, 1:])
     tensor([[1., 0.]])
@@ -136,7 +132,7 @@ def principal_cosines(
 def _basis(columns: Float[Tensor, "*any d_model d_head"]) -> Float[Tensor, "*any d_model k"]:
     """Orthonormal directions of the columns' span; zeros for the directions that dependent columns lack.
 
-    Columns that are not all finite span nothing that is known: NaN.
+    NaN for columns that contain NaN or Inf.
     """
     unknown = ~columns.isfinite().flatten(-2).all(-1)[..., None, None]
     directions, strength, _ = torch.linalg.svd(columns.masked_fill(unknown, 0), full_matrices=False)
@@ -146,7 +142,6 @@ def _basis(columns: Float[Tensor, "*any d_model d_head"]) -> Float[Tensor, "*any
 
 def random_overlap(d_model: int, d_head: int) -> Float[np.ndarray, " bound"]:
     """The bounds between which 95 % of pairs of random subspaces overlap."""
-    random = torch.Generator().manual_seed(zlib.crc32(f"{d_model} {d_head}".encode()))
-    spaces = torch.randn(DRAWS + 1, d_model, d_head, generator=random)
+    spaces = torch.randn(DRAWS + 1, d_model, d_head, generator=seeded(f"{d_model} {d_head}", 0))
     overlaps = principal_cosines(spaces[0], spaces[1:]).square().mean(-1).double().numpy()
     return np.quantile(overlaps, (0.025, 0.975))

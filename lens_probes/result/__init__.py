@@ -1,7 +1,9 @@
 """Results: typed tensors with their labels, and what follows from their declarations."""
 
 from lens_probes.result.base import Result
+from lens_probes.result.comparison import comparison, paired
 from lens_probes.result.files import FORMAT
+from lens_probes.result.pairs import PairResult
 from lens_probes.result.provenance import Provenance, provenance
 from lens_probes.result.schema import ROW_AXES, Quantity, derived, measured, schema, summed
 from lens_probes.result.tokens import LayerTokenResult, TokenResult
@@ -10,12 +12,15 @@ __all__ = [
     "FORMAT",
     "ROW_AXES",
     "LayerTokenResult",
+    "PairResult",
     "Provenance",
     "Quantity",
     "Result",
     "TokenResult",
+    "comparison",
     "derived",
     "measured",
+    "paired",
     "provenance",
     "schema",
     "summed",

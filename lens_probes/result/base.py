@@ -116,20 +116,72 @@ class Result(Declared):
 
     def grid(self, name: str, title: str, values: Tensor | None = None) -> go.Figure:
         """A quantity by layer and head (or key/value head, or unit); `values` in its place, if given."""
-        quantity = self.quantity(name)
         (_, across) = {**schema(type(self)).axes, **schema(type(self)).derived}[name]
+        return self.draw_grid(self.known(name) if values is None else values, self.quantity(name), title, across=across)
+
+    def draw_grid(
+        self,
+        values: Tensor | np.ndarray,
+        quantity: Quantity,
+        title: str,
+        *,
+        across: str = "head",
+        columns: Sequence[str] | None = None,
+        text: Sequence[Sequence[str]] | None = None,
+    ) -> go.Figure:
+        """Numbers by layer and head (or another axis `across`), coloured as their quantity says.
+
+        `columns`: the labels of that axis that are shown, if not all. `text`: what stands in each cell.
+        """
         signed = quantity.low < 0 < quantity.high
+        bounded = not signed and np.isfinite(quantity.high)
         return figures.heatmap(
-            (self.known(name) if values is None else values).tolist(),
-            x=self.labels(across),
+            values.tolist(),
+            x=self.labels(across) if columns is None else columns,
             y=self.labels("layer"),
             title=title,
             x_title=across.replace("kv_head", "key/value head"),
             y_title="layer",
             colour_title=quantity.title,
             signed=signed,
-            low=None if signed or not np.isfinite(quantity.high) else quantity.low,
-            high=None if signed or not np.isfinite(quantity.high) else quantity.high,
+            low=quantity.low if bounded else None,
+            high=quantity.high if bounded else None,
+            text=text,
+        )
+
+    def figure_test(self, table: pd.DataFrame) -> go.Figure:
+        """A comparison by layer and head (or unit): effects around 0, a star where q < 0.05 and the effect is above 0.
+
+        `table`: what a test of this result returned, or some of its rows. If it has more units per layer than can be
+        drawn, those with the smallest q are shown.
+        """
+        across = next((axis for axis in ("head", "kv_head", "unit") if axis in table), "head")
+        lacking = [name for name in ("layer", across, "effect", "q") if name not in table]
+        if lacking or table.duplicated(["layer", across]).any():
+            raise ValueError(
+                f"figure_test needs a table with one row per layer and head (or unit), an effect and a q; got "
+                f"{f'no column {lacking[0]}' if lacking else 'several rows per cell'}: pass what a test returned"
+            )
+        shown = table if table[across].nunique() <= figures.COLUMNS else table.nsmallest(figures.COLUMNS, "q")
+        columns = [label for label in self.labels(across) if label in set(shown[across])]
+        starred = table.assign(star=np.where((table["q"] < 0.05) & (table["effect"] > 0), "*", ""))
+        values, stars = (
+            starred.pivot(index="layer", columns=across, values=name).reindex(
+                index=self.labels("layer"), columns=columns
+            )
+            for name in ("effect", "star")
+        )
+        says = table.attrs.get("effect", "effect")
+        title = (
+            f"{says[:1].upper()}{says[1:]}; star: above 0, q < 0.05 ({(starred['star'] == '*').sum()} of {len(table)})"
+        )
+        return self.draw_grid(
+            values.to_numpy(float),
+            Quantity(html.escape(says)),
+            self.title(title),
+            across=across,
+            columns=columns,
+            text=stars.fillna("").to_numpy().tolist(),
         )
 
     def title(self, question: str) -> str:

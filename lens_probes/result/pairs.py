@@ -1,0 +1,69 @@
+"""Results with one number per pair of tokens of a prompt: a query and a key."""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from jaxtyping import Shaped
+from torch import Tensor
+
+from lens_probes import figures
+from lens_probes.messages import brief
+from lens_probes.result.base import Result
+from lens_probes.result.schema import schema
+from lens_probes.text.prompts import PairTable, Tokens
+
+
+class PairResult(Result):
+    """A result whose quantities are `[... pair]`: one number per query and key of a prompt.
+
+    Pairs lie flat, so that prompts of all lengths share a tensor; `pattern` gives one prompt's `[query key]` back.
+    """
+
+    token: Tokens
+    pair: PairTable
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pair.check_positions(self.token)
+
+    def pattern(self, prompt: int = 0, quantity: str | None = None) -> Shaped[Tensor, "*axes query key"]:
+        """A quantity of one prompt as `[... query key]`; 0 where a query and a key are no pair of this result."""
+        known = self._over_pairs()
+        if quantity is not None and quantity not in known:
+            raise ValueError(f"quantity must be one of {', '.join(known)}; got {brief(quantity)}")
+        default = schema(type(self)).headline if schema(type(self)).headline in known else known[0]
+        return self.unfold(getattr(self, default if quantity is None else quantity), prompt)
+
+    def unfold(self, values: Shaped[Tensor, "*axes pair"], prompt: int) -> Shaped[Tensor, "*axes query key"]:
+        """The same of any numbers with one entry per pair."""
+        n, own = len(self.token.rows(prompt)), self.pair.prompt == prompt
+        square = values.new_zeros(*values.shape[:-1], n, n)
+        square[..., self.pair.query[own], self.pair.key[own]] = values[..., own]
+        return square
+
+    def draw_patterns(
+        self,
+        panels: Sequence[tuple[str, Shaped[Tensor, "row key"]]],
+        prompt: int,
+        question: str,
+        *,
+        colour_title: str,
+        rows: Sequence[str] | None = None,
+        x_title: str = "key",
+        y_title: str = "query",
+    ) -> go.Figure:
+        """Grids of shares over the tokens of a prompt, side by side; `rows` names them unless they are its tokens."""
+        texts = [figures.visible(self.token.text[row], 14) for row in self.token.rows(prompt)]
+        return figures.squares(
+            [(name, values.tolist()) for name, values in panels],
+            x=texts,
+            y=texts if rows is None else rows,
+            title=self.title(question),
+            x_title=x_title,
+            y_title=y_title,
+            colour_title=colour_title,
+        )
+
+    def _over_pairs(self) -> list[str]:
+        declared = {**schema(type(self)).axes, **schema(type(self)).derived}
+        return [name for name, axes in declared.items() if axes[-1:] == ("pair",) and getattr(self, name) is not None]
