@@ -157,7 +157,7 @@ class Result(Declared):
         """
         across = next((axis for axis in ("head", "kv_head", "unit") if axis in table), "head")
         lacking = [name for name in ("layer", across, "effect", "q") if name not in table]
-        if lacking or table.duplicated(["layer", across]).any():
+        if lacking or bool(table.duplicated(["layer", across]).any()):
             raise ValueError(
                 f"figure_test needs a table with one row per layer and head (or unit), an effect and a q; got "
                 f"{f'no column {lacking[0]}' if lacking else 'several rows per cell'}: pass what a test returned"
