@@ -82,7 +82,9 @@ class TokenResult(Result):
         )
 
     def _over_tokens(self) -> list[str]:
-        return [name for name in schema(type(self)).over("token") if getattr(self, name) is not None]
+        """Those that are numbers: the ids of vocabulary entries have no median."""
+        names = [name for name in schema(type(self)).over("token") if getattr(self, name) is not None]
+        return [name for name in names if not self.quantity(name).into]
 
     def _classes(self) -> list[str]:
         found = {each for each in self.words().word_class if each}
