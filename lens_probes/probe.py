@@ -323,7 +323,8 @@ class Study:
     def by_prompt(self, do: Callable[[Tokens], R], *, doing: str) -> R:
         """The results of single prompts, merged; after an interrupt, of those that are done."""
         prompts = [replace(own, prompt=own.prompt - number) for number, own in self.tokens.by_prompt()]
-        return Result.merge(self.each(do, prompts, doing=doing, unit="prompt"))
+        parts = self.each(do, prompts, doing=doing, unit="prompt")
+        return type(parts[0]).merge(parts)
 
     def provenance(self, hooks: Sequence[str], tokens: Tokens | None = None) -> Provenance:
         """Of a result that read these activations, of all tokens unless others are given."""

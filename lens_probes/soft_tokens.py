@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from lens_probes.maths.token_search import Following
 from lens_probes.maths.vocabulary import check_entries
 from lens_probes.model import Continuation, ModelView
-from lens_probes.reading import finite
+from lens_probes.reading import TOKENS_PER_BATCH, finite
 
 
 class SoftTokens:
@@ -64,3 +64,30 @@ class SoftTokens:
         """Whether each pair of ids has the same vocabulary row; -1 is no id."""
         equal = (self.vocabulary[found.clamp(min=0)] == self.vocabulary[ids]).all(-1).cpu()
         return equal & (found >= 0)
+
+
+class Varied:
+    """Some tokens of a prompt that are replaced, and the mean activation over them."""
+
+    def __init__(self, layer: SoftTokens, ids: Int[Tensor, " token"], varied: Bool[Tensor, " token"]) -> None:
+        self.layer, self.ids, self.varied = layer, ids, varied
+        self._continues = int(varied.sum()) == 1 and not layer.view.encoder  # what stands after it cannot matter
+        self.batch = TOKENS_PER_BATCH if self._continues else max(1, TOKENS_PER_BATCH // len(ids))
+
+    @cached_property
+    def _following(self) -> Continuation:
+        return Continuation(self.layer.view, self.ids[: int(self.varied.nonzero())], self.layer.hook)
+
+    def soft(self, embeddings: Float[Tensor, "restart token d_model"]) -> Float[Tensor, "restart d"]:
+        """The activation where all tokens of the prompt have these embeddings; gradients flow to them."""
+        return self._mean(self.layer.soft(embeddings, self.ids))
+
+    def states(self, candidates: Int[Tensor, " candidate"]) -> Float[Tensor, "candidate d"]:
+        """The activation with each of these tokens in all the varied places."""
+        if self._continues:
+            return self._following.states(candidates).float()
+        filled, hook = torch.where(self.varied, candidates[:, None], self.ids), self.layer.hook
+        return self._mean(self.layer.view.activations(filled, torch.ones_like(filled, dtype=torch.bool), [hook])[hook])
+
+    def _mean(self, states: Float[Tensor, "batch token d"]) -> Float[Tensor, "batch d"]:
+        return states[:, self.varied.to(states.device)].float().mean(1)

@@ -26,7 +26,7 @@ no context); sequential: Nikolaou et al. 2025, "Language Models are Injective an
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -136,7 +136,8 @@ class InputReconstructionResult(TokenResult):
         order, tokens = inference.in_own_order(self.token)
         means = ["correct", "decoded", "chance"]
         values = {name: self.known(name)[order] for name in (*means, "tried", "relative_distance")}
-        frame, rows = tokens.to_frame().assign(**values), []
+        frame: Any = tokens.to_frame().assign(**values)
+        rows = []
         for each, own in frame[frame["correct"].notna() & (frame[label] != "")].groupby(label):
             of_prompts = own.groupby("prompt")[means].mean()
             low, high = inference.mean_interval(of_prompts["correct"].to_numpy()[None])
