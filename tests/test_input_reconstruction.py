@@ -243,6 +243,23 @@ def test_tables_by_hand(by_hand):
     assert row["effect"] == 0.0 and (row["content_tokens"], row["function_tokens"]) == (3, 2)
 
 
+def test_the_distance_over_the_yardstick_and_the_classes_of_all_quantities(by_hand):
+    torch.testing.assert_close(by_hand.relative_distance, by_hand.distance / by_hand.yardstick)
+    assert by_hand.by_position()["median_distance"][2] == pytest.approx(float(by_hand.relative_distance[2]))
+    described = by_hand.by_word_class()
+    assert {"correct", "tried", "distance", "relative_distance"} <= set(described["quantity"])
+    assert not {"found", "soft_distance"} & set(described["quantity"])  # ids, and what a search has not
+    descended = lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), TEXT, progress=False)
+    torch.testing.assert_close(descended.relative_distance, descended.soft_distance / descended.yardstick)
+
+
+def test_the_interval_of_a_share_ends_at_0_and_1():
+    texts = [*PROMPTS, "A dog ran home.", "Salt the water."]
+    table = lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), texts, progress=False).by_position()
+    known = table[table["low"].notna()]
+    assert len(known) and (known["low"] >= 0).all() and (known["high"] <= 1).all()
+
+
 def test_two_models_are_compared_at_equal_loss():
     result = lp.InputReconstruction(1, steps=2, restarts=1).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
     one = replace(

@@ -88,7 +88,7 @@ class InputReconstructionResult(TokenResult):
                 f"{len(self.token)} tokens"
             )
 
-    @derived("distance of the state / the yardstick", low=0)
+    @derived("state distance / yardstick", low=0)
     def relative_distance(self) -> Float[Tensor, " token"]:
         """Distance of the state of the soft embedding, or of the token that a search found, over the yardstick."""
         return (self.soft_distance if self._descended else self.distance) / self.yardstick
@@ -103,7 +103,7 @@ class InputReconstructionResult(TokenResult):
                 shares[self.token.prompt == number] = (own.id[:, None] == others).float().mean(1)
         return shares.masked_fill(self.token.special, torch.nan)
 
-    @derived("share of the tokens asked for that were found", low=0, high=1)
+    @derived("share of tokens found", low=0, high=1)
     def accuracy(self) -> Float[Tensor, " prompt"]:
         """The share of each prompt's tokens that was found, of those asked for: a search ends where it gives up."""
         return torch.stack([self.correct[self.token.prompt == number].nanmean() for number in self.prompt.prompt])
@@ -123,8 +123,8 @@ class InputReconstructionResult(TokenResult):
     def by_position(self) -> pd.DataFrame:
         """One row per position: accuracy with its interval over prompts, and its baselines.
 
-        Prompts weigh equally. `decode_only` and `chance` are the baselines; `median_tried` and `median_distance` are
-        medians over tokens of the candidates checked and of `relative_distance`.
+        Prompts weigh equally; the interval ends at 0 and 1. `decode_only` and `chance` are the baselines. `median_tried`
+        and `median_distance` are medians over tokens: of the candidates checked, and of `relative_distance`.
         """
         return self._accuracy_by("position")
 
@@ -140,7 +140,7 @@ class InputReconstructionResult(TokenResult):
         rows = []
         for each, own in frame[frame["correct"].notna() & (frame[label] != "")].groupby(label):
             of_prompts = own.groupby("prompt")[means].mean()
-            low, high = inference.mean_interval(of_prompts["correct"].to_numpy()[None])
+            low, high = inference.mean_interval(of_prompts["correct"].to_numpy()[None]).clip(0, 1)  # a share
             rows.append(
                 {
                     label: each,
