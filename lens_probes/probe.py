@@ -320,6 +320,12 @@ class Study:
         """What comes of each item, in order, with a bar; see `each_of`."""
         return each_of(do, items, doing=doing, unit=unit, progress=self.progress, least=least)
 
+    def by_prompt(self, do: Callable[[Tokens], R], *, doing: str) -> R:
+        """The results of single prompts, merged; after an interrupt, of those that are done."""
+        prompts = [replace(own, prompt=own.prompt - number) for number, own in self.tokens.by_prompt()]
+        parts = self.each(do, prompts, doing=doing, unit="prompt")
+        return type(parts[0]).merge(parts)
+
     def provenance(self, hooks: Sequence[str], tokens: Tokens | None = None) -> Provenance:
         """Of a result that read these activations, of all tokens unless others are given."""
         return provenance(self.asked, self.view, self.view.W_E.dtype, hooks, self.tokens if tokens is None else tokens)

@@ -53,6 +53,7 @@ Positive = Annotated[int, at_least(1)]
 Rate = Annotated[float, above(0)]
 Share = Annotated[float, between(0, 1)]
 Seed = Annotated[int, at_least(0)]
+Units = Annotated[Sequence[int], described("a list of whole numbers, such as [3] or range(8)")]
 if TYPE_CHECKING:
     Layers = Sequence[int] | slice | None
 else:

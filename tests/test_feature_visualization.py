@@ -147,26 +147,26 @@ def test_it_refuses(images):
     for settings, says in (
         ({"units": []}, "names no unit, or one twice"),
         ({"units": [3, 3]}, "names no unit, or one twice"),
-        ({"steps": 0}, "steps=.* is 1 or more"),
-        ({"blur": -1.0}, "blur=.* is 0 or more"),
-        ({"blur": float("nan")}, "blur=.* is 0 or more"),
-        ({"rate": 0.0}, "rate=.* is above 0"),
+        ({"steps": 0}, r"\(steps=...\) must be a whole number, 1 or more; got 0"),
+        ({"blur": -1.0}, r"\(blur=...\) must be a number, 0 or more; got -1"),
+        ({"blur": float("nan")}, r"\(blur=...\) must be a number, 0 or more; got nan"),
+        ({"rate": 0.0}, r"\(rate=...\) must be a number above 0; got 0"),
         ({"units": [64]}, "unit 64 was asked for and .* units 0 to 63"),
-        ({"position": 17}, "position 17 was asked for and images have 17 tokens"),
+        ({"position": 17}, "must be one of the 17 tokens of an image in tiny-vit; got 17"),
         ({"layer": 3}, "layers 0 to 2"),
-        ({"at": "resid"}, "at='resid' is not one of neuron, resid_pre"),
+        ({"at": "resid"}, "must be 'neuron', 'resid_pre', 'resid_mid', .*; got 'resid'"),
     ):
         with pytest.raises(ValueError, match=says):
             features(**settings).run(model, images, progress=False)
     for wrong in (images[0], images[:, :, :8], images[:0], "a picture", images.numpy()):
-        with pytest.raises(ValueError, match=r"images are a tensor \[image channel height width\] with 3 16 16"):
+        with pytest.raises(ValueError, match=r"images must be a tensor \[image channel height width\] with 3 16 16"):
             features().run(model, wrong, progress=False)
     for units in (3, None, [2.5]):
-        with pytest.raises(TypeError, match=r"list their numbers, as units=\[3\]"):
-            features(units=units).run(model, images, progress=False)
-    with pytest.raises(ValueError, match="every channel of these images is constant"):
+        with pytest.raises(TypeError, match=r"\(units=...\) must be a list of whole numbers, such as \[3\]"):
+            features(units=units)
+    with pytest.raises(ValueError, match="got the same value in every pixel of a channel"):
         features().run(model, torch.ones(4, 3, 16, 16), progress=False)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="images must be finite; got NaN or Inf"):
         features().run(model, images / 0, progress=False)
     with pytest.raises(TypeError, match="TransformerBridge of a vision transformer; TransformerBridge of GPT2"):
         features().run(tiny.bridge(), images, progress=False)

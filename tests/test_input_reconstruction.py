@@ -9,10 +9,12 @@ from scipy import stats
 from transformers import DynamicCache
 
 import lens_probes as lp
+from lens_probes import soft_tokens
 from lens_probes.examples import tiny
 from lens_probes.experiments import input_reconstruction
-from lens_probes.experiments.input_reconstruction import first_within
+from lens_probes.maths.token_search import Following, first_within
 from lens_probes.model import ModelView
+from lens_probes.soft_tokens import SoftTokens
 from lens_probes.testing import PROMPTS, assert_same, check_experiment
 
 TEXT = "The old man the boat."
@@ -61,19 +63,10 @@ def test_a_linear_map_is_inverted_in_the_first_batch():
     vocabulary = torch.randn(2000, 12, generator=random)
     A = torch.randn(12, 12, generator=random)
 
-    class Linear(input_reconstruction.Continuation):
-        def __init__(self):
-            pass
-
-        def states(self, ids):
-            return vocabulary[ids] @ A
-
-        def soft(self, embeddings):
-            return embeddings @ A
-
+    following = Following(lambda ids: vocabulary[ids] @ A, lambda embeddings: embeddings @ A)
     directions = torch.randn(16, 12, generator=random)
     for wanted in (0, 777, 1999):
-        search = first_within(Linear(), vocabulary[wanted] @ A, vocabulary, directions, 1e-4, 2000)
+        search = first_within(following, vocabulary[wanted] @ A, vocabulary, directions, 1e-4, 2000)
         assert search == (wanted, 32, 1)
 
 
@@ -91,8 +84,8 @@ def test_equal_vocabulary_rows_count_as_one_token():
     result = sequential(1).run(model, [[5, 30, 6]], progress=False)
     assert result.exact.tolist() == [1.0] and result.found.tolist()[1] in (10, 20, 30)
     view = ModelView(model)
-    task = input_reconstruction._Task(view, view.hook("resid_post", 1))
-    assert task.same(torch.tensor([10, 11]), torch.tensor([30, 30])).tolist() == [True, False]
+    layer = SoftTokens(view, view.hook("resid_post", 1))
+    assert layer.same(torch.tensor([10, 11]), torch.tensor([30, 30])).tolist() == [True, False]
 
 
 def test_what_is_not_found_is_said_and_ends_the_prompt():
@@ -118,13 +111,13 @@ def test_a_first_token_that_is_not_found_leaves_the_other_prompts():
 
 
 def test_the_restart_with_the_lowest_loss_is_taken(monkeypatch):
-    original, losses = input_reconstruction.of_states, []
+    original, losses = input_reconstruction.mean_loss, []
 
     def noted(*arguments):
         losses.append(original(*arguments))
         return losses[-1]
 
-    monkeypatch.setattr(input_reconstruction, "of_states", noted)
+    monkeypatch.setattr(input_reconstruction, "mean_loss", noted)
     result = lp.InputReconstruction(1, steps=5, restarts=6).run(tiny.bridge("gpt2"), TEXT, progress=False)
     assert losses[-1].shape == (6,) and result.path_loss[-1] == losses[-1].min() < losses[-1].max()
 
@@ -134,8 +127,8 @@ def test_special_tokens_are_given_and_a_token_not_found_is_none():
     result = lp.InputReconstruction(1, **QUICK).run(model, TEXT, progress=False)
     assert result.token.special[0] and result.soft_distance[0] < 1e-4 * result.state_norm[0] < result.soft_distance[1]
     view = ModelView(model)
-    task = input_reconstruction._Task(view, view.hook("resid_post", 1))
-    assert task.same(torch.tensor([-1, 0]), torch.tensor([0, 0])).tolist() == [False, True]
+    layer = SoftTokens(view, view.hook("resid_post", 1))
+    assert layer.same(torch.tensor([-1, 0]), torch.tensor([0, 0])).tolist() == [False, True]
 
 
 def test_what_was_never_asked_counts_for_no_candidates():
@@ -143,10 +136,10 @@ def test_what_was_never_asked_counts_for_no_candidates():
     result = sequential(2, max_candidates=5).run(tiny.bridge("gpt2"), texts, progress=False)
     asked = result.tried > 0
     assert asked.sum() == 2 and (result.tried[~asked] == -1).all()
-    assert result.by_word_class()["median_tried"].dropna().eq(5).all()
-    assert result.by_word_class()["tokens"].sum() == 2 and result.by_position()["tokens"].tolist() == [2]
+    assert result.accuracy_by_word_class()["median_tried"].dropna().eq(5).all()
+    assert result.accuracy_by_word_class()["tokens"].sum() == 2 and result.by_position()["tokens"].tolist() == [2]
     assert result.table()["found"].tolist() == list(result.found_text.text)
-    table = result.compare(of="tried")
+    table = result.compare(quantity="tried")
     assert table[["content_tokens", "function_tokens"]].sum(axis=1).item() == 2
 
 
@@ -154,7 +147,7 @@ def test_the_columns_of_a_table_weigh_prompts_alike():
     texts = [*PROMPTS, "A dog ran home.", "Salt the water."]
     result = lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), texts, progress=False)
     same = replace(result, decoded=result.correct)
-    for table in (same.by_word_class(), same.by_position()):
+    for table in (same.accuracy_by_word_class(), same.by_position()):
         assert table["accuracy"].tolist() == pytest.approx(table["decode_only"].tolist())
 
 
@@ -240,14 +233,31 @@ def by_hand():
 def test_tables_by_hand(by_hand):
     assert by_hand.accuracy.tolist() == pytest.approx([2 / 3, 1 / 2]) and by_hand.exact.tolist() == [0, 0]
     assert by_hand.chance.tolist() == pytest.approx([1 / 2, 0, 0, 1 / 3, 0])
-    classes = by_hand.by_word_class().set_index("word_class")
+    classes = by_hand.accuracy_by_word_class().set_index("word_class")
     assert classes["accuracy"].to_dict() == {"content": 1.0, "function": 0.0}
     assert classes.loc["content", ["tokens", "prompts", "median_tried"]].tolist() == [3, 2, 64]
     assert classes.loc["content", "chance"] == pytest.approx((1 / 4 + 1 / 3) / 2)  # prompts weigh alike
     positions = by_hand.by_position().set_index("position")
     assert positions["accuracy"].to_dict() == {0: 1.0, 1: 0.0, 2: 1.0} and positions["prompts"].tolist() == [2, 2, 1]
-    row = by_hand.compare(of="tried").iloc[0]
+    row = by_hand.compare(quantity="tried").iloc[0]
     assert row["effect"] == 0.0 and (row["content_tokens"], row["function_tokens"]) == (3, 2)
+
+
+def test_the_distance_over_the_yardstick_and_the_classes_of_all_quantities(by_hand):
+    torch.testing.assert_close(by_hand.relative_distance, by_hand.distance / by_hand.yardstick)
+    assert by_hand.by_position()["median_distance"][2] == pytest.approx(float(by_hand.relative_distance[2]))
+    described = by_hand.by_word_class()
+    assert {"correct", "tried", "distance", "relative_distance"} <= set(described["quantity"])
+    assert not {"found", "soft_distance"} & set(described["quantity"])  # ids, and what a search has not
+    descended = lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), TEXT, progress=False)
+    torch.testing.assert_close(descended.relative_distance, descended.soft_distance / descended.yardstick)
+
+
+def test_the_interval_of_a_share_ends_at_0_and_1():
+    texts = [*PROMPTS, "A dog ran home.", "Salt the water."]
+    table = lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), texts, progress=False).by_position()
+    known = table[table["low"].notna()]
+    assert len(known) and (known["low"] >= 0).all() and (known["high"] <= 1).all()
 
 
 def test_two_models_are_compared_at_equal_loss():
@@ -270,15 +280,15 @@ def test_two_models_are_compared_at_equal_loss():
     assert (equal["accuracy"], equal["other"]) == pytest.approx(((0.5 + 0.5 + 1.0) / 3, 1 / 3))
     assert equal["prompts"] == 3 and table["low"].isna().all()  # three prompts have no interval
     np.testing.assert_array_equal(table["q"], stats.false_discovery_control(table["p"]))
-    with pytest.raises(ValueError, match="compared on the same prompts, and these have other ones"):
+    with pytest.raises(ValueError, match="compared on the same prompts; got other token ids"):
         one.compare_with(lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), TEXT, progress=False))
     cosine = replace(one, provenance=replace(one.provenance, probe="InputReconstruction(loss='cosine')"))
-    with pytest.raises(ValueError, match="two models are compared by the same experiment"):
+    with pytest.raises(ValueError, match=r"compared with the same settings; got InputReconstruction.*loss='cosine'"):
         one.compare_with(cosine)
-    with pytest.raises(TypeError, match="InputReconstructionResult is compared with another; str came"):
+    with pytest.raises(TypeError, match="takes another InputReconstructionResult; got a str"):
         one.compare_with("x")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="what each token has is found, correct"):
-        one.compare(of="accuracy")
+    with pytest.raises(ValueError, match=r"quantity must be one of correct, decoded, .*; got 'accuracy'"):
+        one.compare(quantity="accuracy")
 
 
 def test_an_interrupt_leaves_the_prompts_done(monkeypatch):
@@ -312,31 +322,31 @@ def test_figures_show_what_is_stored():
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
     ask = lp.InputReconstruction
-    with pytest.raises(ValueError, match=r"\(method=...\) is gradient or sequential; 'best' came"):
+    with pytest.raises(ValueError, match=r"\(method=...\) must be 'gradient' or 'sequential'; got 'best'"):
         ask(1, method="best")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"\(loss=...\) is cosine or l1 or l2; 'mse' came"):
+    with pytest.raises(ValueError, match=r"\(loss=...\) must be 'cosine', 'l1' or 'l2'; got 'mse'"):
         ask(1, loss="mse")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"\(restarts=...\) is 1 or more; 0 came"):
+    with pytest.raises(ValueError, match=r"\(restarts=...\) must be a whole number, 1 or more; got 0"):
         ask(1, restarts=0)
-    with pytest.raises(ValueError, match=r"\(tolerance=...\) is above 0; -1 came"):
+    with pytest.raises(ValueError, match=r"\(tolerance=...\) must be a number above 0 or None; got -1"):
         ask(1, tolerance=-1)
-    with pytest.raises(ValueError, match="depends on what follows it: use method='gradient'"):
+    with pytest.raises(ValueError, match="every state depends on what follows it: use method='gradient'"):
         sequential(1).run(tiny.bridge("bert"), TEXT)
     with pytest.raises(ValueError, match="layer 3 was asked for and tiny-gpt2 has layers 0 to 2"):
         ask(3).run(tiny.bridge("gpt2"), TEXT)
-    with pytest.raises(ValueError, match="prompt 0 has special tokens only: nothing is to be found"):
+    with pytest.raises(ValueError, match="got special tokens only in prompt 0: pass text"):
         ask(1).run(tiny.bridge("llama"), [[1]], progress=False)
 
 
 def test_candidates_are_checked_in_batches_after_a_prefix_computed_once(monkeypatch):
     calls = []
 
-    class Counting(input_reconstruction.Continuation):
+    class Counting(soft_tokens.Continuation):
         def __init__(self, view, prefix, name):
             calls.append(len(prefix))
             super().__init__(view, prefix, name)
 
-    monkeypatch.setattr(input_reconstruction, "Continuation", Counting)
+    monkeypatch.setattr(soft_tokens, "Continuation", Counting)
     result = sequential(1).run(tiny.bridge("gpt2"), TEXT, progress=False)
     assert calls == list(range(int(result.token.special.sum()), len(result.token)))
 

@@ -1,5 +1,6 @@
 """MaxActivatingTokens: brute force, ascents that climb, the path past all layers, contexts, resuming, refusals."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -8,9 +9,10 @@ import torch
 from transformers import DynamicCache
 
 import lens_probes as lp
+from lens_probes import soft_tokens
 from lens_probes.examples import tiny
-from lens_probes.experiments import max_activating_tokens
 from lens_probes.model import ModelView
+from lens_probes.soft_tokens import Varied
 from lens_probes.testing import PROMPTS, assert_same, check_experiment
 
 TEXT = "The old man the boat."
@@ -108,7 +110,7 @@ def test_agreement_and_top_by_hand():
     value = torch.arange(400.0).expand(2, 2, 400).clone()
     value[1, 0] = 399 - value[1, 0]  # unit 3 has the opposite order in the second prompt
     nearest = torch.tensor([[[-1], [-1]], [[399], [99]], [[-1], [-1]], [[399], [399]]])
-    by_hand = type(result)(**{**result._values(), "value": value, "nearest": nearest, "provenance": result.provenance})
+    by_hand = replace(result, value=value, nearest=nearest)
     table = by_hand.agreement().set_index("unit")
     assert table.loc["3", ["same", "percentile", "prompts"]].tolist() == [0.5, pytest.approx(399 / 400 / 2), 2]
     assert table.loc["5", "percentile"] == pytest.approx((99 + 399) / 800)
@@ -122,8 +124,8 @@ def test_agreement_and_top_by_hand():
 def test_an_interrupted_search_goes_on_where_it_stopped(monkeypatch):
     model, experiment = tiny.bridge("gpt2"), features()
     whole = experiment.run(model, list(PROMPTS[:2]), progress=False)
-    monkeypatch.setattr(max_activating_tokens, "TOKENS_PER_BATCH", 100)
-    original, calls = max_activating_tokens._Place.searched, []
+    monkeypatch.setattr(soft_tokens, "TOKENS_PER_BATCH", 100)
+    original, calls = Varied.states, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -131,20 +133,20 @@ def test_an_interrupted_search_goes_on_where_it_stopped(monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(max_activating_tokens._Place, "searched", interrupted)
+    monkeypatch.setattr(Varied, "states", interrupted)
     part = experiment.run(model, list(PROMPTS[:2]), progress=False)
     assert part.value[:, 0].isnan().sum(1).tolist() == [0, 300]
     assert part.agreement()["prompts"].tolist() == [1, 1] and not part.ascended.isnan().any()
     assert_same(whole, experiment.run(model, list(PROMPTS[:2]), progress=False, resume=part), "without an interrupt")
     assert len(calls) == 6 + 3  # nothing was searched twice
-    with pytest.raises(ValueError, match="on the same model and prompts; another one came"):
+    with pytest.raises(ValueError, match="on the same model and prompts; got one of MaxActivatingTokens"):
         experiment.run(model, TEXT, progress=False, resume=part)
-    with pytest.raises(ValueError, match="on the same model and prompts; another one came"):
+    with pytest.raises(ValueError, match="on the same model and prompts; got one of MaxActivatingTokens"):
         features(seed=1).run(model, list(PROMPTS[:2]), progress=False, resume=part)
     with pytest.raises(ValueError, match="make it with the model itself"):
         experiment.run(tiny.bridge("gpt2", seed=1), list(PROMPTS[:2]), progress=False, resume=part)
     split = experiment.run(model, [[50, 60], [70]], progress=False)
-    with pytest.raises(ValueError, match="on the same model and prompts; another one came"):
+    with pytest.raises(ValueError, match="on the same model and prompts; got one of MaxActivatingTokens"):
         experiment.run(model, [[50], [60, 70]], progress=False, resume=split)
 
 
@@ -210,33 +212,41 @@ def test_what_cannot_be_asked_is_said():
         with pytest.raises(ValueError, match=r"names no unit, or one twice"):
             features(units=units).run(tiny.bridge("gpt2"), TEXT)
     for units in (3, [2.5], torch.tensor([3])):
-        with pytest.raises(TypeError, match=r"list their numbers, as units=\[3\]"):
-            features(units=units).run(tiny.bridge("gpt2"), TEXT)
-    with pytest.raises(ValueError, match="k=500 entries were asked for and tiny-gpt2 has 400"):
+        with pytest.raises(
+            TypeError, match=r"\(units=...\) must be a list of whole numbers, such as \[3\] or range\(8\), or"
+        ):
+            features(units=units)
+    with pytest.raises(ValueError, match=r"\(k=...\) must be at most the 400 entries of tiny-gpt2; got 500"):
         features(k=500).run(tiny.bridge("gpt2"), TEXT)
-    with pytest.raises(TypeError, match=r"directions is a tensor \[unit d_model\]; ndarray came"):
+    with pytest.raises(
+        TypeError, match=r"\(directions=...\) must be a tensor \[unit d_model\] of floats or None; got <ndarray of"
+    ):
         lp.MaxActivatingTokens(1, at="resid_post", directions=torch.eye(32).numpy())  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="directions hold numbers that are not finite"):
+    with pytest.raises(ValueError, match=r"\(directions=...\) must be finite; got NaN or Inf"):
         features(units=None, at="resid_post", directions=torch.eye(32) / 0).run(tiny.bridge("gpt2"), TEXT)
-    with pytest.raises(ValueError, match=r"\(steps=...\) is 1 or more; 0 came"):
+    with pytest.raises(ValueError, match=r"\(steps=...\) must be a whole number, 1 or more; got 0"):
         lp.MaxActivatingTokens(1, steps=0)
-    with pytest.raises(ValueError, match="directions stand in the residual stream, in place of units"):
+    with pytest.raises(ValueError, match=r"must come without units, at a read point; got at='neuron'"):
         lp.MaxActivatingTokens(1, directions=torch.eye(32))
     with pytest.raises(ValueError, match=r"unit 128 was asked for and blocks.1.mlp.hook_post of tiny-gpt2 has units 0"):
         features(units=[128]).run(tiny.bridge("gpt2"), TEXT)
-    with pytest.raises(ValueError, match=r"directions is \[unit d_model\] with d_model 32; \(1, 7\) came"):
+    with pytest.raises(ValueError, match=r"\[unit d_model\] with d_model 32; got one of shape \(1, 7\)"):
         features(units=None, at="resid_post", directions=torch.zeros(1, 7)).run(tiny.bridge("gpt2"), TEXT)
-    with pytest.raises(ValueError, match="position 9 was asked for and prompt 0 has 1 tokens"):
+    with pytest.raises(ValueError, match="must be a token of every prompt; got 9, and prompt 0 has 1 token:"):
         features(position=9).run(tiny.bridge("gpt2"), [[5]])
-    with pytest.raises(ValueError, match="prompt 0 has special tokens only: there is nothing to vary"):
+    with pytest.raises(ValueError, match="got special tokens only in prompt 0: pass text"):
         features(position=None).run(tiny.bridge("llama"), [[1]])
-    with pytest.raises(TypeError, match="layers are whole numbers, counted from 0; '5' came"):
-        features("5").run(tiny.bridge("gpt2"), TEXT)
+    with pytest.raises(TypeError, match=r"\(layer=...\) must be a whole number; got '5'"):
+        features("5")
     with pytest.raises(ValueError, match="layer 7 was asked for and tiny-gpt2 has layers 0 to 2"):
         features(7).run(tiny.bridge("gpt2"), TEXT)
-    with pytest.raises(ValueError, match="only the residual stream holds the embedding"):
+    with pytest.raises(
+        ValueError, match=r"needs units of the residual stream, which holds the embedding; got those of blocks.1"
+    ):
         features().run(tiny.bridge("gpt2"), TEXT, progress=False).embedding_path()
-    with pytest.raises(ValueError, match="only the residual stream holds the embedding"):
+    with pytest.raises(
+        ValueError, match=r"needs units of the residual stream, which holds the embedding; got those of blocks.1"
+    ):
         features(at="attn_out").run(tiny.bridge("gpt2"), TEXT, progress=False).embedding_path()
-    with pytest.raises(ValueError, match="is 1 to 400, the size of the vocabulary; 401 came"):
+    with pytest.raises(ValueError, match="must be 1 to 400, the size of the vocabulary; got 401"):
         features(at="resid_mid").run(tiny.bridge("gpt2"), TEXT, progress=False).embedding_path(401)

@@ -1,4 +1,4 @@
-"""FeatureVisualization: which pictures excite a unit of a vision transformer?
+"""FeatureVisualization: which pictures activate a unit of a vision transformer most?
 
 A unit is a neuron (its value after the activation function) or a dimension of the residual stream, a(x) its activation
 for the pixels x, at one token (0 is the class token, then the patches row by row) or in the mean over all:
@@ -8,22 +8,21 @@ for the pixels x, at one token (0 is the class token, then the patches row by ro
     ascended[unit, restart]     = a(pixels)
     alike, by_unit()            = mean correlation of the pixels found by two restarts                       -1 to 1
 
-Noise has the mean and the spread of the images, a channel at a time. A feature that is one picture comes out alike from
-every start, and more so than two units' pictures do: that is `other`, the control. With the mean over all patches a
-pattern may stand anywhere, so that even one feature need not be alike pixel by pixel.
+Noise has the mean and the spread of the images, one channel at a time. A feature that is one picture comes out alike
+from every start. The control, `other`, is the correlation with pictures of other units. With the mean over all patches
+a pattern may stand anywhere, so even a feature that is one pattern need not be alike pixel by pixel.
 
-A neuron is flat where it is off: an ascent that starts there stays, and what the others find is the answer. `blur` and
-`jitter` keep the ascent from patterns of single pixels: after each step a Gaussian blur whose width falls to
-nothing, before each a shift by some pixels at random (what an ascent came to is read without it).
+Where a neuron is off its gradient is 0, and an ascent that starts there stays; the other restarts give the answer.
+`blur` and `jitter` keep the ascent from patterns of single pixels. After each step comes a Gaussian blur whose width
+falls to 0, before each step a random shift by some pixels; the activation at the end is read without the shift.
 
 Source: blbadger.github.io, "Language Model Features" (features of vision transformers); Mordvintsev et al. 2015,
 "Inceptionism"; Olah et al. 2017, "Feature Visualization", doi.org/10.23915/distill.00007.
 """
 
-import zlib
-from collections.abc import Sequence
+from collections import deque
 from itertools import combinations
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,36 +30,40 @@ import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lens_probes import figures
 from lens_probes.maths import inference
+from lens_probes.maths.ascent import ascend, seeded
+from lens_probes.messages import brief
 from lens_probes.model import ImageView, ReadPoint
-from lens_probes.probe import Experiment
+from lens_probes.probe import Experiment, each_of
 from lens_probes.reading import finite
-from lens_probes.result import Provenance, Result, measured
+from lens_probes.result import Result, measured, provenance
+from lens_probes.settings import Count, Positive, Rate, Seed, Units, from_on
 
 IMAGES_PER_BATCH = 32
 SHOWN = 4  # restarts of a unit in the figure
 
 
 class FeatureVisualizationResult(Result):
-    """What every image given does to every unit, and the pictures that ascents came to."""
+    """How every image given activates every unit, and the pictures that the ascents found."""
 
     unit: tuple[str, ...]
-    value: Float[Tensor, "image unit"] = measured("activation for the image")
-    ascended: Float[Tensor, "unit restart"] = measured("activation that the ascent came to")
-    pixels: Float[Tensor, "unit restart channel height width"] = measured("what the ascent came to")
-    best: Float[Tensor, "unit channel height width"] = measured("the image given that excites most")
-    low: Float[Tensor, " channel"] = measured("the smallest value in the images")
-    high: Float[Tensor, " channel"] = measured("the largest value in the images")
+    value: Float[Tensor, "image unit"] = measured("activation for the image given")
+    ascended: Float[Tensor, "unit restart"] = measured("activation at the end of the ascent")
+    pixels: Float[Tensor, "unit restart channel height width"] = measured("pixels at the end of the ascent")
+    best: Float[Tensor, "unit channel height width"] = measured(
+        "pixels of the image given that activates the unit most"
+    )
+    low: Float[Tensor, " channel"] = measured("smallest value in the images given")
+    high: Float[Tensor, " channel"] = measured("largest value in the images given")
 
     def by_unit(self) -> pd.DataFrame:
-        """A row a unit: the best image and its value, what the ascents came to, and whether they found one picture.
+        """One row per unit: the best image and its value, the ends of the ascents, and whether they are one picture.
 
-        `percentile`: the share of the images given that excite less than an ascent's end, with its interval over
-        restarts. `alike` is the mean correlation of the pixels of a unit's restarts, `other` that with the restarts of
-        other units.
+        `percentile`: the share of the images given that activate the unit less than the end of an ascent, with its
+        interval over restarts. `alike` is the mean correlation of the pixels of a unit's restarts, `other` that with
+        the restarts of other units.
         """
         correlation = np.corrcoef(self.pixels.flatten(0, 1).flatten(1).double().numpy())
         of_unit = np.arange(len(self.unit)).repeat(self.pixels.shape[1])
@@ -87,7 +90,7 @@ class FeatureVisualizationResult(Result):
         return pd.DataFrame(rows)
 
     def figure(self) -> go.Figure:
-        """A row a unit: the image given that excites it most, and the highest four ascents' ends, with activations."""
+        """One row per unit: the image given that activates it most, and the ends of the highest four ascents."""
         rows = []
         for i, name in enumerate(self.unit):
             best = int(self.value[:, i].argmax())
@@ -95,9 +98,11 @@ class FeatureVisualizationResult(Result):
             for place in self.ascended[i].argsort(descending=True)[:SHOWN].tolist():
                 pictures.append((f"ascent: {self.ascended[i, place]:.3g}", self._shown(self.pixels[i, place])))
             rows.append((f"unit {name}", pictures))
-        return figures.images(
-            rows, title=f"Which pictures excite units of {self.provenance.read}?\n{self.provenance.describe()}"
-        )
+        return figures.images(rows, title=self.title("Pictures that activate each unit most"))
+
+    def conditions(self) -> str:
+        """The activation that holds the units."""
+        return self.provenance.read
 
     def _shown(self, image: Float[Tensor, "channel height width"]) -> np.ndarray:
         """From 0 to 1 in three channels; of other numbers of channels their mean."""
@@ -110,7 +115,7 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
 
     `position`: the token at which units are read, or None for the mean over all. `blur` is the width (standard
     deviation) of the first blur and `jitter` the largest shift, both in pixels; `rate` is that of Adam, in standard
-    deviations of the images. Interrupted, it gives the units done so far.
+    deviations of the images. After an interrupt the result holds the units done so far.
 
     >>> import lens_probes as lp
     >>> images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))  # as the model's processor gives
@@ -120,22 +125,15 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
     """
 
     layer: int
-    units: Sequence[int]
-    at: Literal["neuron"] | ReadPoint = "neuron"
+    units: Units
+    at: Literal["neuron", ReadPoint] = "neuron"
     position: int | None = None
-    steps: int = 100
-    restarts: int = 3
-    rate: float = 0.1
-    blur: float = 0.0
-    jitter: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("restarts", 1), ("jitter", 0), ("blur", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"FeatureVisualization({name}=...) is {least} or more; {getattr(self, name)} came")
-        if not self.rate > 0:
-            raise ValueError(f"FeatureVisualization(rate=...) is above 0; {self.rate} came")
+    steps: Positive = 100
+    restarts: Positive = 3
+    rate: Rate = 0.1
+    blur: Annotated[float, from_on(0)] = 0.0
+    jitter: Count = 0
+    seed: Seed = 0
 
     def run(  # pyright: ignore[reportIncompatibleMethodOverride]  (its prompts are images)
         self, model: Any, images: Float[Tensor, "image channel height width"], *, progress: bool = True
@@ -145,21 +143,20 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
         hook = view.hook_units(self.at, self.layer)
         images = self._checked(view, images)
         given = torch.cat([view.activation(some, hook) for some in images.split(IMAGES_PER_BATCH)])
-        units = view.units(self.units, hook, given.shape[-1])
-        if self.position is not None and not -given.shape[1] <= self.position < given.shape[1]:
+        units, n = view.units(self.units, hook, given.shape[-1]), given.shape[1]
+        if self.position is not None and not -n <= self.position < n:
             raise ValueError(
-                f"position {self.position} was asked for and images have {given.shape[1]} tokens in {view.name}"
+                f"FeatureVisualization(position=...) must be one of the {n} tokens of an image in {view.name}; got "
+                f"{self.position}"
             )
         value = self._read(given, hook).cpu()
-        low, high = images.amin((0, 2, 3)), images.amax((0, 2, 3))
-        ends: list[tuple[Tensor, Tensor]] = []
-        try:
-            for u in tqdm(range(len(units)), desc="ascending", unit="unit", disable=not progress):
-                ends.append(self._ascend(view, hook, u, images, low, high))
-        except KeyboardInterrupt:
-            if not ends:
-                raise
-            tqdm.write(f"interrupted after {len(ends)} of {len(units)} units")
+        ends = each_of(
+            lambda u: self._ascend(view, hook, u, images),
+            range(len(units)),
+            doing="ascending",
+            unit="unit",
+            progress=progress,
+        )
         ascended, pixels = (torch.stack(each).cpu() for each in zip(*ends, strict=True))
         value = value[:, : len(ends)]
         return FeatureVisualizationResult(
@@ -168,31 +165,25 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
             ascended=ascended,
             pixels=pixels,
             best=images[value.argmax(0)],
-            low=low,
-            high=high,
-            provenance=Provenance(
-                probe=repr(self),
-                model=view.name,
-                model_class=view.class_name,
-                processed=view.processed,
-                dtype=str(view.dtype).removeprefix("torch."),
-                hooks=(hook,),
-                versions=view.versions,
-            ),
+            low=images.amin((0, 2, 3)),
+            high=images.amax((0, 2, 3)),
+            provenance=provenance(self, view, view.dtype, [hook]),
         )
 
     def _checked(self, view: ImageView, images: Tensor) -> Float[Tensor, "image channel height width"]:
-        came = tuple(getattr(images, "shape", ())) or type(images).__name__
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1:] != view.shape or not len(images):
             raise ValueError(
-                f"images are a tensor [image channel height width] with {' '.join(map(str, view.shape))} for "
-                f"{view.name}, as its processor makes them; {came} came"
+                f"images must be a tensor [image channel height width] with {' '.join(map(str, view.shape))} for "
+                f"{view.name}; got {brief(images)}: pass what its processor makes"
             )
         if not images.isfinite().all():
-            raise ValueError("images hold numbers that are not finite: look at what made them")
+            raise ValueError("images must be finite; got NaN or Inf: check their source")
         images = images.detach().clone().float().cpu()
         if not images.std((0, 2, 3)).sum() > 0:
-            raise ValueError("every channel of these images is constant: there is no range to ascend in")
+            raise ValueError(
+                "images must have a range in which to ascend; got the same value in every pixel of a channel: pass "
+                "several different images"
+            )
         return images
 
     def _read(self, states: Float[Tensor, "image position width"], hook: str) -> Float[Tensor, "image unit"]:
@@ -200,25 +191,27 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
         return read.mean(1) if self.position is None else read[:, self.position]
 
     def _ascend(
-        self, view: ImageView, hook: str, u: int, images: Tensor, low: Tensor, high: Tensor
+        self, view: ImageView, hook: str, u: int, images: Float[Tensor, "image channel height width"]
     ) -> tuple[Float[Tensor, " restart"], Float[Tensor, "restart channel height width"]]:
         """One unit's ascents, side by side, each step kept within the range of the images."""
-        random = torch.Generator().manual_seed(zlib.crc32(str(self.units[u]).encode(), self.seed) % 2**32)
-        mean, spread = images.mean((0, 2, 3)), images.std((0, 2, 3))
+        random = seeded(str(self.units[u]), self.seed)
+        statistics = (images.amin, images.amax, images.mean, images.std)
+        low, high, mean, spread = (statistic((0, 2, 3), keepdim=True) for statistic in statistics)
         noise = torch.randn(self.restarts, *view.shape, generator=random)
-        least, most = (bound[:, None, None].to(view.device) for bound in (low, high))
-        start = (mean[:, None, None] + noise * spread[:, None, None]).to(view.device)
-        pixels = start.clamp(least, most).requires_grad_()
-        optimiser = torch.optim.Adam([pixels], lr=self.rate * float(spread.mean()), maximize=True)
-        for step in range(self.steps):
-            down, right = torch.randint(-self.jitter, self.jitter + 1, (2,), generator=random).tolist()
-            read = self._read(view.activation(pixels.roll((down, right), (2, 3)), hook), hook)
-            (pixels.grad,) = torch.autograd.grad(read[:, u].sum(), pixels)
-            optimiser.step()
-            with torch.no_grad():
-                pixels.copy_(blurred(pixels, self.blur * (1 - (step + 1) / self.steps)).clamp(least, most))
-        found = pixels.detach()
-        return self._read(view.activation(found, hook), hook)[:, u], found
+        low, high, start = (each.to(view.device) for each in (low, high, mean + noise * spread))
+
+        def height(pixels: Tensor, step: int) -> Tensor:
+            if step < self.steps:  # the end is read as it is
+                shift = torch.randint(-self.jitter, self.jitter + 1, (2,), generator=random).tolist()
+                pixels = pixels.roll(shift, (2, 3))
+            return self._read(view.activation(pixels, hook), hook)[:, u]
+
+        def project(pixels: Tensor, step: int) -> Tensor:
+            return blurred(pixels, self.blur * (1 - (step + 1) / self.steps)).clamp(low, high)
+
+        rate = self.rate * float(spread.mean())
+        (end,) = deque(ascend(start.clamp(low, high), height, self.steps, rate=rate, project=project), maxlen=1)
+        return end.height, end.point
 
 
 def blurred(

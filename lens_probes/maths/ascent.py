@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,34 +19,44 @@ def seeded(about: bytes | str, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(key, seed) % 2**32)
 
 
+class Reached(NamedTuple):
+    """A point of an ascent, its height, and the slope there (the gradient of the summed heights)."""
+
+    point: Float[Tensor, "..."]
+    height: Float[Tensor, "..."]
+    slope: Float[Tensor, "..."]
+
+
 def ascend(
     start: Float[Tensor, "..."],
-    slope: Callable[[Float[Tensor, "..."], int], Float[Tensor, "..."]],
+    height: Callable[[Float[Tensor, "..."], int], Float[Tensor, "..."]],
     steps: int,
     *,
     rate: float,
-    last_rate: float | None = None,
+    final: float = 1.0,
     project: Callable[[Float[Tensor, "..."], int], Float[Tensor, "..."]] | None = None,
-) -> Iterator[Float[Tensor, "..."]]:
-    """The point before each of some steps of Adam along `slope(point, step)`, and the end: steps + 1 points.
+) -> Iterator[Reached]:
+    """The start and the point after each step of Adam towards a larger `height(point, step)`: steps + 1 of them.
 
-    The rate falls in a line to `last_rate` (None: it stays). `project(point, step)` brings every new point back to
-    where it may be. A slope of 0 keeps what it belongs to where it is. To descend, give the negative gradient.
+    The height may be one number, or one per restart where restarts share nothing. The rate falls in a line to `final`
+    times itself. `project(point, step)` brings every new point back to where it may be. An entry on which the height
+    does not depend stays where it is. To descend, give minus the loss.
 
-    >>> *_, end = ascend(torch.zeros(1), lambda x, step: 2 * (3 - x), steps=200, rate=0.1)
-    >>> round(end.item(), 2)
-    3.0
+    >>> *_, end = ascend(torch.zeros(1), lambda x, step: -((3 - x) ** 2), steps=200, rate=0.1)
+    >>> round(end.point.item(), 2), round(end.height.item(), 2)
+    (3.0, -0.0)
     """
     point = start.detach().clone().requires_grad_()
     optimiser = torch.optim.Adam([point], lr=rate, maximize=True)
-    final = 1.0 if last_rate is None else last_rate / rate
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, final, total_iters=max(1, steps))
-    for step in range(steps):
-        yield point
-        point.grad = slope(point, step)
-        optimiser.step()
-        schedule.step()
-        if project is not None:
-            with torch.no_grad():
-                point.copy_(project(point, step))
-    yield point
+    for step in range(steps + 1):
+        here = height(point, step)
+        (slope,) = torch.autograd.grad(here.sum(), point)
+        yield Reached(point.detach().clone(), here.detach(), slope)
+        if step < steps:
+            point.grad = slope
+            optimiser.step()
+            schedule.step()
+            if project is not None:
+                with torch.no_grad():
+                    point.copy_(project(point, step))

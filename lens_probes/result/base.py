@@ -215,6 +215,25 @@ class Result(Declared):
             raise TypeError(f"merge takes results of one kind, {cls.__name__}; got {names}")
         return parts[0] if len(parts) == 1 else type(parts[0])(**merged_fields(parts))
 
+    def check_comparable(self, other: Any) -> None:
+        """Raise unless another result asks the same of the same prompts, so that only the model differs."""
+        kind = type(self).__name__
+        if type(other) is not type(self):
+            raise TypeError(f"compare_with takes another {kind}; got a {type(other).__name__}")
+        own, others = (
+            [each.labels("token").columns()[name].tolist() for name in ("id", "prompt")] for each in (self, other)
+        )
+        if own != others:
+            raise ValueError(
+                "two models must be compared on the same prompts; got other token ids: run both on the same prompts, "
+                "with tokenizers that give the same ids"
+            )
+        if self.provenance.probe != other.provenance.probe:
+            raise ValueError(
+                f"two models must be compared with the same settings; got {self.provenance.probe} and "
+                f"{other.provenance.probe}: run one of them again with the settings of the other"
+            )
+
     # Tables
 
     def cells(self, *axes: str) -> pd.DataFrame:

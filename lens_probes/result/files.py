@@ -146,9 +146,10 @@ def _check_numbers(result: Any) -> None:
     for name, (numbers, low, into) in counted.items():
         if numbers is None or not numbers.numel():
             continue
-        lowest, highest, n = int(numbers.min()), int(numbers.max()), len(getattr(result, into, ()))
-        if lowest < low or highest >= n:
-            raise ValueError(f"{name} goes from {lowest} to {highest}, and {into} has {n} entries")
+        lowest, highest, labels = int(numbers.min()), int(numbers.max()), getattr(result, into, None)
+        if lowest < low or (labels is not None and highest >= len(labels)):
+            has = "is not in this result" if labels is None else f"has {len(labels)} entries"
+            raise ValueError(f"{name} goes from {lowest} to {highest}, and {into} {has}")
     own, known = (
         {n for table in tables if isinstance(table, kind) for n in table.prompt.tolist()}
         for kind in (Tokens, PromptTable)

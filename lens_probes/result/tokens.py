@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -29,10 +30,12 @@ class TokenResult(Result):
     def by_word_class(self, *, weigh: inference.Weigh = "types") -> pd.DataFrame:
         """Each quantity by word class: n, median, quartiles and the interval of the median.
 
-        Word types weigh equally unless `weigh="tokens"`. A fact about ids counts every id once.
+        Word types weigh equally unless `weigh="tokens"`. A fact about ids counts every id once. A quantity that no word
+        has in this run is left out.
         """
-        frames = []
-        for name in self._over_tokens():
+        frames, of_class = [], np.array([bool(each) for each in self.words().word_class])
+        known = [name for name in self._over_tokens() if not np.isnan(self.known(name)[of_class]).all()]
+        for name in known or self._over_tokens()[:1]:
             if self.quantity(name).by_id:
                 frame = inference.describe_types(self.known(name)[None], self.words())
             else:
@@ -83,7 +86,9 @@ class TokenResult(Result):
         )
 
     def _over_tokens(self) -> list[str]:
-        return [name for name in schema(type(self)).over("token") if getattr(self, name) is not None]
+        """Those that are numbers: the ids of vocabulary entries have no median."""
+        names = [name for name in schema(type(self)).over("token") if getattr(self, name) is not None]
+        return [name for name in names if not self.quantity(name).into]
 
     def _classes(self) -> list[str]:
         found = {each for each in self.words().word_class if each}
