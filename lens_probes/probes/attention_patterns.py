@@ -73,7 +73,7 @@ class AttentionPatternsResult(PairResult):
         "attention from queries of one class to keys of another, summed over queries"
     )
     class_uniform_total: Float64[Tensor, "word_class other_word_class"] = summed("the same under uniform attention")
-    attention: Float[Tensor, "layer head pair"] | None = measured("attention", low=0, high=1, default=None)
+    attention: Float[Tensor, "layer head pair"] | None = measured("attention weight", low=0, high=1, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -157,12 +157,12 @@ class Result(Declared):
         """
         across = next((axis for axis in ("head", "kv_head", "unit") if axis in table), "head")
         lacking = [name for name in ("layer", across, "effect", "q") if name not in table]
-        if lacking or bool(table.duplicated(["layer", across]).any()):
+        if lacking or len(table[["layer", across]].drop_duplicates()) < len(table):
             raise ValueError(
                 f"figure_test needs a table with one row per layer and head (or unit), an effect and a q; got "
-                f"{f'no column {lacking[0]}' if lacking else 'several rows per cell'}: pass what a test returned"
+                f"{f'no column {lacking[0]!r}' if lacking else 'several rows per cell'}: pass what a test returned"
             )
-        shown = table if table[across].nunique() <= figures.COLUMNS else table.nsmallest(figures.COLUMNS, "q")
+        shown = table if len(set(table[across])) <= figures.COLUMNS else table.nsmallest(figures.COLUMNS, "q")
         columns = [label for label in self.labels(across) if label in set(shown[across])]
         starred = table.assign(star=np.where((table["q"] < 0.05) & (table["effect"] > 0), "*", ""))
         values, stars = (
@@ -241,7 +241,9 @@ class Result(Declared):
         return pd.MultiIndex.from_product([self.labels(axis) for axis in axes], names=axes).to_frame(index=False)
 
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
-        """A tidy table, one row per cell; columns are all quantities with the axes of `name` (the first declared).
+        """A tidy table, one row per cell; columns are all quantities with the axes of `name`.
+
+        Without a name, it is of the headline quantity, or of the first that this run has.
 
         Beside vocabulary ids (`top_ids`) stand their texts (`top_text`).
         """
