@@ -1,10 +1,12 @@
 """Results: typed tensors with their labels, and what follows from their declarations."""
 
 from lens_probes.result.base import Result
+from lens_probes.result.comparison import comparison
 from lens_probes.result.files import FORMAT
 from lens_probes.result.provenance import Provenance, provenance
 from lens_probes.result.schema import ROW_AXES, Quantity, derived, measured, schema, summed
 from lens_probes.result.tokens import LayerTokenResult, TokenResult
+from lens_probes.result.topics import TopicResult
 
 __all__ = [
     "FORMAT",
@@ -14,6 +16,8 @@ __all__ = [
     "Quantity",
     "Result",
     "TokenResult",
+    "TopicResult",
+    "comparison",
     "derived",
     "measured",
     "provenance",

@@ -116,20 +116,72 @@ class Result(Declared):
 
     def grid(self, name: str, title: str, values: Tensor | None = None) -> go.Figure:
         """A quantity by layer and head (or key/value head, or unit); `values` in its place, if given."""
-        quantity = self.quantity(name)
         (_, across) = {**schema(type(self)).axes, **schema(type(self)).derived}[name]
+        return self.draw_grid(self.known(name) if values is None else values, self.quantity(name), title, across=across)
+
+    def draw_grid(
+        self,
+        values: Tensor | np.ndarray,
+        quantity: Quantity,
+        title: str,
+        *,
+        across: str = "head",
+        columns: Sequence[str] | None = None,
+        text: Sequence[Sequence[str]] | None = None,
+    ) -> go.Figure:
+        """Numbers by layer and head (or another axis `across`), coloured as their quantity says.
+
+        `columns`: the labels of that axis that are shown, if not all. `text`: what stands in each cell.
+        """
         signed = quantity.low < 0 < quantity.high
+        bounded = not signed and np.isfinite(quantity.high)
         return figures.heatmap(
-            (self.known(name) if values is None else values).tolist(),
-            x=self.labels(across),
+            values.tolist(),
+            x=self.labels(across) if columns is None else columns,
             y=self.labels("layer"),
             title=title,
             x_title=across.replace("kv_head", "key/value head"),
             y_title="layer",
             colour_title=quantity.title,
             signed=signed,
-            low=None if signed or not np.isfinite(quantity.high) else quantity.low,
-            high=None if signed or not np.isfinite(quantity.high) else quantity.high,
+            low=quantity.low if bounded else None,
+            high=quantity.high if bounded else None,
+            text=text,
+        )
+
+    def figure_test(self, table: pd.DataFrame) -> go.Figure:
+        """A comparison by layer and head (or unit): effects around 0, a star where q < 0.05 and the effect is above 0.
+
+        `table`: what a test of this result returned, or some of its rows. If it has more units per layer than can be
+        drawn, those with the smallest q are shown.
+        """
+        across = next((axis for axis in ("head", "kv_head", "unit") if axis in table), "head")
+        lacking = [name for name in ("layer", across, "effect", "q") if name not in table]
+        if lacking or len(table[["layer", across]].drop_duplicates()) < len(table):
+            raise ValueError(
+                f"figure_test needs a table with one row per layer and head (or unit), an effect and a q; got "
+                f"{f'no column {lacking[0]!r}' if lacking else 'several rows per cell'}: pass what a test returned"
+            )
+        shown = table if len(set(table[across])) <= figures.COLUMNS else table.nsmallest(figures.COLUMNS, "q")
+        columns = [label for label in self.labels(across) if label in set(shown[across])]
+        starred = table.assign(star=np.where((table["q"] < 0.05) & (table["effect"] > 0), "*", ""))
+        values, stars = (
+            starred.pivot(index="layer", columns=across, values=name).reindex(
+                index=self.labels("layer"), columns=columns
+            )
+            for name in ("effect", "star")
+        )
+        says = table.attrs.get("effect", "effect")
+        title = (
+            f"{says[:1].upper()}{says[1:]}; star: above 0, q < 0.05 ({(starred['star'] == '*').sum()} of {len(table)})"
+        )
+        return self.draw_grid(
+            values.to_numpy(float),
+            Quantity(html.escape(says)),
+            self.title(title),
+            across=across,
+            columns=columns,
+            text=stars.fillna("").to_numpy().tolist(),
         )
 
     def title(self, question: str) -> str:
@@ -170,13 +222,16 @@ class Result(Declared):
         return pd.MultiIndex.from_product([self.labels(axis) for axis in axes], names=axes).to_frame(index=False)
 
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
-        """A tidy table, one row per cell; columns are all quantities with the axes of `name` (the first declared).
+        """A tidy table, one row per cell; columns are all quantities with the axes of `name`.
+
+        Without a name, it is of the headline quantity, or of the first that this run has.
 
         Beside vocabulary ids (`top_ids`) stand their texts (`top_text`).
         """
         schema_ = schema(type(self))
         axes = {**schema_.axes, **schema_.derived}
-        name = schema_.headline if name is None else name
+        if name is None:  # the headline, or the first that this run has
+            name = next((each for each in (schema_.headline, *axes) if each and getattr(self, each) is not None), "")
         if not isinstance(name, str):
             raise TypeError(f"to_frame takes the name of one tensor, such as {next(iter(axes))!r}; got {brief(name)}")
         if name not in axes:
