@@ -10,7 +10,7 @@ from pathlib import Path
 import lens_probes as lp
 
 SAVED = Path(__file__).parent / "saved"
-NEURONS, HEADS = lp.TopicAblation(of="neuron", k=50), lp.TopicAblation(of="head", k=5)
+NEURONS, HEADS = lp.TopicAblation(component="neuron", k=50), lp.TopicAblation(component="head", k=5)
 
 
 def main() -> None:

@@ -30,6 +30,9 @@ DRAWS_AT_ONCE = 16  # permutations or resamples in one product
 Effect = Callable[[Float64[Tensor, "*draw topic prompt"]], Float[Tensor, "*draw unit"]]
 """A number per unit, given how often each prompt counts in each topic."""
 
+Draws = Iterable[Float[Tensor, "_ topic prompt"]]
+"""Permutations or resamples, some at a time."""
+
 
 class TopicEffect(NamedTuple):
     """An effect per unit: its value, its 95 % interval, and its values with permuted topics."""
@@ -107,8 +110,8 @@ class TopicOrder(NamedTuple):
     def tested(
         self,
         effect: Effect,
-        permutations: Iterable[Float[Tensor, "draw topic prompt"]],
-        resamples: Iterable[Float[Tensor, "draw topic prompt"]],
+        permutations: Draws,
+        resamples: Draws,
         *,
         recentred: bool = False,
     ) -> TopicEffect:
@@ -118,9 +121,7 @@ class TopicOrder(NamedTuple):
         low, high = self.interval(effect, resamples, recentred=recentred)
         return TopicEffect(found, low, high, null)
 
-    def interval(
-        self, effect: Effect, resamples: Iterable[Float[Tensor, "draw topic prompt"]], *, recentred: bool = False
-    ) -> Float[np.ndarray, "bound unit"]:
+    def interval(self, effect: Effect, resamples: Draws, *, recentred: bool = False) -> Float[np.ndarray, "bound unit"]:
         """The 95 % interval of an effect; NaN without resamples.
 
         `recentred` moves the mean of the resamples to the effect, where resampling changes the mean but not the spread.

@@ -21,27 +21,25 @@ Source: asked for by readers of "Searching for Modularity in Large Language Mode
 statistics are those of Pochinkov and Schoots 2024, arXiv 2403.01267.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from einops import einsum
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lens_probes import figures
 from lens_probes.maths import inference
-from lens_probes.maths.topics import TopicOrder, members, own_less_others
+from lens_probes.maths.topic_effects import contrast, selectivity, standardised
+from lens_probes.maths.topics import TopicOrder, members
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import TopicResult, derived, measured, summed
-from lens_probes.result.topics import PERMUTED
+from lens_probes.result import Quantity, TopicResult, derived, measured, summed
+from lens_probes.result.topics import PERMUTED, UnitEffect
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import Pool, pooled, pooling, prompt_table
 
@@ -49,11 +47,7 @@ Component = Literal["head", "attn_out", "mlp_out", "neuron", "embed"]
 Statistic = Literal["mean", "std", "rms", "positive", "mean_abs"]
 STATISTICS = get_args(Statistic)
 UNITS = {"head": ("H", "heads"), "neuron": ("N", "neurons"), "embed": ("d", "dimensions")}  # others: one per layer
-UNITS_AT_ONCE = 4096
-COLUMNS = 21  # of a topic's grid: a layer has more neurons than can be drawn
 NULL = f"a unit's activity does not depend on the topic; {PERMUTED}"
-
-Effect = Callable[[Float[Tensor, "prompt unit"], Float[Tensor, "*draw topic prompt"]], Float[Tensor, "*draw unit"]]
 
 
 class TopicActivityResult(TopicResult):
@@ -201,7 +195,7 @@ class TopicActivityResult(TopicResult):
 
     def _tested(
         self,
-        effect: Effect,
+        effect: UnitEffect,
         says: str,
         statistic: Statistic,
         groups: Sequence[str] | None,
@@ -209,34 +203,15 @@ class TopicActivityResult(TopicResult):
         seed: int,
         progress: bool,
     ) -> pd.DataFrame:
-        """The test of every unit, some units at a time; p_max over all of them."""
+        """The test of an effect on the standardised statistic."""
         order = self.by_topic(groups)
-        values = self._standardised(statistic, order)
-        permuted = [draws.float() for draws in order.permutations(permutations, seed=seed)]
-        resamples = [draws.float() for draws in order.resamples(seed=seed)]
-        found, low, high, p, null_mean = np.empty((5, values.shape[1]))
-        largest = np.zeros(permutations)
-        starts = range(0, values.shape[1], UNITS_AT_ONCE)
-        for start in tqdm(starts, desc="permuting", disable=not progress or len(starts) < 2):
-            here = slice(start, start + UNITS_AT_ONCE)
-            some = values[:, here].contiguous()
-            found[here], low[here], high[here], null = order.tested(
-                lambda weights, some=some: effect(some, weights.float()), permuted, resamples
-            )
-            null_mean[here], null = null.mean(axis=0), np.abs(null)
-            p[here] = inference.one_sided_p(np.abs(found[here]), null)
-            known = np.isfinite(found[here])  # a unit without a value is no maximum
-            largest = np.maximum(largest, null[:, known].max(axis=1, initial=0))
-        return self.test_table(
-            "layer",
-            "unit",
-            effect=found,
-            low=low,
-            high=high,
-            p=p,
-            p_max=inference.one_sided_p(np.abs(found), largest[:, None]),
-            null_mean=null_mean,
+        return self.test_units(
+            self._standardised(statistic, order),
+            effect,
+            order,
             permutations=permutations,
+            seed=seed,
+            progress=progress,
             says=says,
             null=NULL,
         )
@@ -258,29 +233,15 @@ class TopicActivityResult(TopicResult):
         _, units = UNITS.get(self.component, ("", "layers" if len(self.unit) == 1 else "dimensions"))
         if len(self.topic) < 2:
             title = f"Mean absolute activation of {units}"
-            return self._grids(self.topic_mean_abs, title, self.quantity("mean_abs").title, signed=False)
+            return self.draw_topics(self.topic_mean_abs, self.quantity("topic_mean_abs"), title, across=units)
         title = f"{units.capitalize()} more active (blue) or less active (red) per topic"
         if self.mean_abs is None:
             ratio = (self.topic_mean_abs / self.topic_mean_abs.mean(1, keepdim=True)).log2().nan_to_num(0, 0, 0)
-            return self._grids(ratio, title, "log2 of mean |x| over the mean of all topics")
-        return self._grids(self.contrast(), title, "contrast of mean |x| (SDs over prompts)")
-
-    def _grids(
-        self, values: Float[Tensor, "layer topic unit"], title: str, colour_title: str, *, signed: bool = True
-    ) -> go.Figure:
-        topics = [figures.named(topic) or "all prompts" for topic in self.topic]
-        common = {"title": self.title(title), "colour_title": colour_title, "signed": signed}
-        if len(self.unit) == 1:
-            rows = values[:, :, 0].T.tolist()
-            return figures.heatmap(rows, x=self.layer, y=topics, x_title="layer", y_title="topic", **common)
-        x, (_, x_title) = self.unit, UNITS[self.component]
-        if len(x) > COLUMNS:
-            places = torch.linspace(0, len(x) - 1, COLUMNS).round().long()
-            values = values.sort(dim=-1, descending=True).values[..., places]
-            x = [f"{share:.0%}" for share in torch.linspace(0, 1, COLUMNS).tolist()]
-            x_title = f"{x_title} of a layer, from the highest to the lowest"
-        panels = [(topic, values[:, number].tolist()) for number, topic in enumerate(topics)]
-        return figures.small_grids(panels, x=x, y=self.layer, x_title=x_title, y_title="layer", **common)
+            return self.draw_topics(
+                ratio, Quantity("log2 of mean |x| over the mean of all topics"), title, across=units
+            )
+        contrast = Quantity("contrast of mean |x|", "SDs over prompts")
+        return self.draw_topics(self.contrast(), contrast, title, across=units)
 
     def conditions(self) -> str:
         """Component and pooling."""
@@ -374,62 +335,3 @@ def activity(
     apart = x - mean[prompt_of][..., None]
     variance = weights @ apart.square().mean(-1)
     return Activity(mean, variance, weights @ (x > 0).float().mean(-1), weights @ x.abs().mean(-1))
-
-
-def standardised(values: Float[Tensor, "prompt unit"], group: Int[Tensor, " prompt"]) -> Float[Tensor, "prompt unit"]:
-    """Each unit's values less the mean of their group, over their standard deviation; 0 for a constant unit.
-
-    >>> standardised(torch.tensor([[1.0], [3.0], [11.0], [13.0]]), torch.tensor([0, 0, 1, 1])).T
-    tensor([[-1.,  1., -1.,  1.]])
-    """
-    groups = torch.nn.functional.one_hot(group).T.double()
-    wide = values.double()
-    apart = wide - ((groups @ wide) / groups.sum(1, keepdim=True))[group]
-    spread = apart.square().mean(0).sqrt()
-    constant = spread <= 1e-6 * wide.abs().amax(0)  # False for a unit with a NaN, which stays NaN
-    return torch.where(constant, 0.0, apart / spread).float()
-
-
-def selectivity(
-    values: Float[Tensor, "prompt unit"], weights: Float[Tensor, "*draw topic prompt"]
-) -> Float[Tensor, "*draw unit"]:
-    """The share of the variance between prompts that lies between topics, adjusted for chance; 0 for a constant unit.
-
-    The adjusted share is Kelley's (1935) epsilon squared. A resample counts some prompts several times, which raises
-    the share by chance: with weights w, N in all and n of a topic, it is (sum over topics of sum w^2 / n -
-    sum w^2 / N) / (N - sum w^2 / N).
-
-    >>> selectivity(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), torch.eye(2).repeat_interleave(2, dim=1))
-    tensor([1.])
-    """
-    number, times = weights.sum(-1, keepdim=True), weights.sum(-2)
-    grand, variance = _moments(values, times)
-    apart = (weights @ values) / number.clamp(min=1) - grand[..., None, :]
-    total = times.sum(-1, keepdim=True)
-    between = (number * apart.square()).sum(-2) / total
-    squares = weights.square().sum(-1)
-    alone = times.square().sum(-1, keepdim=True) / total
-    chance = ((squares / number[..., 0].clamp(min=1)).sum(-1, keepdim=True) - alone) / (total - alone)
-    return torch.where(variance <= 1e-9, 0.0, (between / variance - chance) / (1 - chance))
-
-
-def contrast(
-    values: Float[Tensor, "prompt unit"], weights: Float[Tensor, "*draw topic prompt"], topic: int
-) -> Float[Tensor, "*draw unit"]:
-    """The mean of one topic less the mean of the other topics' means, in standard deviations over prompts.
-
-    >>> contrast(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), torch.eye(2).repeat_interleave(2, dim=1), 1)
-    tensor([2.])
-    """
-    _, variance = _moments(values, weights.sum(-2))
-    difference = own_less_others(weights)[..., topic, :] @ values
-    return torch.where(variance <= 1e-9, 0.0, difference / variance.sqrt())
-
-
-def _moments(
-    values: Float[Tensor, "prompt unit"], times: Float[Tensor, "*draw prompt"]
-) -> tuple[Float[Tensor, "*draw unit"], Float[Tensor, "*draw unit"]]:
-    """The mean and variance over prompts that count so many times."""
-    total = times.sum(-1, keepdim=True)
-    mean = times @ values / total
-    return mean, (times @ values.square() / total - mean.square()).clamp(min=0)
