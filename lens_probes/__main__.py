@@ -211,7 +211,7 @@ def _separated(heads: Any) -> str:
     return (
         f"{found.sum()} of {len(table)} heads tell {len(heads.topic)} topics apart (q < 0.05, "
         f"{len(heads.prompt)} prompts), L{best['layer']}{best['head']} most: prompts of one topic have a cosine "
-        f"{best["effect"]:.2f} higher ({best['low']:.2f} to {best['high']:.2f})."
+        f"{best['effect']:.2f} higher ({best['low']:.2f} to {best['high']:.2f})."
     )
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from lens_probes import figures
 from lens_probes.maths import inference
 from lens_probes.maths.topics import by_topic, own_less_others
+from lens_probes.messages import amount
 from lens_probes.model import ModelView
 from lens_probes.model.ablation import Silencing
 from lens_probes.probe import Study, TextExperiment, run
@@ -146,12 +147,11 @@ class TopicAblationResult(TopicResult):
         )
         digits = 2 if np.abs(excess.to_numpy()).max() >= 0.1 else 3
         k, names = self.chosen_layer.shape[1], [figures.named(topic) for topic in self.topic]
-        note = f"*: more than any of {draws} random draws" if draws >= DRAWS_FOR_STARS else f"{draws} random draws"
         return figures.heatmap(
             excess.to_numpy().tolist(),
             x=names,
             y=names,
-            title=self.title(f"Excess loss after ablating the top {k} {self.component}s of each topic ({note})"),
+            title=self.title(f"Excess loss after ablating the top {k} {self.component}s of each topic"),
             x_title="topic on which the loss is measured",
             y_title=f"topic whose {self.component}s are ablated",
             colour_title="excess loss over random units (nats)",
@@ -163,8 +163,10 @@ class TopicAblationResult(TopicResult):
         )
 
     def conditions(self) -> str:
-        """How units were ablated."""
-        return f"{self.component}s set to {'their mean' if self.ablation == 'mean' else 'zero'}"
+        """How units were ablated, and how many random draws they are compared with."""
+        draws = self.random.shape[1]
+        star = " (*: more damage than any of them)" if draws >= DRAWS_FOR_STARS else ""
+        return f"set to {'their mean' if self.ablation == 'mean' else 'zero'}; {amount(draws, 'random draw')}{star}"
 
     def _rise(self, loss: Float[Tensor, "*any prompt"]) -> Float64[Tensor, "*any prompt"]:
         return (loss - self.loss).double()

@@ -233,7 +233,7 @@ class TopicActivityResult(TopicResult):
         _, units = UNITS.get(self.component, ("", "layers" if len(self.unit) == 1 else "dimensions"))
         if len(self.topic) < 2:
             title = f"Mean absolute activation of {units}"
-            return self.draw_topics(self.topic_mean_abs, self.quantity("topic_mean_abs"), title, across=units)
+            return self.draw_topics(self.topic_mean_abs, Quantity("mean |x|", low=0), title, across=units)
         title = f"{units.capitalize()} more active (blue) or less active (red) per topic"
         if self.mean_abs is None:
             ratio = (self.topic_mean_abs / self.topic_mean_abs.mean(1, keepdim=True)).log2().nan_to_num(0, 0, 0)
