@@ -10,7 +10,7 @@ from pathlib import Path
 import lens_probes as lp
 
 SAVED = Path(__file__).parent / "saved"
-NEURONS, HEADS = lp.TopicAblation(of="neuron", k=50), lp.TopicAblation(of="head", k=5)
+NEURONS, HEADS = lp.TopicAblation(component="neuron", k=50), lp.TopicAblation(component="head", k=5)
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     prompts = [lp.Prompt(text=text, topic=topic) for topic, text, _ in rows]
     for experiment in (NEURONS, HEADS):
         result = experiment.run(model, prompts, groups=[group for _, _, group in rows])
-        result.save(SAVED / f"topic_ablation_{experiment.of}.safetensors")
+        result.save(SAVED / f"topic_ablation_{experiment.component}.safetensors")
         print(result.specificity().to_string())
 
 

@@ -206,12 +206,12 @@ def _decided(lens: Any) -> str:
 def _separated(heads: Any) -> str:
     """Which heads tell the built-in topics apart."""
     table = heads.test(permutations=200)
-    best = table.loc[table["separation"].idxmax()]
-    found = (table["q"] < 0.05) & (table["separation"] > 0)  # where it is negative, prompts of one topic are less alike
+    best = table.loc[table["effect"].idxmax()]
+    found = (table["q"] < 0.05) & (table["effect"] > 0)  # where it is negative, prompts of one topic are less alike
     return (
         f"{found.sum()} of {len(table)} heads tell {len(heads.topic)} topics apart (q < 0.05, "
         f"{len(heads.prompt)} prompts), L{best['layer']}{best['head']} most: prompts of one topic have a cosine "
-        f"{best['separation']:.2f} higher ({best['low']:.2f} to {best['high']:.2f})."
+        f"{best['effect']:.2f} higher ({best['low']:.2f} to {best['high']:.2f})."
     )
 
 

@@ -87,14 +87,15 @@ class Probe(Asked, Generic[R]):
     def result(self, reading: Reading, **values: Any) -> R:
         """The result of these quantities; labels that are known are filled in.
 
-        Those are `layer` (where hooks are a mapping), `token`, `prompt`, `head`, `kv_head`, and settings of this probe
-        that the result has under the same name.
+        Those are `layer` (where hooks are a mapping), `token`, `prompt`, `topic`, `head`, `kv_head`, and settings of
+        this probe that the result has under the same name.
         """
         kind, model = _result_class(type(self)), reading.model
         known: dict[str, Callable[[], Any]] = {
             "layer": lambda: reading.layer,
             "token": lambda: reading.tokens,
             "prompt": lambda: prompt_table(reading.tokens),
+            "topic": lambda: prompt_table(reading.tokens).topics,
             "head": lambda: tuple(f"H{head}" for head in range(model.n_heads)),
             "kv_head": lambda: tuple(f"KV{head}" for head in range(model.n_kv_heads)),
         }

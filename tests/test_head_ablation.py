@@ -1,4 +1,4 @@
-"""HeadAblation: all heads silenced, a head that matters, the order of the statistic, and its refusals."""
+"""HeadAblation: all heads ablated, a head that matters, the order of the statistic, and its refusals."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_a_weight_too_small_for_the_precision_is_no_window():
     assert result.ordered.isfinite().all()
 
 
-def test_with_all_heads_silenced_every_order_is_the_same():
+def test_with_all_heads_ablated_every_order_is_the_same():
     result = lp.HeadAblation(steps=3, draws=3).run(tiny.bridge("gpt2"), TEXTS, progress=False)
     torch.testing.assert_close(result.random[:, -1], result.ordered[-1].expand(3, -1), rtol=0, atol=1e-5)
     table = result.table()
@@ -46,6 +46,10 @@ def test_with_all_heads_silenced_every_order_is_the_same():
     np.testing.assert_array_equal(table["q"], stats.false_discovery_control(table["p"]))
     assert table["loss"].tolist() == pytest.approx(result.ordered.mean(1).tolist(), abs=1e-5)
     assert not torch.allclose(result.random[0, 0], result.random[1, 0])
+    excess = (result.ordered - result.random.mean(0)).double()
+    assert table["effect"].tolist() == pytest.approx(excess.mean(1).tolist(), abs=1e-5)
+    assert table["effect"].tolist() == pytest.approx((table["loss"] - table["random"]).tolist())
+    np.testing.assert_allclose(table[["low", "high"]].T, lp.inference.mean_interval(excess.numpy()), atol=1e-5)
 
 
 def test_an_interrupt_leaves_the_orders_done(monkeypatch):
@@ -73,15 +77,16 @@ def test_the_figure_starts_with_all_heads():
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
-    with pytest.raises(ValueError, match=r"is one of entropy, largest, .* induction; 'sink' came"):
+    with pytest.raises(ValueError, match=r"must be 'entropy', 'largest', .* 'induction'; got 'sink'"):
         lp.HeadAblation(statistic="sink")
-    with pytest.raises(ValueError, match="are 1 or more; 0 and 5 came"):
-        lp.HeadAblation(steps=0)
-    with pytest.raises(ValueError, match="no query has a value of 'induction'"):
+    for name in ("steps", "draws"):
+        with pytest.raises(ValueError, match=rf"{name}=...\) must be a whole number, 1 or more; got 0"):
+            lp.HeadAblation(**{name: 0})
+    with pytest.raises(ValueError, match="must have a query with a value of 'induction'; got none"):
         lp.HeadAblation(statistic="induction").run(tiny.bridge("gpt2"), [[5, 6, 7], [8, 9, 10]])
-    with pytest.raises(ValueError, match="steps=13 were asked for and there are 12 heads"):
+    with pytest.raises(ValueError, match=r"steps=...\) must be at most the 12 heads; got 13"):
         lp.HeadAblation(steps=13).run(tiny.bridge("gpt2"), TEXTS)
-    with pytest.raises(ValueError, match=r"prompts to fit on, 0 to 1; 1.5 came"):
+    with pytest.raises(ValueError, match=r"fraction=...\) must be a number between 0 and 1; got 1.5"):
         lp.HeadAblation(fraction=1.5).run(tiny.bridge("gpt2"), TEXTS)
     with pytest.raises(ValueError, match="predicts masked tokens"):
         lp.HeadAblation().run(tiny.bridge("bert"), TEXTS)

@@ -49,7 +49,7 @@ def of_vectors(vectors, topics, **fields):
     member = torch.tensor([[topic == name for topic in topics] for name in names]).double()
     units = normalize(vectors.double(), dim=-1)
     return lp.HeadTopicSimilarityResult(
-        of="head",
+        component="head",
         pool="mean",
         layer=tuple(map(str, range(n_layers))),
         head=tuple(f"H{i}" for i in range(n_heads)),
@@ -66,9 +66,9 @@ def of_vectors(vectors, topics, **fields):
     "probe",
     [
         lp.HeadTopicSimilarity(),
-        lp.HeadTopicSimilarity(of="head_out", pool="last", layers=[1]),
-        lp.HeadTopicSimilarity(of="resid_post", keep_vectors=False),
-        lp.HeadTopicSimilarity(of="attn_out", pool=2),
+        lp.HeadTopicSimilarity(component="head_out", pool="last", layers=[1]),
+        lp.HeadTopicSimilarity(component="resid_post", keep_vectors=False),
+        lp.HeadTopicSimilarity(component="attn_out", pool=2),
     ],
     ids=repr,
 )
@@ -94,7 +94,7 @@ def test_a_heads_vector_is_the_mean_of_its_outputs_without_special_tokens(decode
 def test_head_outputs_are_what_hugging_faces_modules_add_to_the_stream(rare):
     ids = torch.tensor([5, 40, 300, 41, 7, 120, 5, 333])
     own = attention(rare.architecture, ids)
-    result = lp.HeadTopicSimilarity(of="head_out", pool="last").run(rare.build(), [ids])
+    result = lp.HeadTopicSimilarity(component="head_out", pool="last").run(rare.build(), [ids])
     for layer, reference in enumerate(own):
         mixed = torch.einsum("hk,khd->hd", reference.pattern[:, -1], reference.value)
         written = torch.einsum("hd,hde->he", mixed, reference.output)
@@ -103,7 +103,7 @@ def test_head_outputs_are_what_hugging_faces_modules_add_to_the_stream(rare):
 
 
 def test_head_outputs_that_are_not_what_attention_adds_are_refused():
-    model, probe = tiny.bridge("gpt2"), lp.HeadTopicSimilarity(of="head_out", layers=[1])
+    model, probe = tiny.bridge("gpt2"), lp.HeadTopicSimilarity(component="head_out", layers=[1])
     view, ids = ModelView(model), torch.arange(5, 15)[None]
     cache = view.activations(ids, torch.ones(1, 10, dtype=torch.bool), probe.hooks(view))
     half = cache | {view.hook_z(1): cache[view.hook_z(1)] / 2}
@@ -114,8 +114,8 @@ def test_head_outputs_that_are_not_what_attention_adds_are_refused():
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "bert", "granite"])
 def test_head_outputs_add_up_to_what_attention_adds(architecture):
     model = tiny.bridge(architecture)
-    heads = lp.HeadTopicSimilarity(of="head_out").run(model, TOPICS)
-    block = lp.HeadTopicSimilarity(of="attn_out").run(model, TOPICS)
+    heads = lp.HeadTopicSimilarity(component="head_out").run(model, TOPICS)
+    block = lp.HeadTopicSimilarity(component="attn_out").run(model, TOPICS)
     b_O = getattr(model.blocks[1].attn, "b_O", None)
     total = heads.vector[1].sum(0) + (0 if b_O is None else b_O.detach())
     torch.testing.assert_close(total, block.vector[1, 0], rtol=0, atol=1e-4)
@@ -263,9 +263,9 @@ def test_topics_that_are_templates_in_disguise_are_no_topics_within_templates():
     result = of_vectors(vectors, topics)
     assert result.test(permutations=199)["p"][0] < 0.05
     assert result.test(permutations=199, groups=template)["p"][0] > 0.05
-    with pytest.raises(ValueError, match="every group has prompts of one topic only"):
+    with pytest.raises(ValueError, match="one group or more must have prompts of several topics"):
         result.test(groups=topics)
-    with pytest.raises(ValueError, match="one label a prompt: there are 40, and 3 came"):
+    with pytest.raises(ValueError, match="groups must have one label per prompt, 40; got 3"):
         result.test(groups=["a", "b", "c"])
 
 
@@ -273,10 +273,10 @@ def test_an_interval_covers_the_separation_and_does_not_depend_on_the_order_of_p
     assert lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), TOPICS).test(permutations=9)["low"].isna().all()  # four
     result = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), SIX)
     table = result.test(permutations=99)
-    assert (table["low"] <= table["separation"] + 0.2).all() and (table["low"] < table["high"]).all()
+    assert (table["low"] <= table["effect"] + 0.2).all() and (table["low"] < table["high"]).all()
     turned = {topic: texts[::-1] for topic, texts in reversed(SIX.items())}
     again = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), turned).test(permutations=99)
-    for column in ("separation", "low", "high", "p", "q", "p_max"):
+    for column in ("effect", "low", "high", "p", "q", "p_max"):
         assert table[column].tolist() == pytest.approx(again[column].tolist(), abs=1e-4), column
 
 
@@ -294,7 +294,7 @@ def test_an_interval_within_templates_covers_the_separation_however_alike_templa
         .iloc[0]
         for _ in range(60)
     ]
-    truth = np.mean([table["separation"] for table in tables])  # the estimate has no bias
+    truth = np.mean([table["effect"] for table in tables])  # the estimate has no bias
     covered = sum(table["low"] <= truth <= table["high"] for table in tables)
     assert covered >= 51  # of 60: an interval of 95 % holds it in 57, and in fewer than 51 in one of 300 such tests
 
@@ -310,14 +310,15 @@ def test_a_head_that_gives_nothing_is_no_finding_and_no_maximum(value, basis):
     if value != value and basis == "pca":
         pytest.skip("principal directions of NaN are refused by torch itself")
     table, expected = (each.test(permutations=99, basis=basis) for each in (pruned, rest))
-    assert table.loc[1, ["separation", "p", "q", "p_max"]].isna().all()
-    for column in ("separation", "low", "high", "p", "q", "p_max"):
+    assert table.loc[1, ["effect", "p", "q", "p_max"]].isna().all()
+    for column in ("effect", "low", "high", "p", "q", "p_max"):
         assert table[column].drop(1).tolist() == pytest.approx(expected[column].tolist()), column
     assert expected["q"][1] < 0.05
     held = pruned.held_out(k=5, basis=basis)
     assert held["head"].tolist()[-1] == "H1" and held["rank_held_out"].isna().tolist() == [False] * 4 + [True]
     assert held["rank_held_out"][0] == 0
-    assert all(trace.text is None or trace.text[0][1] == "" for trace in pruned.figure().data)
+    assert pruned.figure_test(table).data[0].text[0][1] == ""
+    assert pruned.figure().data[0].z[0][1] is None
 
 
 def test_what_was_chosen_on_one_half_is_told_on_the_other():
@@ -330,9 +331,11 @@ def test_what_was_chosen_on_one_half_is_told_on_the_other():
     groups = [str(i % 4) for i in range(60)]
     whole = planted(5, 1.0).held_out(groups=groups, basis="pca")
     assert whole["prompts_chosen"][0] == 30 and whole["prompts_held_out"][0] == 30
-    with pytest.raises(ValueError, match="a part of the prompts would have 0 of a topic"):
+    with pytest.raises(ValueError, match="parts of the prompts must have two of every topic or more; got 0"):
         planted(5, 1.0).held_out(fraction=0.02)
-    with pytest.raises(ValueError, match="prompts to choose on, 0 to 1"):
+    with pytest.raises(
+        ValueError, match=r"fraction must be between 0 and 1, the share of the prompts to choose on; got 1\.5"
+    ):
         planted(5, 1.0).held_out(fraction=1.5)
 
 
@@ -352,37 +355,56 @@ def test_shards_merge_to_one_run():
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
-    with pytest.raises(ValueError, match=r"\(of=...\) is one of head, head_out, attn_out.*'heads' came"):
-        lp.HeadTopicSimilarity(of="heads")
-    with pytest.raises(ValueError, match="is mean, last or a position; 'max' came"):
+    with pytest.raises(ValueError, match=r"component=...\) must be 'head', 'head_out', 'attn_out'.*; got 'heads'"):
+        lp.HeadTopicSimilarity(component="heads")
+    with pytest.raises(ValueError, match="must be 'mean' or 'last' or a whole number; got 'max'"):
         lp.HeadTopicSimilarity(pool="max")
     plain = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), ["One text.", "Another text."])
-    with pytest.raises(ValueError, match="prompts have fewer than two: pass them as"):
+    with pytest.raises(ValueError, match="prompts must have two topics or more to compare; got 1: pass them as"):
         plain.separation()
     topics = lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), TOPICS)
-    with pytest.raises(ValueError, match="metric is one of cosine, scaled, distance; 'dot' came"):
+    with pytest.raises(ValueError, match="metric must be one of cosine, scaled, distance; got 'dot'"):
         topics.separation(metric="dot")
-    with pytest.raises(ValueError, match="basis is one of own, pca; 'ica' came"):
+    with pytest.raises(ValueError, match="basis must be one of own, pca; got 'ica'"):
         topics.separation(basis="ica")
 
 
-def test_the_grid_marks_what_is_found_and_topics_are_named():
+def test_the_figure_draws_the_separation_around_zero_and_runs_no_test(monkeypatch):
+    monkeypatch.setattr(lp.HeadTopicSimilarityResult, "test", lambda *args, **options: pytest.fail("a test ran"))
     result = planted(3, 1.0)
     (grid,) = result.figure().data
-    assert [row.count("*") for row in grid.text] == [1] and grid.text[0][2] == "*"
+    assert [list(row) for row in grid.z] == result.separation().tolist() and grid.text is None
+    assert grid.zmax == -grid.zmin == pytest.approx(float(result.separation().abs().max()))
     (table,) = result.figure_topics(0, 2).data
     assert [list(row) for row in table.z] == result.topic_similarity()[0, 2].tolist()
     hostile = of_vectors(torch.randn(1, 1, 4, 3), ["<script>a", "<script>a", "</b>", "</b>"])
     assert "<script" not in str(hostile.figure_topics(0).to_json())
 
 
-def test_a_head_to_which_a_topic_is_less_alike_has_no_star(monkeypatch):
+def test_the_table_of_a_test_draws_itself_and_marks_what_is_found():
+    result = planted(3, 1.0)
+    table = result.test(permutations=99)
+    (grid,) = result.figure_test(table).data
+    assert list(grid.z[0]) == table["effect"].tolist() and list(grid.text[0]) == ["", "", "*", ""]
+
+
+def test_a_head_to_which_a_topic_is_less_alike_has_no_star():
     result = planted(0, 3.0)
-    table = result.test(permutations=19).assign(q=0.001, separation=[0.2, -0.2, 0.3, -0.1])
-    monkeypatch.setattr(lp.HeadTopicSimilarityResult, "test", lambda *args, **options: table)
-    figure = result.figure()
+    table = result.test(permutations=19).assign(q=0.001, effect=[0.2, -0.2, 0.3, -0.1])
+    figure = result.figure_test(table)
     assert "q &lt; 0.05 (2 of 4)" in figure.layout.title.text
     assert list(figure.data[0].text[0]) == ["*", "", "*", ""]
+
+
+def test_the_null_mean_is_what_templates_alone_give():
+    # A prompt has one prompt fewer of its template in its own topic: without any topic, the separation is below 0.
+    random = torch.Generator().manual_seed(0)
+    topics, templates = ["ab"[i // 20] for i in range(40)], [str(i % 4) for i in range(40)]
+    of_template = 3 * torch.randn(4, 8, generator=random)[torch.arange(40) % 4]
+    result = of_vectors((of_template + torch.randn(40, 8, generator=random))[None, None], topics)
+    table = result.test(permutations=199, groups=templates)
+    assert table["null_mean"][0] < -0.01 and abs(table["effect"][0] - table["null_mean"][0]) < 0.02
+    assert abs(result.test(permutations=199)["null_mean"][0]) < abs(table["null_mean"][0])
 
 
 def test_prompts_stand_by_topic_with_borders_between():

@@ -247,7 +247,9 @@ def test_keys_or_values_of_nan_are_not_tied():
             lp.TiedKeyValue().run(_spoilt_kv(which), list(PROMPTS), progress=False)
 
 
-@pytest.mark.parametrize("asked", [lp.AttentionPair(-1, [1, 2]), lp.HeadTopicSimilarity(of="head_out")], ids=repr)
+@pytest.mark.parametrize(
+    "asked", [lp.AttentionPair(-1, [1, 2]), lp.HeadTopicSimilarity(component="head_out")], ids=repr
+)
 def test_what_heads_write_names_the_layer_of_nan(asked):
     model = spoilt("gpt2", "blocks.2.attn.o.weight", 3, 5)
     with pytest.raises(ValueError, match=r"activation 'blocks\.2\.hook_resid_mid' holds values that are not finite"):

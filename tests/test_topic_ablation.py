@@ -9,9 +9,9 @@ from scipy import stats
 
 import lens_probes as lp
 from lens_probes.examples import tiny
-from lens_probes.experiments.topic_ablation import _random_like
+from lens_probes.experiments.topic_ablation import random_like
 from lens_probes.model import ModelView
-from lens_probes.model.ablation import Ablation
+from lens_probes.model.ablation import Silencing
 from lens_probes.reading import prompt_loss
 from lens_probes.testing import TOPICS, check_experiment
 from lens_probes.text.prompts import tokenize
@@ -19,21 +19,21 @@ from lens_probes.text.prompts import tokenize
 TEXTS = [text for texts in TOPICS.values() for text in texts]
 
 
-def of_losses(loss, silenced, random, topics):
+def of_losses(loss, ablated, random, topics):
     """A result of given losses, `[prompt]`, `[topic prompt]` and `[topic draw prompt]`."""
     n = len(topics)
     names = tuple(dict.fromkeys(topics))
     zeros = torch.zeros(len(names), 1, dtype=torch.int64)
     return lp.TopicAblationResult(
-        of="neuron",
-        silenced_by="zero",
+        component="neuron",
+        ablation="zero",
         topic=names,
         prompt=lp.PromptTable(
             torch.arange(n), tuple(f"p{i}" for i in range(n)), tuple(topics), torch.full((n,), 5), (".",) * n
         ),
         layer=("0",),
         loss=torch.tensor(loss),
-        silenced=torch.tensor(silenced),
+        ablated=torch.tensor(ablated),
         random=torch.tensor(random),
         chosen_layer=zeros,
         chosen_unit=zeros,
@@ -41,10 +41,10 @@ def of_losses(loss, silenced, random, topics):
     )
 
 
-@pytest.mark.parametrize("of", ["head", "neuron"])
-@pytest.mark.parametrize("silenced_by", ["mean", "zero"])
-def test_it_keeps_the_contract(of, silenced_by):
-    check_experiment(lp.TopicAblation(of=of, k=2, silenced_by=silenced_by, draws=3), prompts=TOPICS)
+@pytest.mark.parametrize("component", ["head", "neuron"])
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_it_keeps_the_contract(component, ablation):
+    check_experiment(lp.TopicAblation(component=component, k=2, ablation=ablation, draws=3), prompts=TOPICS)
 
 
 def test_the_loss_is_the_models_own_whatever_the_batch(decoder):
@@ -85,33 +85,33 @@ def test_a_loss_that_is_not_finite_is_refused_and_the_prompt_named(value):
         prompt_loss(view, tokens, {name: broken})
 
 
-def test_silencing_is_taking_out_what_the_units_write(decoder):
+def test_ablating_is_taking_out_what_the_units_write(decoder):
     model = decoder.build()
     view = ModelView(model)
     ids, mask = torch.arange(5, 15)[None], torch.ones(1, 10, dtype=torch.bool)
-    silence = Ablation(view, [0, 2], "head", torch.zeros(2, 4, view.W_O(0).shape[1]))
-    edits = silence(torch.tensor([4 + 1, 4 + 3]))  # heads 1 and 3 of the second of these layers, layer 2
+    ablate = Silencing(view, [0, 2], "head", torch.zeros(2, 4, view.W_O(0).shape[1]))
+    edits = ablate(torch.tensor([4 + 1, 4 + 3]))  # heads 1 and 3 of the second of these layers, layer 2
     assert list(edits) == [view.hook_z(2)]
     with torch.no_grad():
         before = model.run_with_cache(ids)[1]
         hooks = [(view.hook_z(2), lambda x, hook: edits[view.hook_z(2)](x))]
-        silenced = model.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits")
-    torch.testing.assert_close(view.logits(ids, mask, edits), silenced)
+        ablated = model.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits")
+    torch.testing.assert_close(view.logits(ids, mask, edits), ablated)
     z = before[view.hook_z(2)].clone()
     changed = edits[view.hook_z(2)](z)
     assert (changed[:, :, [1, 3]] == 0).all() and (changed[:, :, [0, 2]] == z[:, :, [0, 2]]).all()
-    assert (silenced - view.logits(ids, mask)).abs().max() > 0.01
+    assert (ablated - view.logits(ids, mask)).abs().max() > 0.01
     head_means = torch.arange(2 * 4 * z.shape[-1]).float().view(2, 4, -1)
-    to_mean = Ablation(view, [0, 2], "head", head_means)(torch.tensor([4 + 1]))[view.hook_z(2)](z)
+    to_mean = Silencing(view, [0, 2], "head", head_means)(torch.tensor([4 + 1]))[view.hook_z(2)](z)
     assert (to_mean[:, :, 1] == head_means[1, 1]).all() and (to_mean[:, :, 0] == z[:, :, 0]).all()
     mean = torch.arange(24.0).view(2, 12, 1)
-    set_to = Ablation(view, [0, 1], "neuron", mean)(torch.tensor([3, 14]))
+    set_to = Silencing(view, [0, 1], "neuron", mean)(torch.tensor([3, 14]))
     assert set_to[view.hook_neurons(1)](torch.zeros(1, 2, 12))[0, 0].tolist() == [0, 0, 14] + [0] * 9
 
 
 def test_random_units_are_as_many_of_the_same_layers():
     places = torch.tensor([1, 3, 17, 25, 26, 27])  # layers 0 (two), 1 (one) and 2 (three) of ten units each
-    drawn = _random_like(places, 10, np.random.default_rng(0))
+    drawn = random_like(places, 10, np.random.default_rng(0))
     assert (drawn // 10).tolist() == [0, 0, 1, 2, 2, 2] and len(drawn.unique()) == 6
 
 
@@ -124,11 +124,11 @@ def test_tables_by_hand():
         ["a", "a", "b", "b"],
     )
     table = result.damage().set_index(["topic", "other_topic"])
-    assert table.loc[("a", "a"), ["damage", "random", "excess"]].tolist() == [2.0, 0.5, 1.5]
-    assert table.loc[("a", "b"), ["damage", "random", "excess"]].tolist() == [1.0, 0.5, 0.5]
+    assert table.loc[("a", "a"), ["damage", "random", "effect"]].tolist() == [2.0, 0.5, 1.5]
+    assert table.loc[("a", "b"), ["damage", "random", "effect"]].tolist() == [1.0, 0.5, 0.5]
     assert table["p"].tolist() == pytest.approx([1 / 3, 1.0, 2 / 3, 1.0])  # b + 1 over 3
     assert table["q"].tolist() == pytest.approx([1.0] * 4)  # 1/3 of four: 4/3; the second of four, 2/3: 4/3
-    broken = replace(result, silenced=torch.tensor([[3.0, float("nan"), 3.0, 3.0], [1.0, 1.0, 2.0, 2.0]]))
+    broken = replace(result, ablated=torch.tensor([[3.0, float("nan"), 3.0, 3.0], [1.0, 1.0, 2.0, 2.0]]))
     missing = broken.damage().set_index(["topic", "other_topic"])
     assert missing.loc[("a", "a"), ["damage", "p", "q"]].isna().all()
     assert missing["p"].tolist()[1:] == table["p"].tolist()[1:]
@@ -136,7 +136,7 @@ def test_tables_by_hand():
     assert broken.specificity()["p"].isna().tolist() == broken.specificity()["q"].isna().tolist() == [True, False]
     assert table["low"].isna().all()  # two prompts a topic have no interval
     specific = result.specificity().set_index("topic")
-    assert specific["specificity"].tolist() == [1.0, 0.0] and specific["p"].tolist() == pytest.approx([1 / 3, 1.0])
+    assert specific["effect"].tolist() == [1.0, 0.0] and specific["p"].tolist() == pytest.approx([1 / 3, 1.0])
     assert "random units" in result.damage().attrs["null"]
     (grid,) = result.figure().data
     assert [list(row) for row in grid.z] == [[1.5, 0.5], [-0.5, -0.5]]
@@ -145,9 +145,25 @@ def test_tables_by_hand():
     assert [list(row) for row in many.figure().data[0].text] == [["1.50*", "0.50"], ["-0.50", "-0.50"]]
 
 
+def test_the_interval_of_specificity_resamples_prompts_within_topics():
+    # Only topic a's prompts vary, and b's damage is 0.5 throughout: the interval is that of a's mean, less 0.5.
+    rise = np.random.default_rng(0).normal(1, 1, 8).astype(np.float32)
+    none = np.zeros(16, dtype=np.float32)
+    ablated = np.stack([np.concatenate([rise, np.full(8, 0.5, dtype=np.float32)]), none])
+    result = of_losses(none, ablated, np.zeros((2, 3, 16), dtype=np.float32), ["a"] * 8 + ["b"] * 8)
+    row = result.specificity().iloc[0]
+    order = np.argsort([f"p{i}" for i in range(8)])
+    drawn = lp.inference.resamples_within(np.repeat([0, 1], 8))[:, :8] @ rise[order] / 8 - 0.5
+    assert row["effect"] == pytest.approx(rise.mean() - 0.5, abs=1e-6)
+    low, high = lp.inference.bounds(drawn[:, None], 8, degrees=14)[:, 0]
+    assert [row["low"], row["high"]] == pytest.approx([low, high], abs=1e-5)
+    few = of_losses(none[4:], ablated[:, 4:], np.zeros((2, 3, 12), dtype=np.float32), ["a"] * 4 + ["b"] * 8)
+    assert few.specificity()["low"].isna().all()  # four prompts of a topic
+
+
 def test_a_neuron_that_carries_a_topic_is_chosen_and_needed():
     model = tiny.bridge("gpt2")
-    topics = {"low": [[0, 5, 9, 6, 9, 7, 9]] * 8, "high": [[0, 300, 8, 301, 8, 302, 8]] * 8}
+    topics = {"low": [[0, 5, 9, 6, 9, 7, 9]] * 10, "high": [[0, 300, 8, 301, 8, 302, 8]] * 10}
     topics = {name: [[*ids, 20 + i] for i, ids in enumerate(some)] for name, some in topics.items()}
     view = ModelView(model)
     with torch.no_grad():
@@ -158,22 +174,26 @@ def test_a_neuron_that_carries_a_topic_is_chosen_and_needed():
         mlp.c_fc.weight[:, 7] = 20 * direction
         mlp.c_proj.weight[7] = 3 * torch.nn.functional.normalize(view.W_E[8], dim=0)
     prompts = [lp.Prompt(ids=tuple(ids), topic=name) for name, some in topics.items() for ids in some]
-    result = lp.TopicAblation(k=1, draws=20, silenced_by="zero").run(model, prompts, progress=False)
+    result = lp.TopicAblation(k=1, draws=20, ablation="zero").run(model, prompts, progress=False)
     chosen = result.chosen().set_index("topic")
     assert chosen.loc["high", ["layer", "unit"]].tolist() == ["1", "N7"]
     specific = result.specificity().set_index("topic").loc["high"]
-    assert specific["specificity"] > specific["random_high"] and specific["p"] == pytest.approx(1 / 21)
+    assert specific["effect"] > specific["random_high"] and specific["p"] == pytest.approx(1 / 21)
     assert specific["low"] > 0
 
 
 def test_the_order_of_topics_and_prompts_changes_nothing():
     model = tiny.bridge("llama")
-    whole = lp.TopicAblation(k=2, draws=3).run(model, TOPICS, progress=False)
-    turned = {topic: texts[::-1] for topic, texts in reversed(TOPICS.items())}
+    ten = {
+        topic: [*texts, *(f"Then {text}" for text in texts), f"So {topic}.", f"The {topic}."]
+        for topic, texts in TOPICS.items()
+    }
+    whole = lp.TopicAblation(k=2, draws=3).run(model, ten, progress=False)
+    turned = {topic: texts[::-1] for topic, texts in reversed(ten.items())}
     again = lp.TopicAblation(k=2, draws=3).run(model, turned, progress=False)
     assert set(whole.prompt.text) == set(again.prompt.text)
     tables = [each.specificity().set_index("topic").sort_index() for each in (whole, again)]
-    for column in ("specificity", "low", "high", "random", "p"):
+    for column in ("effect", "low", "high", "random", "p"):
         assert tables[0][column].tolist() == pytest.approx(tables[1][column].tolist(), abs=1e-5), column
 
 
@@ -202,14 +222,19 @@ def test_an_interrupt_leaves_the_draws_done_so_far(monkeypatch):
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
-    with pytest.raises(ValueError, match="is head or neuron and silenced_by is mean or zero; 'block' and 'mean' came"):
-        lp.TopicAblation(of="block")
-    with pytest.raises(ValueError, match="are 1 or more; 0 and 20 came"):
-        lp.TopicAblation(k=0)
-    with pytest.raises(ValueError, match="statistic is one of mean, std"):
+    with pytest.raises(ValueError, match=r"component=...\) must be 'head' or 'neuron'; got 'block'"):
+        lp.TopicAblation(component="block")
+    with pytest.raises(ValueError, match=r"ablation=...\) must be 'mean' or 'zero'; got 'none'"):
+        lp.TopicAblation(ablation="none")
+    for name in ("k", "draws"):
+        with pytest.raises(ValueError, match=rf"{name}=...\) must be a whole number, 1 or more; got 0"):
+            lp.TopicAblation(**{name: 0})
+    with pytest.raises(ValueError, match=r"fraction=...\) must be a number between 0 and 1; got 1.5"):
+        lp.TopicAblation(fraction=1.5)
+    with pytest.raises(ValueError, match=r"statistic=...\) must be 'mean', 'std'.*; got 'max'"):
         lp.TopicAblation(statistic="max")
-    with pytest.raises(ValueError, match="k=13 units a topic were asked for and there are 12 heads"):
-        lp.TopicAblation(of="head", k=13).run(tiny.bridge("gpt2"), TOPICS)
+    with pytest.raises(ValueError, match=r"k=...\) must be at most the 12 heads of these layers; got 13"):
+        lp.TopicAblation(component="head", k=13).run(tiny.bridge("gpt2"), TOPICS)
     with pytest.raises(ValueError, match="predicts masked tokens, and the next token's loss is asked"):
         lp.TopicAblation().run(tiny.bridge("bert"), TOPICS)
     view = ModelView(tiny.bridge("gpt2"))

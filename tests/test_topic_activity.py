@@ -1,6 +1,5 @@
 """TopicActivity: its numbers by hand and far from zero, planted units found, what groups take away, pictures."""
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +9,9 @@ from scipy import stats
 
 import lens_probes as lp
 from lens_probes.examples import tiny
+from lens_probes.maths.topic_effects import contrast, selectivity, standardised
 from lens_probes.model import ModelView
-from lens_probes.probes.topic_activity import activity, contrast, selectivity, standardised
+from lens_probes.probes.topic_activity import activity
 from lens_probes.testing import TOPICS, assert_same, check_probe
 
 
@@ -23,7 +23,7 @@ def of_values(values, topics, last_text=None):
     text = tuple(f"prompt {i}" for i in range(n))
     sums = torch.einsum("tp,lpu->ltu", members, values.double())
     return lp.TopicActivityResult(
-        of="head",
+        component="head",
         pool="mean",
         layer=tuple(map(str, range(n_layers))),
         unit=tuple(f"H{i}" for i in range(n_units)),
@@ -61,10 +61,10 @@ def few_resamples(monkeypatch):
     "probe",
     [
         lp.TopicActivity(),
-        lp.TopicActivity(of="neuron", layers=[1]),
-        lp.TopicActivity(of="mlp_out", pool="last"),
-        lp.TopicActivity(of="attn_out", keep_rows=False),
-        lp.TopicActivity(of="embed", pool=1),
+        lp.TopicActivity(component="neuron", layers=[1]),
+        lp.TopicActivity(component="mlp_out", pool="last"),
+        lp.TopicActivity(component="attn_out", keep_rows=False),
+        lp.TopicActivity(component="embed", pool=1),
     ],
     ids=repr,
 )
@@ -110,7 +110,7 @@ def test_prompts_and_topics_agree_with_numpy_on_every_class(decoder):
 @pytest.mark.parametrize("keep_rows", [True, False])
 def test_a_deviation_of_one_around_a_thousand_is_one(keep_rows):
     around = 1000 + torch.randn(4, 4000, 1, generator=torch.Generator().manual_seed(0))
-    probe = lp.TopicActivity(of="neuron", layers=[0], keep_rows=keep_rows)
+    probe = lp.TopicActivity(component="neuron", layers=[0], keep_rows=keep_rows)
     merged = lp.TopicActivityResult.merge([probe.measure(reading_of(values)) for values in around])
     assert float(merged.topic_std) == pytest.approx(float(around.double().std(unbiased=False)), abs=1e-3)
     assert float(merged.topic_mean) == pytest.approx(1000, abs=0.1)
@@ -133,12 +133,13 @@ def reading_of(values):
         topic=("t",) * n,
     )
     view = ModelView(tiny.bridge("gpt2"))
-    return lp.Reading(view, tokens, {view.hook_neurons(0): values[None]}, torch.ones(1, n, dtype=torch.bool))
+    hook = view.hook_neurons(0)
+    return lp.Reading(view, tokens, {hook: values[None]}, torch.ones(1, n, dtype=torch.bool), {"0": hook})
 
 
 def test_embeddings_are_those_of_the_words_alone(raw):
     model = raw.build()
-    result = lp.TopicActivity(of="embed").run(model, TOPICS)
+    result = lp.TopicActivity(component="embed").run(model, TOPICS)
     tokens = lp.RankShift(at="resid_post").run(model, TOPICS).token
     counted = (tokens.prompt == 0) & ~tokens.special
     rows = lp.ModelView(model).W_E[tokens.id[counted]]
@@ -160,24 +161,26 @@ def test_effects_by_hand():
 
 
 @pytest.mark.usefixtures("few_resamples")
-def test_a_unit_that_lights_up_by_one_and_a_half_deviations_is_found():
+def test_a_unit_that_is_more_active_by_one_and_a_half_deviations_is_found():
     found = 0
     for seed in range(100):
-        first = planted(seed, 1.5).lit("b", 1, statistic="mean", permutations=99, seed=seed).iloc[0]
+        first = planted(seed, 1.5).most_active("b", 1, statistic="mean", permutations=99, seed=seed).iloc[0]
         found += (first["layer"], first["unit"]) == ("1", "H2") and first["p_max"] < 0.05
     assert found >= 95
-    dark = planted(0, -2.0).dark("b", 1, statistic="mean", permutations=99).iloc[0]
-    assert (dark["layer"], dark["unit"]) == ("1", "H2") and dark["effect"] < -1
+    least = planted(0, -2.0).least_active("b", 1, statistic="mean", permutations=99).iloc[0]
+    assert (least["layer"], least["unit"]) == ("1", "H2") and least["effect"] < -1
 
 
 @pytest.mark.usefixtures("few_resamples")
 def test_without_it_the_largest_unit_is_found_as_often_as_chance_allows():
-    lit = shared = 0
+    contrasted = shared = 0
     for seed in range(1000, 1200):
         result = planted(seed, 0.0)
-        lit += bool((result.lit("b", 12, statistic="mean", permutations=99, seed=seed)["p_max"] < 0.05).any())
+        contrasted += bool(
+            (result.most_active("b", 12, statistic="mean", permutations=99, seed=seed)["p_max"] < 0.05).any()
+        )
         shared += bool((result.selectivity(statistic="mean", permutations=99, seed=seed)["p_max"] < 0.05).any())
-    assert lit <= 18 and shared <= 18
+    assert contrasted <= 18 and shared <= 18
 
 
 def test_chance_gives_no_selectivity_in_a_resample_either():
@@ -223,7 +226,7 @@ def test_q_is_the_false_discovery_rate_over_units_and_a_unit_without_a_value_has
     rest = [unit for unit in range(12) if unit != 4]
     for ask in (
         lambda each: each.selectivity(statistic="mean", permutations=99),
-        lambda each: each.lit("b", 12, statistic="mean", permutations=99).sort_values(["layer", "unit"]),
+        lambda each: each.most_active("b", 12, statistic="mean", permutations=99).sort_values(["layer", "unit"]),
     ):
         whole, table = (ask(each).reset_index(drop=True) for each in (result, broken))
         assert whole["q"].tolist() == stats.false_discovery_control(whole["p"]).tolist()
@@ -245,14 +248,14 @@ def test_what_the_last_token_explains_is_no_topic_within_last_tokens():
     assert within["p"][0] > 0.05 and within["effect"][0] < 0.2
     twice = [*result.prompt.text[:39], result.prompt.text[37]]
     repeated = replace(result, prompt=replace(result.prompt, text=tuple(twice)))
-    with pytest.raises(ValueError, match="the prompt 'prompt 37' is there more than once"):
+    with pytest.raises(ValueError, match="each prompt must be given once; got 'prompt 37' several times"):
         repeated.selectivity()
 
 
 def test_many_units_are_judged_in_parts_like_few(monkeypatch):
     result = planted(0, 2.0)
     whole = result.selectivity(statistic="mean", permutations=49)
-    monkeypatch.setattr(sys.modules[lp.TopicActivity.__module__], "UNITS_AT_ONCE", 5)
+    monkeypatch.setattr("lens_probes.result.topics.UNITS_AT_ONCE", 5)
     parts = result.selectivity(statistic="mean", permutations=49, progress=False)
     for column in ("effect", "low", "high", "p", "p_max"):
         assert parts[column].tolist() == pytest.approx(whole[column].tolist(), abs=1e-6)
@@ -261,7 +264,7 @@ def test_many_units_are_judged_in_parts_like_few(monkeypatch):
 def test_an_untrained_model_has_the_same_shape_and_is_seeded():
     model = tiny.bridge("gpt2", processed=True)
     first, again, other = (lp.untrained(model, seed=seed) for seed in (0, 0, 1))
-    results = [lp.TopicActivity(of="neuron").run(each, TOPICS) for each in (first, again, other, model)]
+    results = [lp.TopicActivity(component="neuron").run(each, TOPICS) for each in (first, again, other, model)]
     assert_same(results[0], results[1], "the same seed")
     assert results[0].mean.shape == results[3].mean.shape
     assert not torch.allclose(results[0].mean, results[2].mean, atol=1e-3)
@@ -278,22 +281,24 @@ def test_an_untrained_model_has_the_same_shape_and_is_seeded():
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
-    with pytest.raises(ValueError, match=r"\(of=...\) is one of head, attn_out, mlp_out, neuron, embed; 'mlp' came"):
-        lp.TopicActivity(of="mlp")
-    with pytest.raises(ValueError, match=r"TopicActivity\(pool=...\) is mean, last or a position; 'max' came"):
+    with pytest.raises(ValueError, match=r"component=...\) must be 'head', .*'neuron' or 'embed'; got 'mlp'"):
+        lp.TopicActivity(component="mlp")
+    with pytest.raises(
+        ValueError, match=r"TopicActivity\(pool=...\) must be 'mean' or 'last' or a whole number; got 'max'"
+    ):
         lp.TopicActivity(pool="max")
-    with pytest.raises(ValueError, match=r"embeddings have no layers, and layers=\[1\] came"):
-        lp.TopicActivity(of="embed", layers=[1])
+    with pytest.raises(ValueError, match=r"must be left out for component='embed', which has no layers; got \[1\]"):
+        lp.TopicActivity(component="embed", layers=[1])
     result = planted(0, 1.0)
-    with pytest.raises(ValueError, match="topic 'd' was asked for and there are 'a', 'b', 'c'"):
-        result.lit("d")
-    with pytest.raises(ValueError, match="statistic is one of mean, std, rms, positive, mean_abs; 'max' came"):
+    with pytest.raises(ValueError, match="topic must be one of 'a', 'b', 'c'; got 'd'"):
+        result.most_active("d")
+    with pytest.raises(ValueError, match="statistic must be one of mean, std, rms, positive, mean_abs; got 'max'"):
         result.selectivity(statistic="max")
     sums = lp.TopicActivity(keep_rows=False).run(tiny.bridge("gpt2"), TOPICS)
-    for ask in (sums.selectivity, lambda: sums.lit("food"), sums.contrast, lambda: sums.rms):
+    for ask in (sums.selectivity, lambda: sums.most_active("food"), sums.contrast, lambda: sums.rms):
         with pytest.raises(ValueError, match=r"run TopicActivity\(keep_rows=True\)"):
             ask()
-    with pytest.raises(ValueError, match="prompts have fewer than two: pass them as"):
+    with pytest.raises(ValueError, match="prompts must have two topics or more to compare; got 1: pass them as"):
         lp.TopicActivity().run(tiny.bridge("gpt2"), ["One text.", "Another one."]).selectivity()
 
 
@@ -308,12 +313,39 @@ def test_every_topic_has_its_grid_on_one_scale():
     assert [note.text for note in figure.layout.annotations][:3] == ["a", "b", "c"]
 
 
+def test_the_table_of_a_test_draws_itself_and_of_many_units_those_with_the_smallest_q():
+    result = planted(0, 3.0)
+    table = result.selectivity(statistic="mean", permutations=499)
+    (grid,) = result.figure_test(table).data
+    assert [value for row in grid.z for value in row] == table["effect"].tolist()
+    assert [list(row) for row in grid.text] == [[""] * 6, ["", "", "*", "", "", ""]]
+    (part,) = result.figure_test(result.most_active("b", 1, statistic="mean", permutations=499)).data
+    assert list(part.x) == ["H2"] and part.z[0][0] is None and part.text[1][0] == "*"
+    wide = planted(0, 3.0, units=60)
+    table = wide.most_active("b", 120, statistic="mean", permutations=99)
+    figure = wide.figure_test(table)
+    assert "H2" in figure.data[0].x and len(figure.data[0].x) <= 40
+    assert "contrast of mean for &#x27;b&#x27;" in figure.layout.title.text.lower()
+    with pytest.raises(ValueError, match="got no column 'layer': pass what a test returned"):
+        wide.figure_test(table.drop(columns="layer"))
+    with pytest.raises(ValueError, match="got several rows per cell: pass what a test returned"):
+        wide.figure_test(table.iloc[[0, 0]])
+
+
+def test_a_table_without_a_name_is_of_what_the_run_has():
+    rows, sums = (lp.TopicActivity(keep_rows=keep).run(tiny.bridge("gpt2"), TOPICS) for keep in (True, False))
+    assert {"prompt", "mean", "std", "rms", "positive", "mean_abs"} <= set(rows.to_frame())
+    assert {"topic", "topic_mean", "topic_rms"} <= set(sums.to_frame())
+
+
 def test_more_neurons_than_can_be_drawn_stand_from_the_highest_to_the_lowest():
-    result = lp.TopicActivity(of="neuron").run(tiny.bridge("llama"), TOPICS)
+    result = lp.TopicActivity(component="neuron").run(tiny.bridge("llama"), TOPICS)
     grid = result.figure().data[0]
     values = result.contrast()[1, 0]
     assert len(grid.z[1]) == 21 and list(grid.z[1]) == sorted(grid.z[1], reverse=True)
     assert grid.z[1][0] == float(values.max()) and grid.z[1][-1] == float(values.min())
-    blocks = lp.TopicActivity(of="mlp_out").run(tiny.bridge("llama"), {"<b>": ["a b", "c d"], "x y": ["e f", "g h"]})
+    blocks = lp.TopicActivity(component="mlp_out").run(
+        tiny.bridge("llama"), {"<b>": ["a b", "c d"], "x y": ["e f", "g h"]}
+    )
     figure = blocks.figure()
     assert list(figure.layout.yaxis.ticktext) == ["&lt;b&gt;", "x y"]

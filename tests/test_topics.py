@@ -82,7 +82,7 @@ def test_without_groups_topics_move_among_prompts():
 
 def test_a_group_of_one_topic_cannot_be_permuted_and_several_topics_in_one_group_can():
     topic = np.array([0, 0, 1, 1, 0, 1])
-    with pytest.raises(ValueError, match="every group has prompts of one topic only: nothing can be permuted"):
+    with pytest.raises(ValueError, match="must have prompts of several topics; got one topic per group"):
         next(TopicOrder(np.arange(6), topic, topic, 2).permutations(9, seed=0))
     some = np.array([0, 0, 1, 1, 2, 2])
     moved = labels_of(next(TopicOrder(np.arange(6), topic, some, 2).permutations(9, seed=0)))
@@ -143,7 +143,7 @@ def test_topics_that_have_far_fewer_prompts_in_every_group_are_refused():
     sizes = [2, 20] * 10
     topic, group = (np.repeat(own, sizes) for own in (np.tile([0, 1], 10), np.repeat(np.arange(10), 2)))
     order = TopicOrder(np.arange(len(topic)), topic, group, 2)
-    with pytest.raises(ValueError, match=r"cells have about one size; got 2\.0 to 20\.0 prompts per topic and group"):
+    with pytest.raises(ValueError, match=r"about equally many prompts per group; got 2\.0 to 20\.0 on average"):
         next(order.permutations(9, seed=0))
     without = TopicOrder(np.arange(len(topic)), topic, None, 2)
     assert next(without.permutations(9, seed=0)).shape == (9, 2, len(topic))

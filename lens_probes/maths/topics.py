@@ -1,17 +1,18 @@
-"""Prompts by topic: what is permuted, resampled, and split into halves.
+"""Prompts by topic: what is permuted, resampled, and split into two parts.
 
-Prompts are first put in an order of their own (topic, text), so what is drawn at random does not depend on how they
-came. A draw is a matrix of weights, `[topic prompt]`: how often each prompt counts in each topic.
+Prompts are first sorted by topic and text, so that random draws do not depend on the order in which prompts were given.
+A draw is a matrix of weights, `[topic prompt]`: how often each prompt counts in each topic.
 
-What a test of topics says. Prompts of a topic share words as well as a subject: "this unit tells these topics apart"
-holds for other prompts made like these, and does not say whether subject or words do it. With groups (templates),
-topics are permuted among whole cells of topic x group, within a group: a unit that answers to one topic in one template
-only is no finding, and p speaks for other templates too. Intervals resample prompts within cells: they hold for these
-topics and these templates. Without groups, everything holds for the mixture of templates that the prompts have.
+What a test of topics says. Prompts of a topic share words as well as a subject. "This unit tells these topics apart"
+holds for other prompts made like these; it does not say whether the subject or the words do it. With groups
+(templates), topics are permuted among whole cells of topic x group, within a group. A unit that responds to one topic
+in one template only is then no finding, and p holds for other templates too. Intervals resample prompts within cells:
+they hold for these topics and these templates. Without groups, everything holds for the mixture of templates that the
+prompts have.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,14 +21,33 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from lens_probes.maths import inference
+from lens_probes.messages import brief
 from lens_probes.text.prompts import PromptTable
 
 MOST_UNEQUAL = 2  # times as many prompts per cell: with 2 to 20, half of all units without an effect have p < 0.05
 DRAWS_AT_ONCE = 16  # permutations or resamples in one product
 
+Effect = Callable[[Float64[Tensor, "*draw topic prompt"]], Float[Tensor, "*draw unit"]]
+"""A number per unit, given how often each prompt counts in each topic."""
+
+Draws = Iterable[Float[Tensor, "_ topic prompt"]]
+"""Permutations or resamples, some at a time."""
+
+
+class TopicEffect(NamedTuple):
+    """An effect per unit: its value, its 95 % interval, and its values with permuted topics."""
+
+    effect: Float[np.ndarray, " unit"]
+    low: Float[np.ndarray, " unit"]
+    high: Float[np.ndarray, " unit"]
+    null: Float[np.ndarray, "permutation unit"]
+
 
 class TopicOrder(NamedTuple):
-    """Prompts in their own order, with the numbers of their topics and of their groups."""
+    """Prompts sorted by topic and text, with the numbers of their topics and of their groups.
+
+    `order` says where each sorted prompt stands among those given.
+    """
 
     order: Int[np.ndarray, " prompt"]
     topic: Int[np.ndarray, " prompt"]
@@ -46,9 +66,9 @@ class TopicOrder(NamedTuple):
 
     @property
     def cell(self) -> Int[np.ndarray, " prompt"]:
-        """A number for every topic in every group: what is permuted whole, and resampled within.
+        """The number of each prompt's cell of topic x group, which is permuted as a whole and resampled within.
 
-        Topics count as they stand here, by name: numbered as they came, their order would change what is drawn.
+        Cells are numbered by the topics' names, so that the order in which topics were given changes no draw.
         """
         _, start, place = np.unique(self.topic, return_index=True, return_inverse=True)
         return self.group_or_one * self.n_topics + np.argsort(np.argsort(start))[place]
@@ -56,7 +76,10 @@ class TopicOrder(NamedTuple):
     def permutations(self, number: int, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
         """Topics moved at random among the cells of a group, or among prompts if there are no groups."""
         if not any(len(set(self.topic[self.group_or_one == each])) > 1 for each in set(self.group_or_one)):
-            raise ValueError("every group has prompts of one topic only: nothing can be permuted within groups")
+            raise ValueError(
+                "one group or more must have prompts of several topics; got one topic per group, and nothing can be "
+                "permuted within it: name other groups, or none"
+            )
         self._check_sizes()
         item = np.arange(len(self.topic)) if self.group is None else self.cell
         _, start, item_of = np.unique(item, return_index=True, return_inverse=True)
@@ -65,17 +88,17 @@ class TopicOrder(NamedTuple):
             yield torch.stack([one_hot(each, self.n_topics) for each in moved[first : first + DRAWS_AT_ONCE]])
 
     def _check_sizes(self) -> None:
-        """Refuse topics whose cells are always the small ones: large ones in their place make the null narrow."""
+        """Refuse topics whose cells are small in every group: large cells in their place make the null too narrow."""
         _, first, sizes = np.unique(self.cell, return_index=True, return_counts=True)
         mean = [sizes[self.topic[first] == topic].mean() for topic in np.unique(self.topic)]
         if self.group is not None and max(mean) > MOST_UNEQUAL * min(mean):
             raise ValueError(
-                f"topics are permuted within groups if their cells have about one size; got {min(mean):.1f} to "
-                f"{max(mean):.1f} prompts per topic and group on average: take as many of every topic, or no groups"
+                f"topics must have about equally many prompts per group; got {min(mean):.1f} to {max(mean):.1f} on "
+                f"average: take as many of every topic, or no groups"
             )
 
     def resamples(self, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
-        """Prompts drawn with replacement within cells; none with a topic of fewer than five, or a cell of one."""
+        """Prompts drawn with replacement within cells; nothing if a topic has fewer than five, or a cell has one."""
         if np.bincount(self.topic).min() >= inference.CLUSTERS_FOR_INTERVAL and self.sizes.min() > 1:
             times = torch.from_numpy(inference.resamples_within(self.cell, seed=seed))[:, None]
             yield from (self.members * some for some in times.split(DRAWS_AT_ONCE))
@@ -84,19 +107,46 @@ class TopicOrder(NamedTuple):
         """The 95 % interval of a statistic, from its values over resamples."""
         return inference.bounds(of_drawn, int(self.sizes.min()), degrees=int((self.sizes - 1).sum()))
 
+    def tested(
+        self,
+        effect: Effect,
+        permutations: Draws,
+        resamples: Draws,
+        *,
+        recentred: bool = False,
+    ) -> TopicEffect:
+        """An effect with its interval and its values with permuted topics."""
+        found = effect(self.members).numpy()
+        null = np.concatenate([effect(some).numpy() for some in permutations])
+        low, high = self.interval(effect, resamples, recentred=recentred)
+        return TopicEffect(found, low, high, null)
+
+    def interval(self, effect: Effect, resamples: Draws, *, recentred: bool = False) -> Float[np.ndarray, "bound unit"]:
+        """The 95 % interval of an effect; NaN without resamples.
+
+        `recentred` moves the mean of the resamples to the effect, where resampling changes the mean but not the spread.
+        """
+        found, drawn = effect(self.members).numpy(), [effect(some).numpy() for some in resamples]
+        if not drawn:
+            return np.full((2, len(found)), np.nan)
+        values = np.concatenate(drawn)
+        return self.bounds(values - values.mean(axis=0) + found if recentred else values)
+
     @property
     def sizes(self) -> Int[np.ndarray, " cell"]:
         """How many prompts each cell has."""
         return np.unique(self.cell, return_counts=True)[1]
 
     def first_part(self, fraction: float, *, seed: int) -> Bool[np.ndarray, " prompt"]:
-        """Which prompts are where something is chosen: whole groups, or the same share of every topic."""
+        """The prompts on which something is chosen: whole groups, or the same share of every topic."""
         if not 0 < fraction < 1:
-            raise ValueError(f"fraction is the share of the prompts to choose on, 0 to 1; {fraction} came")
+            raise ValueError(
+                f"fraction must be between 0 and 1, the share of the prompts to choose on; got {brief(fraction)}"
+            )
         random = np.random.default_rng(seed)
         if self.group is None:
             first = np.zeros(len(self.topic), dtype=bool)
-            for each in dict.fromkeys(self.topic.tolist()):  # by name, however topics came
+            for each in dict.fromkeys(self.topic.tolist()):  # prompts are sorted, so this is the order of the names
                 members = random.permutation(np.flatnonzero(self.topic == each))
                 first[members[: round(fraction * len(members))]] = True
         else:
@@ -105,14 +155,14 @@ class TopicOrder(NamedTuple):
         fewest = min(np.bincount(self.topic[part], minlength=self.n_topics).min() for part in (first, ~first))
         if fewest < 2:
             raise ValueError(
-                f"a part of the prompts would have {fewest} of a topic, and two are needed: give each topic more "
+                f"both parts of the prompts must have two of every topic or more; got {fewest}: give each topic more "
                 f"prompts (or more groups), or take another fraction"
             )
         return first
 
 
 def by_topic(prompts: PromptTable, topics: Sequence[str], groups: Sequence[str] | None = None) -> TopicOrder:
-    """These prompts in their own order. `groups` is a label a prompt (its template, its length) in the given order.
+    """Prompts sorted by topic and text. `groups`: one label per prompt (its template, its length), in the given order.
 
     >>> three, one = torch.arange(3), torch.ones(3, dtype=torch.int64)
     >>> table = PromptTable(three, text=("b", "a", "c"), topic=("x", "x", "y"), n_tokens=one, last_text=("b", "a", "c"))
@@ -121,15 +171,16 @@ def by_topic(prompts: PromptTable, topics: Sequence[str], groups: Sequence[str] 
     """
     if len(topics) < 2:
         raise ValueError(
-            "topics are compared and the prompts have fewer than two: pass them as {topic: [prompt, prompt, ...]}"
+            f"prompts must have two topics or more to compare; got {len(topics)}: pass them as "
+            f"{{topic: [prompt, prompt, ...]}}"
         )
     if groups is not None and len(groups) != len(prompts):
-        raise ValueError(f"groups is one label a prompt: there are {len(prompts)}, and {len(groups)} came")
+        raise ValueError(f"groups must have one label per prompt, {len(prompts)}; got {len(groups)}")
     repeated = [text for text, times in Counter(zip(prompts.text, prompts.topic, strict=True)).items() if times > 1]
     if repeated:
         raise ValueError(
-            f"the prompt {repeated[0][0]!r} is there more than once, and counted as several it would make chance look "
-            f"like a finding: give each prompt once"
+            f"each prompt must be given once; got {brief(repeated[0][0])} several times, which would make chance look "
+            f"like a finding: leave out the copies"
         )
     order = np.lexsort((np.asarray(prompts.text), np.asarray(prompts.topic)))
     group = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1][order]
@@ -141,6 +192,22 @@ def topic_numbers(prompts: PromptTable, topics: Sequence[str]) -> Int[np.ndarray
     return np.asarray([topics.index(topic) for topic in prompts.topic], dtype=np.int64)
 
 
+def members(prompts: PromptTable, topics: Sequence[str]) -> Float64[Tensor, "topic prompt"]:
+    """1 where a prompt is of a topic."""
+    return one_hot(topic_numbers(prompts, topics), len(topics))
+
+
 def one_hot(topic: Int[np.ndarray, " prompt"], n_topics: int) -> Float64[Tensor, "topic prompt"]:
     """1 where a prompt is of a topic."""
     return torch.nn.functional.one_hot(torch.from_numpy(topic), n_topics).T.double()
+
+
+def own_less_others(weights: Float[Tensor, "*draw topic prompt"]) -> Float[Tensor, "*draw topic prompt"]:
+    """Coefficients of each topic's mean less the mean of the other topics' means; NaN for a topic without prompts.
+
+    >>> own_less_others(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    tensor([[ 0.5000,  0.5000, -1.0000],
+            [-0.5000, -0.5000,  1.0000]])
+    """
+    shares = weights / weights.sum(-1, keepdim=True)
+    return shares - (shares.sum(-2, keepdim=True) - shares) / (shares.shape[-2] - 1)

@@ -1,6 +1,6 @@
-"""HeadTopicSimilarity: do prompts of one topic give a head more alike outputs than prompts of different topics?
+"""HeadTopicSimilarity: are a head's outputs more similar for prompts of one topic than for prompts of different topics?
 
-Every head (or block, or state) gives each prompt one vector x, the mean over its tokens, or that of one token:
+Every head (or block, or state) has one vector x per prompt, the mean over its tokens, or that of one token:
 
     topic_similarity[layer, head, topic, other_topic] = mean over pairs of prompts i != j of similarity(x_i, x_j)
     separation[layer, head] = mean over topics of its diagonal - mean over pairs of topics of the rest
@@ -9,22 +9,22 @@ Every head (or block, or state) gives each prompt one vector x, the mean over it
                  scaled    x . y / (largest |z|^2 of all)     -1 to 1
                  distance  1 - |x - y| / (|x| + |y|)          0 to 1, two zero vectors are alike
 
-A separation of 0 is what topics that mean nothing to a head give, whatever the similarity of all prompts (a little less
-where prompts share templates: a prompt has one template twin fewer in its own topic); `test` permutes the topics.
-Prompts of a topic also share words, length and form: give them in templates that every topic has, and name these as
+A head that does not respond to topics has a separation of 0, however similar its outputs are overall. (With templates
+it is slightly lower: a prompt has one prompt fewer of its template in its own topic.) `test` permutes the topics.
+Prompts of a topic also share words, length and form: write them in templates that every topic has, and pass these as
 `groups`.
 
 Source: the question is that of "Searching for Modularity in Large Language Models" (lesswrong.com, 2022), whose readers
 asked for single heads, for a similarity under which two near-zero vectors are alike, and for an orthogonal basis.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
@@ -42,42 +42,64 @@ from lens_probes.maths.similarity import (
     pairwise,
     separation,
 )
-from lens_probes.maths.topics import by_topic, one_hot, topic_numbers
+from lens_probes.maths.topics import members
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, measured, summed
+from lens_probes.result import Quantity, TopicResult, derived, measured, summed
+from lens_probes.result.topics import PERMUTED
 from lens_probes.settings import Layers
-from lens_probes.text.prompts import PromptTable, check_pool, pooling, prompt_table
+from lens_probes.text.prompts import Pool, pooled, pooling, prompt_table
 
-Of = Literal["head", "head_out", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"]
+Component = Literal["head", "head_out", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"]
 Basis = Literal["own", "pca"]
 
-PROMPTS_PER_DIRECTION = 10  # with as many directions as prompts every pair looks alike
-NULL = "a prompt's vector does not depend on its topic; topics permuted among prompts, or among cells within a group"
+PROMPTS_PER_DIRECTION = 10  # with as many directions as prompts, every pair looks alike
+NULL = f"a prompt's vector does not depend on its topic; {PERMUTED}"
+SEPARATION = {  # the quantity by metric
+    "cosine": Quantity("separation of topics", "cosine", low=-2, high=2),
+    "scaled": Quantity("separation of topics", "scaled product", low=-2, high=2),
+    "distance": Quantity("separation of topics", "distance", low=-1, high=1),
+}
 
 
-class HeadTopicSimilarityResult(Result):
-    """One vector a prompt and head, and sums by topic. Its vectors grow with the number of prompts."""
+class HeadTopicSimilarityResult(TopicResult):
+    """One vector per prompt and head, and sums by topic. Its vectors grow with the number of prompts."""
 
-    of: Of
-    pool: str | int
+    headline = "vector"
+    component: Component
+    pool: Pool
     layer: tuple[str, ...]
     head: tuple[str, ...]
-    topic: tuple[str, ...]
-    prompt: PromptTable
     unit_sum: Float64[Tensor, "layer head topic d_head"] = summed(
         "sum over a topic's prompts of the vectors, each divided by its length"
     )
-    count: Float64[Tensor, "layer head topic"] = summed("how many of them are not zero")
-    vector: Float[Tensor, "layer head prompt d_head"] | None = measured(
-        "what a head gives a prompt, in the units of the activation", default=None
-    )
+    count: Float64[Tensor, "layer head topic"] = summed("number of these vectors that are not zero")
+    vector: Float[Tensor, "layer head prompt d_head"] | None = measured("output of a head on a prompt", default=None)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.prompt.check_topics(self.topic)
+    @derived("largest share of one dimension in all squared vectors", low=0, high=1)
+    def brightness(self) -> Float[Tensor, "layer head"]:
+        """The largest share that one dimension has of all squared vectors; evenly spread it is 1 / d_head.
+
+        The basis of `hook_z` is arbitrary (W_V and W_O can be rotated against each other): use `component="head_out"`.
+        """
+        return self._shares().amax(-1)
+
+    @derived("dimension with that share", low=0, missing=-1)
+    def brightest(self) -> Int[Tensor, "layer head"]:
+        """Which dimension has the largest share; -1 for a head whose vectors are zero or NaN."""
+        shares = self._shares()
+        return shares.argmax(-1).masked_fill(shares.isnan().any(-1), -1)
+
+    def _shares(self) -> Float[Tensor, "layer head d_head"]:
+        squares = self._vectors(center=False, basis="own").square().sum(2)
+        return (squares / squares.sum(-1, keepdim=True)).float()
+
+    @property
+    def pca_rank(self) -> int:
+        """Number of directions that `basis="pca"` keeps: one per ten prompts, at most as many as there are."""
+        return max(1, min(len(self.prompt) // PROMPTS_PER_DIRECTION, self.unit_sum.shape[-1]))
 
     # Similarities
 
@@ -91,37 +113,18 @@ class HeadTopicSimilarityResult(Result):
     def topic_similarity(
         self, *, metric: Similarity = "cosine", center: bool = False, basis: Basis = "own"
     ) -> Float[Tensor, "layer head topic other_topic"]:
-        """The mean similarity over the pairs of prompts of two topics, a prompt with itself left out."""
+        """The mean similarity over the pairs of prompts of two topics, without pairs of a prompt with itself."""
         if self.vector is None and _checked(metric) == "cosine" and not center and basis == "own":
             return self._from_sums().float()
-        means = self._means(metric, center, basis)(one_hot(topic_numbers(self.prompt, self.topic), len(self.topic)))
+        means = self._means(metric, center, basis)(self.members())
         return means.unflatten(0, (len(self.layer), len(self.head))).float()
 
     def separation(
         self, *, metric: Similarity = "cosine", center: bool = False, basis: Basis = "own"
     ) -> Float[Tensor, "layer head"]:
         """Mean similarity within topics minus mean similarity between them."""
-        by_topic(self.prompt, self.topic)  # refuses prompts without topics
+        self.by_topic()  # raises if there are no topics to compare
         return separation(self.topic_similarity(metric=metric, center=center, basis=basis))
-
-    @property
-    def brightness(self) -> Float[Tensor, "layer head"]:
-        """The largest share that one dimension has of all squared vectors; evenly spread it is 1 / d_head.
-
-        The basis of `hook_z` is arbitrary (W_V and W_O may be turned against each other): read it with `of="head_out"`.
-        """
-        return self._shares().amax(-1)
-
-    @property
-    def brightest(self) -> Int[Tensor, "layer head"]:
-        """Which dimension that is, -1 for a head that gives nothing or NaN."""
-        shares = self._shares()
-        return shares.argmax(-1).masked_fill(shares.isnan().any(-1), -1)
-
-    @property
-    def pca_rank(self) -> int:
-        """How many directions `basis="pca"` keeps: one for ten prompts, no more than there are."""
-        return max(1, min(len(self.prompt) // PROMPTS_PER_DIRECTION, self.unit_sum.shape[-1]))
 
     # Tests
 
@@ -135,41 +138,39 @@ class HeadTopicSimilarityResult(Result):
         center: bool = False,
         basis: Basis = "own",
     ) -> pd.DataFrame:
-        """Per head: separation, its 95 % interval (prompts resampled), p, q over heads, and p of the largest head.
+        """Per head: separation with its 95 % interval, p, q over heads, and p of the largest head.
 
         `groups`, one label per prompt (its template, say): whole cells of topic x group are permuted within a group, so
-        that p allows for a topic that only one template brings out; without groups, everything holds for these
-        templates. Prompts are resampled within cells. No interval if a topic has fewer than five prompts or a cell one.
-        `p` is two-sided, (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` counts permutations in which any
-        head is as far out, the family-wise error rate. A head without a value (it gives zeros) has none of them. What a
-        test of topics can say stands in `lens_probes.topics`; the null is in `attrs["null"]`.
+        that a topic that only one template brings out gives no small p. Without groups, everything holds for these
+        templates. Prompts are resampled within cells; there is no interval if a topic has fewer than five prompts or a
+        cell one. `p` is two-sided, (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` counts permutations in
+        which any head is as far out, the family-wise error rate. `null_mean` is the mean separation over permutations.
+        A head without a value (its outputs are zero) has none of them. What a test of topics says is in
+        `lens_probes.maths.topics`; the null is in `attrs["null"]`.
         """
-        prompts = by_topic(self.prompt, self.topic, groups)
+        prompts = self.by_topic(groups)
         means = self._means(metric, center, basis, torch.from_numpy(prompts.order))
-
-        def of(draws: Iterable[Float64[Tensor, "draw topic prompt"]]) -> list[Float[np.ndarray, "draw head"]]:
-            return [separation(means(some)).numpy() for some in draws]
-
-        observed = separation(means(prompts.members)).numpy()
-        null = np.concatenate(of(prompts.permutations(permutations, seed=seed)))
-        drawn = of(prompts.resamples(seed=seed))
-        low, high = np.full((2, len(observed)), np.nan)
-        if drawn:
-            # A prompt drawn twice makes no pair with itself, so that resamples have fewer pairs within a template and
-            # lie too low; their spread is right.
-            values = np.concatenate(drawn)
-            low, high = prompts.bounds(values - values.mean(axis=0) + observed)
-        frame = self.cells("layer", "head").assign(
-            separation=observed,
+        # A prompt drawn twice makes no pair with itself, so that resamples have fewer pairs within a template and their
+        # separation is too low; its spread is right.
+        found, low, high, null = prompts.tested(
+            lambda weights: separation(means(weights)),
+            prompts.permutations(permutations, seed=seed),
+            prompts.resamples(seed=seed),
+            recentred=True,
+        )
+        return self.test_table(
+            "layer",
+            "head",
+            effect=found,
             low=low,
             high=high,
-            **inference.judged(observed, null),
-            prompts=len(self.prompt),
-            topics=len(self.topic),
+            p=inference.permutation_p(found, null),
+            p_max=inference.maximum_p(found, null),
+            null_mean=null.mean(axis=0),
             permutations=permutations,
+            says=SEPARATION[metric].title,
+            null=NULL,
         )
-        frame.attrs["null"] = NULL
-        return frame
 
     def held_out(
         self,
@@ -182,12 +183,13 @@ class HeadTopicSimilarityResult(Result):
         center: bool = False,
         basis: Basis = "own",
     ) -> pd.DataFrame:
-        """The k heads that separate most on one part of the prompts, and how they do on the others.
+        """The k heads with the largest separation on one part of the prompts, and their separation on the other.
 
-        Whole groups (templates) go to one side; without groups, prompts. `chosen`: the separation where heads (and the
-        mean, and the principal directions) were chosen, which is too good; `held_out`: where they were not.
+        Whole groups (templates) go to one part; without groups, prompts. `chosen`: the separation on the part on which
+        heads (and the mean, and the principal directions) were chosen, which is biased upwards; `held_out`: on the
+        other part.
         """
-        prompts = by_topic(self.prompt, self.topic, groups)
+        prompts = self.by_topic(groups)
         first = torch.from_numpy(prompts.first_part(fraction, seed=seed))
         means = self._means(metric, center, basis, torch.from_numpy(prompts.order), fit=first)
         chosen, reported = (separation(means(prompts.members * part)).numpy() for part in (first, ~first))
@@ -199,92 +201,69 @@ class HeadTopicSimilarityResult(Result):
     # Figures
 
     def figure(self) -> go.Figure:
-        """Separation by layer and head; a star where it is above 0 and q below 0.05 (200 permutations).
+        """Separation by layer and head, coloured around 0; without topics, the mean cosine over all pairs of prompts.
 
-        Without topics, the mean cosine over all pairs of prompts.
+        For stars, draw a test: `result.figure_test(result.test())`.
         """
         if len(self.topic) < 2:
             values = mean_pairwise_cosine(self.unit_sum.sum(2), self.count.sum(2).long())
-            return self._grid(values, None, "How alike are prompts to each head?", "mean cosine (-1 to 1)")
-        if self.vector is None:
-            return self._grid(self.separation(), None, "Which heads tell topics apart?", "separation (cosine, -2 to 2)")
-        table = self.test(permutations=200)
-        size = (len(self.layer), len(self.head))
-        values = torch.tensor(table["separation"].tolist()).reshape(size)
-        # Heads to which prompts of one topic are less alike than others tell no topics apart, however small their q.
-        stars = np.asarray((table["q"] < 0.05) & (table["separation"] > 0)).reshape(size)
-        title = f"Which heads tell topics apart? Star: above 0, q < 0.05 ({int(stars.sum())} of {stars.size})"
-        return self._grid(values, stars, title, "separation (cosine, -2 to 2)")
+            return self.draw_grid(
+                values, Quantity("mean cosine", low=-1, high=1), self.title("Mean cosine between prompts")
+            )
+        return self.draw_grid(self.separation(), SEPARATION["cosine"], self.title("Separation of topics"))
 
     def figure_topics(self, layer: int, head: int = 0) -> go.Figure:
-        """The mean cosine of the prompts of two topics, in one head."""
-        means = self.topic_similarity()[self._at(layer, head)]
+        """The mean cosine between the prompts of two topics, in one head."""
+        means = self.topic_similarity()[self._at(layer, head)].tolist()
+        names = [figures.named(topic) for topic in self.topic]
         return figures.heatmap(
-            means.tolist(),
-            x=[figures.named(topic) for topic in self.topic],
-            y=[figures.named(topic) for topic in self.topic],
-            title=self._title(f"Topic against topic in {self._name(layer, head)}"),
+            means,
+            x=names,
+            y=names,
+            title=self.title(f"Mean cosine between prompts of two topics, {self._name(layer, head)}"),
             x_title="topic",
             y_title="topic",
             colour_title="mean cosine (-1 to 1)",
-            text=[[f"{value:.2f}" for value in row] for row in means.tolist()],
+            text=[[f"{value:.2f}" for value in row] for row in means],
         )
 
     def figure_prompts(self, layer: int, head: int = 0, *, metric: Similarity = "cosine") -> go.Figure:
         """The similarity of every pair of prompts in one head, ordered by topic, with borders between topics."""
-        order, names = self._by_topic()
-        table = self.similarity(layer, head, metric=metric)[order][:, order]
+        order, names = self.topic_blocks()
         return figures.blocks(
-            table.tolist(),
+            self.similarity(layer, head, metric=metric)[order][:, order].tolist(),
             names,
             names,
-            title=self._title(f"Prompt against prompt in {self._name(layer, head)}"),
+            title=self.title(f"Similarity of every pair of prompts, {self._name(layer, head)}"),
             x_title="prompt, by topic",
             y_title="prompt, by topic",
             colour_title=metric,
         )
 
     def figure_values(self, layer: int, head: int = 0) -> go.Figure:
-        """What one head gives: a column a prompt, ordered by topic, a row a dimension."""
-        order, names = self._by_topic()
+        """The output of one head: one column per prompt, ordered by topic, one row per dimension."""
+        order, names = self.topic_blocks()
         vectors = self._vectors(center=False, basis="own")[self._at(layer, head)]
         return figures.blocks(
             vectors[order].T.tolist(),
             names,
             None,
-            title=self._title(f"What {self._name(layer, head)} gives each prompt"),
+            title=self.title(f"Output of {self._name(layer, head)} per prompt"),
             x_title="prompt, by topic",
             y_title="dimension",
-            colour_title="value (units of the activation)",
+            colour_title=self.quantity("vector").title,
             signed=True,
         )
 
-    def _by_topic(self) -> tuple[Int[np.ndarray, " prompt"], list[str]]:
-        """The prompts with those of one topic side by side, and their topics."""
-        order = np.argsort(topic_numbers(self.prompt, self.topic), kind="stable")
-        return order, [self.prompt.topic[i] for i in order]
-
-    def _grid(self, values: Tensor, stars: Bool[np.ndarray, "layer head"] | None, title: str, says: str) -> go.Figure:
-        return figures.heatmap(
-            values.tolist(),
-            x=self.head,
-            y=self.layer,
-            title=self._title(title),
-            x_title="head",
-            y_title="layer",
-            colour_title=says,
-            text=None if stars is None else [["*" if star else "" for star in row] for row in stars.tolist()],
-        )
+    def conditions(self) -> str:
+        """Component and pooling."""
+        return f"{self.component}, {pooled(self.pool)}"
 
     def _at(self, layer: int, head: int) -> tuple[int, int]:
         return self.index_of("layer", layer), self.index_of("head", head)
 
     def _name(self, layer: int, head: int) -> str:
-        return f"L{layer}H{head}" if self.of in ("head", "head_out") else f"layer {layer}"
-
-    def _title(self, question: str) -> str:
-        pooled = {"mean": "mean over tokens", "last": "last token"}.get(str(self.pool), f"token {self.pool}")
-        return f"{question}\n{self.of}, {pooled}; {self.provenance.describe()}"
+        return f"L{layer}H{head}" if self.component in ("head", "head_out") else f"layer {layer}"
 
     # How it is computed
 
@@ -296,13 +275,14 @@ class HeadTopicSimilarityResult(Result):
         order: Int[Tensor, " prompt"] | None = None,
         fit: Bool[Tensor, " prompt"] | None = None,
     ) -> Float64[Tensor, "layer head prompt d_head"]:
-        """The stored vectors, centred or whitened by those prompts that `fit` marks (all)."""
+        """The stored vectors, centred or whitened by the prompts that `fit` marks (all by default)."""
         if self.vector is None:
             raise ValueError(
-                "this run kept sums by topic only, which give raw cosines: run HeadTopicSimilarity(keep_vectors=True)"
+                "vectors must have been kept; got sums by topic only, which give raw cosines and no test: run "
+                "HeadTopicSimilarity(keep_vectors=True)"
             )
         if basis not in get_args(Basis):
-            raise ValueError(f"basis is one of {', '.join(get_args(Basis))}; {brief(basis)} came")
+            raise ValueError(f"basis must be one of {', '.join(get_args(Basis))}; got {brief(basis)}")
         vectors = self.vector.double() if order is None else self.vector.double()[:, :, order]
         fitted = vectors if fit is None else vectors[:, :, fit]
         if basis == "pca":
@@ -317,7 +297,7 @@ class HeadTopicSimilarityResult(Result):
         order: Int[Tensor, " prompt"] | None = None,
         fit: Bool[Tensor, " prompt"] | None = None,
     ) -> Callable[[Float64[Tensor, "*draw topic prompt"]], Float64[Tensor, "*draw unit topic other_topic"]]:
-        """Mean similarities by topic as a function of how often each prompt counts in each topic."""
+        """Mean similarities by topic, as a function of how often each prompt counts in each topic."""
         metric = _checked(metric)
         vectors = self._vectors(center=center, basis=basis, order=order, fit=fit).flatten(0, 1)
         if metric == "distance":
@@ -327,20 +307,16 @@ class HeadTopicSimilarityResult(Result):
         return lambda weights: group_means(features, weights)
 
     def _from_sums(self) -> Float64[Tensor, "layer head topic other_topic"]:
-        """The means of raw cosines, which sums by topic give too."""
+        """The means of raw cosines, from sums by topic."""
         return over_pairs(self.unit_sum @ self.unit_sum.mT - torch.diag_embed(self.count), self.count, self.count)
-
-    def _shares(self) -> Float[Tensor, "layer head d_head"]:
-        squares = self._vectors(center=False, basis="own").square().sum(2)
-        return (squares / squares.sum(-1, keepdim=True)).float()
 
 
 class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
-    """What each head gives each prompt, for prompts that have topics.
+    """The output of each head on each prompt, for prompts that have topics.
 
-    `of`: a head's mixed values (`head`), the same written to the residual stream (`head_out`), or a block's output or
-    state. `pool`: the mean over a prompt's tokens (special ones out), its `last` token, or a position.
-    `keep_vectors=False` keeps sums by topic only: memory that does not grow with prompts, and raw cosines only.
+    `component`: a head's mixed values (`head`), the same written to the residual stream (`head_out`), or a block's
+    output or state. `pool`: the mean over a prompt's tokens (without special ones), its `last` token, or a position.
+    `keep_vectors=False` keeps sums by topic only: memory does not grow with prompts, and there are raw cosines only.
 
     >>> import lens_probes as lp
     >>> topics = {"animals": ["The cat sat.", "A dog ran."], "food": ["The bread rose.", "A soup boiled."]}
@@ -349,55 +325,47 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
     ((3, 4, 2, 2), (3, 4))
     """
 
-    of: Of = "head"
-    pool: Literal["mean", "last"] | int = "mean"
+    component: Component = "head"
+    pool: Pool = "mean"
     keep_vectors: bool = True
     layers: Layers = None
 
-    def __post_init__(self) -> None:
-        if self.of not in get_args(Of):
-            raise ValueError(f"HeadTopicSimilarity(of=...) is one of {', '.join(get_args(Of))}; {brief(self.of)} came")
-        check_pool(self, self.pool)
-
     def hooks(self, model: ModelView) -> list[str]:
-        """What the unit gives, in every layer."""
+        """The component's activation in every layer; for `head_out`, also what shows that heads add up."""
         layers = model.layers(self.layers)
-        if self.of == "head_out":
+        if self.component == "head_out":
             return list(dict.fromkeys(name for layer in layers for name in model.hooks_written(layer)))
         return [self._hook(model, layer) for layer in layers]
 
     def measure(self, reading: Reading) -> HeadTopicSimilarityResult:
         """The vectors of the batch's prompts and their sums, a layer at a time."""
         model, prompts = reading.model, prompt_table(reading.tokens)
-        layers = model.layers(self.layers)
-        weights = pooling(reading.tokens, self.pool)
+        layers, weights = model.layers(self.layers), pooling(reading.tokens, self.pool)
         vectors = []
         for layer in layers:
             activation = reading[self._hook(model, layer)].float()
-            pooled = torch.einsum("pt,t...->p...", weights.to(activation.device), activation)
-            if self.of == "head_out":
+            x = einsum(weights.to(activation.device), activation, "prompt token, token ... -> prompt ...")
+            if self.component == "head_out":
                 model.check_written(layer, reading.__getitem__)
-                pooled = torch.einsum("phk,hkd->phd", pooled, model.W_O(layer).float())
-            vectors.append((pooled if pooled.ndim == 3 else pooled[:, None]).transpose(0, 1).cpu())
+                x = einsum(x, model.W_O(layer).float(), "prompt head k, head k d -> prompt head d")
+            vectors.append((x if x.ndim == 3 else x[:, None]).transpose(0, 1).cpu())
         vector = torch.stack(vectors)
         features = features_of(vector.double(), "cosine")
-        topics = tuple(dict.fromkeys(prompts.topic))
-        members = one_hot(topic_numbers(prompts, topics), len(topics))
-        heads = self.of in ("head", "head_out")
-        return HeadTopicSimilarityResult(
-            of=self.of,
-            pool=self.pool,
-            layer=tuple(str(layer) for layer in layers),
-            head=tuple(f"H{head}" for head in range(vector.shape[1])) if heads else ("block",),
-            topic=topics,
-            prompt=prompts,
-            unit_sum=torch.einsum("tp,lhpd->lhtd", members, features.vectors),
-            count=torch.einsum("tp,lhp->lht", members, features.valid.double()),
+        of_topic, valid = members(prompts, prompts.topics), features.valid.double()
+        heads = {} if self.component in ("head", "head_out") else {"head": ("block",)}
+        return self.result(
+            reading,
+            layer=tuple(map(str, layers)),
+            unit_sum=einsum(of_topic, features.vectors, "topic prompt, layer head prompt d -> layer head topic d"),
+            count=einsum(of_topic, valid, "topic prompt, layer head prompt -> layer head topic"),
             vector=vector if self.keep_vectors else None,
+            **heads,
         )
 
     def _hook(self, model: ModelView, layer: int) -> str:
-        return model.hook_z(layer) if self.of in ("head", "head_out") else model.hook(self.of, layer)
+        if self.component in ("head", "head_out"):
+            return model.hook_z(layer)
+        return model.hook(self.component, layer)
 
 
 def whitened(
@@ -415,5 +383,5 @@ def whitened(
 
 def _checked(metric: Similarity) -> Similarity:
     if metric not in SIMILARITIES:
-        raise ValueError(f"metric is one of {', '.join(SIMILARITIES)}; {brief(metric)} came")
+        raise ValueError(f"metric must be one of {', '.join(SIMILARITIES)}; got {brief(metric)}")
     return metric

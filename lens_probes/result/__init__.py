@@ -7,6 +7,7 @@ from lens_probes.result.pairs import PairResult
 from lens_probes.result.provenance import Provenance, provenance
 from lens_probes.result.schema import ROW_AXES, Quantity, derived, measured, schema, summed
 from lens_probes.result.tokens import LayerTokenResult, TokenResult
+from lens_probes.result.topics import TopicResult
 
 __all__ = [
     "FORMAT",
@@ -17,6 +18,7 @@ __all__ = [
     "Quantity",
     "Result",
     "TokenResult",
+    "TopicResult",
     "comparison",
     "derived",
     "measured",

@@ -172,12 +172,13 @@ class Result(Declared):
             for name in ("effect", "star")
         )
         says = table.attrs.get("effect", "effect")
+        what, bracket, unit = says.rpartition(" (")
         title = (
             f"{says[:1].upper()}{says[1:]}; star: above 0, q < 0.05 ({(starred['star'] == '*').sum()} of {len(table)})"
         )
         return self.draw_grid(
             values.to_numpy(float),
-            Quantity(html.escape(says)),
+            Quantity(f"effect{bracket}{unit}" if what else "effect"),
             self.title(title),
             across=across,
             columns=columns,

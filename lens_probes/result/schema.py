@@ -107,6 +107,7 @@ def derived(
     unit: str = "",
     low: int | float = -math.inf,
     high: int | float = math.inf,
+    missing: int | None = None,
     null: str = "",
     low_on_top: bool = False,
     logarithmic: bool = False,
@@ -115,7 +116,9 @@ def derived(
 
     def declare(compute: Callable[[Any], T]) -> Any:
         found = Derived(compute)
-        found.quantity = Quantity(says, unit, low, high, null=null, low_on_top=low_on_top, logarithmic=logarithmic)
+        found.quantity = Quantity(
+            says, unit, low, high, missing, null=null, low_on_top=low_on_top, logarithmic=logarithmic
+        )
         return found
 
     return declare

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from numbers import Integral
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import pandas as pd
 import torch
@@ -97,6 +97,9 @@ Prompts = (
 
 Texts, `Prompt`s and sequences of ids may also come from an iterator, which is read once, or a column of a table.
 """
+
+Pool = Literal["mean", "last"] | int
+"""Which tokens stand for a prompt: all but special ones, each counting the same; the last of them; or a position."""
 
 T = TypeVar("T", bound="Table")
 
@@ -222,11 +225,18 @@ class PromptTable(Table):
     n_tokens: Int[Tensor, " prompt"]
     last_text: tuple[str, ...]
 
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics in the order in which they first occur; one, "", for prompts without topics."""
+        return tuple(dict.fromkeys(self.topic))
+
     def check_topics(self, topics: Sequence[str]) -> None:
         """Raise where a prompt is of a topic that is none of these."""
-        for topic in self.topic:
+        for topic in self.topics:
             if topic not in topics:
-                raise ValueError(f"a prompt is of topic {topic!r}, and the topics are {', '.join(map(repr, topics))}")
+                raise ValueError(
+                    f"the topic of each prompt must be one of {', '.join(map(repr, topics))}; got {topic!r}"
+                )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -282,7 +292,7 @@ def first_part(tokens: Tokens, fraction: float) -> Bool[Tensor, " token"]:
     return torch.isin(tokens.prompt, torch.tensor([number for number, own in prompts.items() if own in chosen]))
 
 
-def pooling(tokens: Tokens, pool: str | int) -> Float[Tensor, "prompt token"]:
+def pooling(tokens: Tokens, pool: Pool) -> Float[Tensor, "prompt token"]:
     """How much each token counts in its prompt's vector: an equal share of all but special ones, or one token's all."""
     rows = []
     for number, prompt in tokens.by_prompt():
@@ -303,10 +313,13 @@ def pooling(tokens: Tokens, pool: str | int) -> Float[Tensor, "prompt token"]:
     return torch.stack(rows).float()
 
 
-def check_pool(asked: object, pool: str | int) -> None:
-    """Raise unless `pool` is one of those that `pooling` knows."""
-    if not isinstance(pool, int) and pool not in ("mean", "last"):
-        raise ValueError(f"{type(asked).__name__}(pool=...) is mean, last or a position; {brief(pool)} came")
+def pooled(pool: Pool) -> str:
+    """What `pool` takes, in words for the title of a figure.
+
+    >>> pooled("mean"), pooled("last"), pooled(3)
+    ('mean over tokens', 'last token', 'token 3')
+    """
+    return {"mean": "mean over tokens", "last": "last token"}.get(str(pool), f"token {pool}")
 
 
 def read_prompts(prompts: Prompts) -> list[Prompt]:
