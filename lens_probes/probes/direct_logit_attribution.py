@@ -50,7 +50,7 @@ TOLERANCE = 0.05  # of the totals' size: float32 errs by 1e-5, bfloat16 by 1e-2,
 class DirectLogitAttributionResult(TokenResult):
     """What every part of the model adds to the target's logit. Memory scales with the number of tokens."""
 
-    target: str | tuple[int, ...]
+    target: Target | tuple[int, ...]
     layer: tuple[str, ...]
     head: tuple[str, ...]
     component: tuple[str, ...]

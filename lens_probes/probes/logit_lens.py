@@ -38,7 +38,7 @@ from lens_probes.reading import Reading
 from lens_probes.result import LayerTokenResult, Quantity, measured
 from lens_probes.settings import Allowed, Count, Layers
 from lens_probes.text.prompts import Tokens
-from lens_probes.text.targets import Targets, asked_about, check_target, named_or_ids, target_ids, target_name
+from lens_probes.text.targets import Target, Targets, asked_about, check_target, named_or_ids, target_ids, target_name
 
 Translator = Annotated[
     Callable[[Float[Tensor, "token d_model"], str], Float[Tensor, "token d_model"]],
@@ -69,7 +69,7 @@ class LogitLensResult(LayerTokenResult):
     tokens, or of them, are left out of summaries.
     """
 
-    target: str | tuple[int, ...]
+    target: Target | tuple[int, ...]
     translated: bool
     n_vocab: int
     vocab: tuple[str, ...]  # the text of each id, unless top_k=0
