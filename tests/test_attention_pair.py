@@ -279,7 +279,7 @@ def test_what_cannot_be_asked_is_said():
     with pytest.raises(ValueError, match=r"got it 2 times in 'It rained.*': name one word that every prompt has once"):
         lp.AttentionPair("it", KEYS).run(model, TEXTS)
     with pytest.raises(
-        ValueError, match="before the query, since tiny-gpt2 looks back only; got one after the query in 'The cat"
+        ValueError, match="after the query, since tiny-gpt2 looks back only; got one that does in 'The cat"
     ):
         lp.AttentionPair("cat", ("mat",)).run(model, TEXTS[0])
     with pytest.raises(ValueError, match="a position must be within its prompt; got 99 and 'The cat"):
@@ -375,5 +375,6 @@ def test_figures_show_what_is_stored():
     tested = result.figure_test(table)
     assert list(tested.data[0].text[0]) == ["", "", "*", "", "", ""]
     assert tested.data[0].z == grid.z and "contrast of scores (nats)" in tested.data[0].colorbar.title.text.lower()
+    assert "query “it”, keys “cat”, “mat”; tiny-gpt2" in result.figure().layout.title.text
     (terms,) = lp.AttentionPair("it", KEYS).run(tiny.bridge("gpt2"), TEXTS[0]).figure_terms(0, 1).data
     assert np.asarray(terms.z).shape == (2, 8)

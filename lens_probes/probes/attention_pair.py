@@ -255,7 +255,7 @@ class AttentionPair(Probe[AttentionPairResult]):
         ahead = (key_position > query_position[:, None]).any(1)
         if not model.encoder and ahead.any():
             raise ValueError(
-                f"a key must stand before the query, since {model.name} looks back only; got one after the query in "
+                f"no key may stand after the query, since {model.name} looks back only; got one that does in "
                 f"{shown(prompts[int(ahead.nonzero()[0])].tokens)}: put the query after its keys"
             )
         found = [of_layer(reading, layer, prompts, query_position, key_position) for layer in layers]
