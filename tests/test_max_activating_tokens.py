@@ -234,6 +234,8 @@ def test_what_cannot_be_asked_is_said():
         features(units=None, at="resid_post", directions=torch.zeros(1, 7)).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match="must be a token of every prompt; got 9, and prompt 0 has 1 token:"):
         features(position=9).run(tiny.bridge("gpt2"), [[5]])
+    with pytest.raises(TypeError, match="resume= must be a MaxActivatingTokensResult; got 'part': pass what the int"):
+        features().run(tiny.bridge("gpt2"), TEXT, resume="part")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="got special tokens only in prompt 0: pass text"):
         features(position=None).run(tiny.bridge("llama"), [[1]])
     with pytest.raises(TypeError, match=r"\(layer=...\) must be a whole number; got '5'"):

@@ -123,8 +123,8 @@ class InputReconstructionResult(TokenResult):
     def by_position(self) -> pd.DataFrame:
         """One row per position: accuracy with its interval over prompts, and its baselines.
 
-        Prompts weigh equally; the interval ends at 0 and 1. `decode_only` and `chance` are the baselines. `median_tried`
-        and `median_distance` are medians over tokens: of the candidates checked, and of `relative_distance`.
+        Prompts weigh equally; the interval ends at 0 and 1. `decode_only` and `chance` are the baselines. The
+        medians are over tokens: `median_tried` of the candidates checked, `median_distance` of `relative_distance`.
         """
         return self._accuracy_by("position")
 

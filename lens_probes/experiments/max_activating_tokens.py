@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from lens_probes import figures
 from lens_probes.maths import inference
 from lens_probes.maths.ascent import ascend, seeded
-from lens_probes.messages import amount
+from lens_probes.messages import amount, brief
 from lens_probes.model import ReadPoint
 from lens_probes.probe import Study, TextExperiment
 from lens_probes.reading import finite
@@ -293,6 +293,11 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
 
     def _checked(self, resume: MaxActivatingTokensResult, study: Study, layer: SoftTokens) -> MaxActivatingTokensResult:
         """A copy of what an interrupted run has done, of the same experiment, model and prompts."""
+        if not isinstance(resume, MaxActivatingTokensResult):
+            raise TypeError(
+                f"resume= must be a MaxActivatingTokensResult; got {brief(resume)}: pass what the interrupted run "
+                f"returned"
+            )
         asked = study.provenance([study.view.hook_token_embed, layer.hook])
         same = all(torch.equal(getattr(resume.token, name), getattr(study.tokens, name)) for name in ("id", "prompt"))
         if resume.provenance != asked or not same:
