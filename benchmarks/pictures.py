@@ -18,7 +18,7 @@ def main() -> None:
     lens.figure(prompt=4).write_image(DOCS / "logit_lens.png")
     pairs = lp.demo.pronoun_pairs()
     attention = lp.AttentionPair(pairs.query, pairs.keys).run(model, pairs.texts)
-    attention.figure_contrast().write_image(DOCS / "attention.png")
+    attention.figure_test(attention.contrast()).write_image(DOCS / "attention.png")
     saved = Path(__file__).parent / "saved"
     topics = lp.TopicAblationResult.load(saved / "topic_ablation_neuron.safetensors")
     topics.figure().write_image(DOCS / "topics.png")

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for lens in lenses:
         print(f"{_decided(lens)}\n")
     sections = [(_name(result), _question(result), result.figure()) for result in (*results, *by_topic)]
-    sections.append((_name(pronouns), _question(pronouns), pronouns.figure_contrast()))
+    sections.append((_name(pronouns), _question(pronouns), pronouns.figure_test(pronouns.contrast())))
     one = centred.figure_paths(0, token=min(2, _length(centred) - 1))
     sections.insert(
         1, ("RankShift, centred", f"The same without the mean.\n{centred.provenance.probe}", centred.figure())

@@ -246,8 +246,14 @@ def test_a_result_without_provenance_is_drawn(gpt2, tmp_path):
 
 def test_a_newer_format_is_refused_and_one_is_told_to_update(ranks):
     save_file({"unknown": torch.zeros(1)}, ranks.path, metadata=ranks.metadata | {"format": "lens_probes result 12"})
-    message = rf"ranks.safetensors has format 12 and this version reads formats up to {FORMAT}: update lens-probes"
+    message = rf"ranks.safetensors has format 12 and this version reads format {FORMAT}: update lens-probes"
     with pytest.raises(ValueError, match=message):
+        Result.load(ranks.path)
+
+
+def test_an_older_format_is_refused_and_one_is_told_what_to_do(ranks):
+    save_file({"unknown": torch.zeros(1)}, ranks.path, metadata=ranks.metadata | {"format": "lens_probes result 1"})
+    with pytest.raises(ValueError, match=rf"has format 1 and this version reads format {FORMAT}: run the probe again"):
         Result.load(ranks.path)
 
 
@@ -260,7 +266,7 @@ def test_what_is_no_format_of_ours_is_refused(says, ranks):
         Result.load(ranks.path)
 
 
-def test_all_files_of_the_first_format_load_and_are_drawn():
+def test_all_saved_files_of_this_format_load_and_are_drawn():
     files = sorted(SAVED.glob("*.safetensors"))
     assert len(files) >= 20
     for file in files:

@@ -150,7 +150,7 @@ class Result(Declared):
         )
 
     def figure_test(self, table: pd.DataFrame) -> go.Figure:
-        """A comparison by layer and head (or unit): effects around 0, a star where q < 0.05 and the effect is above 0.
+        """A comparison by layer and head (or unit): effects around 0, a star where q < 0.05.
 
         `table`: what a test of this result returned, or some of its rows. If it has more units per layer than can be
         drawn, those with the smallest q are shown.
@@ -164,7 +164,8 @@ class Result(Declared):
             )
         shown = table if len(set(table[across])) <= figures.COLUMNS else table.nsmallest(figures.COLUMNS, "q")
         columns = [label for label in self.labels(across) if label in set(shown[across])]
-        starred = table.assign(star=np.where((table["q"] < 0.05) & (table["effect"] > 0), "*", ""))
+        found, effect = table["q"] < 0.05, table["effect"]
+        starred = table.assign(star=np.where(found, "*", ""))
         values, stars = (
             starred.pivot(index="layer", columns=across, values=name).reindex(
                 index=self.labels("layer"), columns=columns
@@ -173,9 +174,8 @@ class Result(Declared):
         )
         says = table.attrs.get("effect", "effect")
         what, bracket, unit = says.rpartition(" (")
-        title = (
-            f"{says[:1].upper()}{says[1:]}; star: above 0, q < 0.05 ({(starred['star'] == '*').sum()} of {len(table)})"
-        )
+        counts = f"{int((found & (effect > 0)).sum())} above 0 and {int((found & (effect < 0)).sum())} below"
+        title = f"{says[:1].upper()}{says[1:]}\nstar: q < 0.05, {counts}, of {len(table)}"
         return self.draw_grid(
             values.to_numpy(float),
             Quantity(f"effect{bracket}{unit}" if what else "effect"),
