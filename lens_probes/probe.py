@@ -80,7 +80,7 @@ class Probe(Asked, Generic[R]):
         A mapping gives each a label, which `reading.layer` and the result's `layer` axis then have.
         """
 
-    def names(self, model: Any) -> list[str]:
+    def hook_names(self, model: Any) -> list[str]:
         """The names of the activations it reads of a model, each once: for `model.run_with_cache(names_filter=...)`."""
         return names_of(self.hooks(ModelView(model)))
 

@@ -160,7 +160,7 @@ def cached(
     if missing:
         raise ValueError(
             f"{asked} reads {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} and the cache lacks "
-            f"{missing[0]}: run the model with names_filter=probe.names(model), or without a filter"
+            f"{missing[0]}: run the model with names_filter=probe.hook_names(model), or without a filter"
         )
     embed = [name for name in (view.hook_token_embed,) if name in available]  # what ids alone give: tells other ids
     activations = {name: _batched(cache, name) for name in (*names, *embed)}

@@ -808,19 +808,6 @@ def test_p_of_swapped_pairs_is_that_of_all_signs():
     assert (found[:2] != inference.sign_flip_p(differences[:2], 4000, seed=1)).any()
 
 
-def test_two_conditions_of_the_same_prompts_are_compared_by_hand():
-    own = np.array([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
-    other = np.array([[0.0, 0.0, 3.0, 2.0, 3.0, 4.0], [2.0, 0.0, 2.0, 0.0, 2.0, 0.0]])
-    table = inference.paired(own, other)
-    assert table[["mean", "other", "difference"]].to_numpy().tolist() == [[3.5, 2.0, 1.5], [1.0, 1.0, 0.0]]
-    expected = stats.ttest_rel(own[0], other[0]).confidence_interval()
-    assert (table["low"][0], table["high"][0]) == pytest.approx((expected.low, expected.high))
-    np.testing.assert_array_equal(table["p"], inference.sign_flip_p(own - other))
-    np.testing.assert_array_equal(table["q"], inference.false_discovery(table["p"].to_numpy()))
-    assert table["prompts"].tolist() == [6, 6] and table.attrs["null"] == inference.PAIRED_NULL
-    assert np.isnan(inference.paired(own[:, :4], other[:, :4])["low"].to_numpy()).all()  # too few prompts
-
-
 def test_a_family_wise_p_is_against_the_largest_of_all_in_the_same_permutation():
     # Distances from the mean of all five, in deviations. Unit 0: 8 | 0 0 1 1, unit 1 ten times its mirror image.
     one = np.array([8.0, 0.0, 0.0, 1.0, 1.0])

@@ -275,7 +275,7 @@ def test_two_models_are_compared_at_equal_loss():
         path_accuracy=torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.0, 0.5]]),
     )
     table = one.compare_with(other).set_index("when")
-    assert table.loc["at the end", ["accuracy", "other", "difference"]].tolist() == [1.0, 0.0, 1.0]
+    assert table.loc["at the end", ["accuracy", "other", "effect"]].tolist() == [1.0, 0.0, 1.0]
     equal = table.loc["at equal loss"]
     assert (equal["accuracy"], equal["other"]) == pytest.approx(((0.5 + 0.5 + 1.0) / 3, 1 / 3))
     assert equal["prompts"] == 3 and table["low"].isna().all()  # three prompts have no interval

@@ -141,17 +141,13 @@ def test_two_models_are_compared_prompt_by_prompt():
     assert [first["mean"], first["other"]] == pytest.approx(means) and first["low"] < first["effect"] < first["high"]
     itself = one.compare_with(one)
     assert (itself["effect"] == 0).all() and (itself["p"] == 1).all()
-    with pytest.raises(ValueError, match="two results must have the same layers to be compared; got other ones"):
+    with pytest.raises(ValueError, match="two models must be compared with the same settings"):
         one.compare_with(lp.PositionReach(projections=2, layers=[0]).run(model, texts, progress=False))
-    with pytest.raises(
-        ValueError, match="must have the same settings to be compared; got other ones: run both models with the same"
-    ):
+    with pytest.raises(ValueError, match="must be compared with the same settings; got .*: run one of them again"):
         one.compare_with(lp.PositionReach(projections=3, layers=[0, 2]).run(model, texts, progress=False))
-    with pytest.raises(
-        TypeError, match="compare_with takes another PositionReachResult; got str: run PositionReach on"
-    ):
+    with pytest.raises(TypeError, match="compare_with takes another PositionReachResult; got a str"):
         one.compare_with("x")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="must have the same token ids to be compared"):
+    with pytest.raises(ValueError, match="must be compared on the same prompts; got other token ids"):
         one.compare_with(reach.run(model, [*texts[:-1], "Bees find their den."], progress=False))
 
 

@@ -522,7 +522,7 @@ def test_a_cache_that_lacks_an_activation_is_refused_with_which_and_how_to_make_
     message = (
         r"ResidualUpdate\(layers=None\) reads blocks\.0\.hook_resid_pre, .* and the cache lacks blocks\.1\.hook_resid_"
     )
-    with pytest.raises(ValueError, match=message + r"pre: run the model with names_filter=probe\.names"):
+    with pytest.raises(ValueError, match=message + r"pre: run the model with names_filter=probe\.hook_names"):
         lp.ResidualUpdate().from_cache(gpt2, IDS, cache)
     assert lp.ResidualUpdate(layers=[0]).from_cache(gpt2, IDS, cache).layer == ("0",)
 

@@ -41,7 +41,7 @@ from lens_probes.maths.ascent import ascend, seeded
 from lens_probes.maths.token_search import one_by_one
 from lens_probes.model import ReadPoint
 from lens_probes.probe import Study, TextExperiment
-from lens_probes.result import TokenResult, derived, measured
+from lens_probes.result import TokenResult, derived, measured, paired
 from lens_probes.settings import Positive, Rate, Seed
 from lens_probes.soft_tokens import SoftTokens
 from lens_probes.text.prompts import PromptTable, Table, Tokens, prompt_table
@@ -166,8 +166,8 @@ class InputReconstructionResult(TokenResult):
     def compare_with(self, other: "InputReconstructionResult") -> pd.DataFrame:
         """Accuracy in this model and in another (an untrained one) on the same prompts, at the end and at equal loss.
 
-        At equal loss each prompt is looked at where its loss first fell to the larger of the two lowest losses. See
-        `inference.paired` for the columns; q is the false-discovery rate over the two rows.
+        At equal loss each prompt is looked at where its loss first fell to the larger of the two lowest losses. The
+        interval is Student's t over prompts; p swaps the two models at random, prompt by prompt; q is over both rows.
         """
         self.check_comparable(other)
         order = inference.prompt_order(self.token)
@@ -175,9 +175,15 @@ class InputReconstructionResult(TokenResult):
         own, others = (
             torch.stack([each.accuracy, each._accuracy_at(floor)])[:, order].double().numpy() for each in (self, other)
         )
-        frame = inference.paired(own, others).rename(columns={"mean": "accuracy"})
-        frame.insert(0, "when", ["at the end", "at equal loss"])
-        return frame
+        return paired(
+            pd.DataFrame({"when": ["at the end", "at equal loss"]}),
+            own - others,
+            says="difference of the accuracies",
+            null="the accuracy of a prompt is as likely in one model as in the other",
+            accuracy=own.mean(1),
+            other=others.mean(1),
+            prompts=own.shape[1],
+        )
 
     def _accuracy_at(self, loss: Float[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
         """The accuracy where the loss first was as low."""

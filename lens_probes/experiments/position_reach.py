@@ -137,23 +137,7 @@ class PositionReachResult(PairResult):
 
         The interval is Student's t over prompts; p swaps the two models at random, prompt by prompt; q is over layers.
         """
-        if not isinstance(other, PositionReachResult):
-            raise TypeError(
-                f"compare_with takes another PositionReachResult; got {type(other).__name__}: run PositionReach on the "
-                f"other model"
-            )
-        for what, own, others in (
-            ("layers", self.layer, other.layer),
-            ("prompts", self.token.prompt.tolist(), other.token.prompt.tolist()),
-            ("token ids", self.token.id.tolist(), other.token.id.tolist()),
-            # Noise of other projections would look like narrower reach.
-            ("settings", self.provenance.probe, other.provenance.probe),
-        ):
-            if own != others:
-                raise ValueError(
-                    f"two results must have the same {what} to be compared; got other ones: run both models with the "
-                    f"same PositionReach(...) on the same prompts"
-                )
+        self.check_comparable(other)  # settings too: noise of other projections would look like narrower reach
         theirs, frames = other._summaries(), []
         for name, (values, _) in self._summaries().items():
             labels, reference = pd.DataFrame({"layer": self.layer, "summary": name}), theirs[name][0]

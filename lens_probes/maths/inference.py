@@ -41,7 +41,6 @@ CELLS_AT_ONCE = 2**22  # tokens times permutations in memory
 TYPE_NULL = (
     "the class of a word type says nothing about its values; labels permuted among word types (within a stratum)"
 )
-PAIRED_NULL = "the value of a prompt is as likely in one model as in the other"
 
 Strata = Sequence[str] | Sequence[float] | np.ndarray | Tensor
 Weigh = Literal["types", "tokens"]
@@ -646,23 +645,6 @@ def sign_flip_p(
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, differences.shape[1]))
     null = signs @ differences.T / differences.shape[1]
     return one_sided_p(np.abs(differences.mean(1)), np.abs(null))
-
-
-def paired(
-    own: Float[np.ndarray, "unit prompt"], other: Float[np.ndarray, "unit prompt"], *, null: str = PAIRED_NULL
-) -> pd.DataFrame:
-    """The same prompts under two conditions, such as in two models: one row per unit.
-
-    `mean` and `other` are the means over prompts, `difference` the mean of their difference with its 95 % interval
-    (`mean_interval`). p swaps the two conditions at random, prompt by prompt (`sign_flip_p`); q is the false-discovery
-    rate over units. The null is in `attrs["null"]`. Prompts must be in an order of their own: see `prompt_order`.
-    """
-    low, high = mean_interval(own - other)
-    p = sign_flip_p(own - other)
-    means = {"mean": own.mean(1), "other": other.mean(1), "difference": (own - other).mean(1)}
-    frame = pd.DataFrame({**means, "low": low, "high": high, "p": p, "q": false_discovery(p), "prompts": own.shape[1]})
-    frame.attrs["null"] = null
-    return frame
 
 
 def false_discovery(p: PerUnit) -> PerUnit:

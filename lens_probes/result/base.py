@@ -174,8 +174,8 @@ class Result(Declared):
         )
         says = table.attrs.get("effect", "effect")
         what, bracket, unit = says.rpartition(" (")
-        counts = f"{int((found & (effect > 0)).sum())} above 0 and {int((found & (effect < 0)).sum())} below"
-        title = f"{says[:1].upper()}{says[1:]}\nstar: q < 0.05, {counts}, of {len(table)}"
+        up, down = (np.count_nonzero(found & side) for side in (effect > 0, effect < 0))
+        title = f"{says[:1].upper()}{says[1:]}\nstar: q < 0.05, {up} above 0 and {down} below, of {len(table)}"
         return self.draw_grid(
             values.to_numpy(float),
             Quantity(f"effect{bracket}{unit}" if what else "effect"),
