@@ -206,7 +206,7 @@ def test_labels_of_another_kind_or_number_and_ids_outside_the_vocabulary_are_ref
         (
             "HeadTopicSimilarity",
             {"topic": ["animals", "food", "x"]},
-            "topic 'law', and the topics are 'animals', 'food'",
+            "the topic of each prompt must be one of 'animals', 'food'.*got 'law'",
         ),
         (
             "TopicAblation",
