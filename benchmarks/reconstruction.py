@@ -15,7 +15,7 @@ from rank_shift import compare, processor
 from torch import Tensor
 
 import lens_probes as lp
-from lens_probes.experiments import input_reconstruction
+from lens_probes import soft_tokens
 from lens_probes.experiments.position_reach import squared_gradients
 from lens_probes.model import Continuation, ModelView
 
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}\n")
 
     def whole_search() -> lp.Result:
-        with mock.patch.object(input_reconstruction, "Continuation", WholePrefixes):
+        with mock.patch.object(soft_tokens, "Continuation", WholePrefixes):
             return search.run(model, TEXT, progress=False)
 
     hook = view.hook("resid_post", LAYER)
@@ -102,7 +102,7 @@ def recorded(checked: list[tuple[Tensor, Tensor]], work: Callable[[], Any]) -> A
             checked.append((self.prefix, ids))
             return super().states(ids)
 
-    with mock.patch.object(input_reconstruction, "Continuation", Noting):
+    with mock.patch.object(soft_tokens, "Continuation", Noting):
         return work()
 
 

@@ -15,7 +15,7 @@ FILES = {
 }
 # Each knows those before it, and none after it. `examples` make models for whoever asks, and know none of the others.
 LAYERS = ("messages", "settings", "text", "maths", "model", "figures", "result", "reading", "probe", "probes")
-LAYERS += ("experiments", "weights", "registry")
+LAYERS += ("soft_tokens", "experiments", "weights", "registry")
 
 
 def imported(module: str) -> set[str]:
