@@ -32,6 +32,12 @@ _SPEC.loader.exec_module(BENCHMARK)
 Word = tuple[Any, ...]  # a class and the ids of the word's tokens; "" is no word, "special" a special token
 
 
+def judged(observed, permuted):
+    """Each unit's p, its q over units, and its p against the largest of all."""
+    p = inference.permutation_p(observed, permuted)
+    return {"p": p, "q": inference.false_discovery(p), "p_max": inference.maximum_p(observed, permuted)}
+
+
 def table(*prompts: list[Word]) -> Tokens:
     """The tokens of prompts written as words: [("content", 7, 8), ("", 9)] is a word of two tokens, then no word."""
     rows = [
@@ -824,7 +830,7 @@ def test_a_family_wise_p_is_against_the_largest_of_all_in_the_same_permutation()
 def test_a_unit_without_a_value_is_no_maximum_and_in_no_correction(where):
     random = np.random.default_rng(0)
     observed, permuted = random.normal(size=5) + 1, random.normal(size=(99, 5))
-    expected = inference.judged(observed, permuted)
+    expected = judged(observed, permuted)
     np.testing.assert_allclose(expected["p"], inference.permutation_p(observed, permuted))
     np.testing.assert_array_equal(expected["q"], stats.false_discovery_control(expected["p"]))
     np.testing.assert_array_equal(expected["p_max"], inference.maximum_p(observed, permuted))
@@ -836,18 +842,18 @@ def test_a_unit_without_a_value_is_no_maximum_and_in_no_correction(where):
         null[:, 2] = NAN
     if where == "infinite":
         more[2], null[:, 2] = np.inf, np.inf
-    found = inference.judged(more, null)
+    found = judged(more, null)
     for name, own in expected.items():
         assert np.isnan(found[name][2])
         np.testing.assert_array_equal(np.delete(found[name], 2), own)
-    nothing = inference.judged(np.full(3, NAN), permuted[:, :3])
+    nothing = judged(np.full(3, NAN), permuted[:, :3])
     assert all(np.isnan(own).all() for own in nothing.values())
 
 
 def test_a_unit_with_some_permutations_without_a_value_has_a_p_of_its_own_and_no_family_wise_one():
     observed, permuted = np.array([3.0, 1.0]), np.random.default_rng(0).normal(size=(19, 2))
     permuted[4, 0] = NAN
-    found = inference.judged(observed, permuted)
+    found = judged(observed, permuted)
     assert not np.isnan(found["p"]).any() and not np.isnan(found["q"]).any()
     assert np.isnan(found["p_max"]).tolist() == [True, False]
     assert found["p_max"][1] == inference.maximum_p(observed[1:], permuted[:, 1:])[0]

@@ -143,7 +143,7 @@ def test_two_models_are_compared_prompt_by_prompt():
     assert (itself["effect"] == 0).all() and (itself["p"] == 1).all()
     with pytest.raises(ValueError, match="two models must be compared with the same settings"):
         one.compare_with(lp.PositionReach(projections=2, layers=[0]).run(model, texts, progress=False))
-    with pytest.raises(ValueError, match="must be compared with the same settings; got .*: run one of them again"):
+    with pytest.raises(ValueError, match=r"must be compared with the same settings; got .*: run one of them again"):
         one.compare_with(lp.PositionReach(projections=3, layers=[0, 2]).run(model, texts, progress=False))
     with pytest.raises(TypeError, match="compare_with takes another PositionReachResult; got a str"):
         one.compare_with("x")  # pyright: ignore[reportArgumentType]

@@ -661,12 +661,6 @@ def false_discovery(p: PerUnit) -> PerUnit:
     return q
 
 
-def judged(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> dict[str, PerUnit]:
-    """Each unit's `p`, its false-discovery rate `q` over units, and its `p_max` against the largest of all."""
-    p = permutation_p(observed, permuted)
-    return {"p": p, "q": false_discovery(p), "p_max": maximum_p(observed, permuted)}
-
-
 def maximum_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> PerUnit:
     """The p of each unit against the largest of all units in the same permutations: the family-wise error rate.
 
