@@ -103,7 +103,14 @@ class Probe(Asked, Generic[R]):
             "head": lambda: tuple(f"H{head}" for head in range(model.n_heads)),
             "kv_head": lambda: tuple(f"KV{head}" for head in range(model.n_kv_heads)),
         }
-        settings = {each.name for each in fields(self)}
+        settings, unknown = {each.name for each in fields(self)}, set(values) - {each.name for each in fields(kind)}
+        if unknown:
+            declared = ", ".join(each.name for each in fields(kind))
+            raise TypeError(
+                f"{kind.__name__} has the fields {declared}; got {min(unknown)!r}: declare it, or rename it"
+            )
+        if not reading.points and "layer" not in values:
+            known["layer"] = lambda: _no_labels(type(self))
         for name in (each.name for each in fields(kind) if each.name not in values):
             if name in settings:
                 values[name] = getattr(self, name)
@@ -166,6 +173,13 @@ class Probe(Asked, Generic[R]):
             word_class=word_class,
         )
         return _measured(self, reading)
+
+
+def _no_labels(kind: type) -> tuple[str, ...]:
+    raise ValueError(
+        f"the layers of a {kind.__name__} must have labels; got a plain list of hooks: return label -> hook from "
+        f"hooks, such as model.states(at, layers), or pass layer= to self.result"
+    )
 
 
 def run(

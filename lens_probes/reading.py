@@ -51,7 +51,13 @@ class Reading:
 
     def stack(self, names: Iterable[str] | None = None) -> Float[Tensor, "layer token ..."]:
         """Activations in float32 in this order (None: those of all labelled hooks), on the model's device."""
-        return torch.stack([self[name].float() for name in (self.points.values() if names is None else names)])
+        names = list(self.points.values() if names is None else names)
+        if not names:
+            raise ValueError(
+                "stack() needs hooks with labels; got a plain list of hooks: return model.states(...) from hooks, or "
+                "name the activations, as stack([name, ...])"
+            )
+        return torch.stack([self[name].float() for name in names])
 
     def dtype(self, name: str) -> torch.dtype:
         """The precision in which an activation came."""

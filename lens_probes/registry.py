@@ -16,7 +16,7 @@ def list_probes() -> dict[str, type[Probe[Any]]]:
     """All probes by name: those in `lens_probes/probes/` and those of the entry point group `lens_probes.probes`.
 
     >>> sorted(list_probes())[:2]
-    ['AttentionPatterns', 'AttentionPair']
+    ['AttentionPair', 'AttentionPatterns']
     """
     return _probes(importlib.metadata.entry_points(group=ENTRY_POINTS))
 

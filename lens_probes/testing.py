@@ -230,6 +230,8 @@ def _assert_same_value(message: str, one: Any, other: Any, tolerance: float) -> 
         assert one.shape == other.shape and one.dtype == other.dtype, f"{message}: {one.shape} and {other.shape}"
         if one.is_floating_point():
             scale = max(1.0, float(one.nan_to_num().abs().max())) if one.numel() else 1.0
+            apart = int((one.isnan() != other.isnan()).sum())
+            assert not apart, f"{message}: {apart} values are missing in one and not in the other"
             assert torch.allclose(one, other, rtol=0, atol=tolerance * scale, equal_nan=True), (
                 f"{message}: by up to {(one - other).nan_to_num().abs().max():g}"
             )

@@ -374,7 +374,7 @@ def test_figures_show_what_is_stored():
     assert [each for row in grid.z for each in row] == table["effect"].tolist() and grid.text is None
     tested = result.figure_test(table)
     assert list(tested.data[0].text[0]) == ["", "", "*", "", "", ""]
-    assert tested.data[0].z == grid.z and "contrast of scores (nats)" in tested.data[0].colorbar.title.text.lower()
+    assert tested.data[0].z == grid.z and "effect (nats)" in tested.data[0].colorbar.title.text.lower()
     assert "query “it”, keys “cat”, “mat”; tiny-gpt2" in result.figure().layout.title.text
     (terms,) = lp.AttentionPair("it", KEYS).run(tiny.bridge("gpt2"), TEXTS[0]).figure_terms(0, 1).data
     assert np.asarray(terms.z).shape == (2, 8)

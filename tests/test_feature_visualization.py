@@ -168,7 +168,7 @@ def test_it_refuses(images):
         features().run(model, torch.ones(4, 3, 16, 16), progress=False)
     with pytest.raises(ValueError, match="images must be finite; got NaN or Inf"):
         features().run(model, images / 0, progress=False)
-    with pytest.raises(TypeError, match="TransformerBridge of a vision transformer; TransformerBridge of GPT2"):
+    with pytest.raises(TypeError, match="TransformerBridge of a vision transformer; got TransformerBridge of GPT2"):
         features().run(tiny.bridge(), images, progress=False)
     with pytest.raises(TypeError, match="FeatureVisualization reads models of images"):
         lp.RankShift().run(model, "Time flies.", progress=False)

@@ -20,10 +20,10 @@ def test_it_keeps_the_contract():
 
 def test_heads_go_in_the_order_of_the_statistic_on_the_other_prompts(decoder):
     model = decoder.build()
-    result = lp.HeadAblation(statistic="previous", steps=4, draws=2).run(model, TEXTS, progress=False)
+    result = lp.HeadAblation(statistic="previous_token", steps=4, draws=2).run(model, TEXTS, progress=False)
     tokens = tokenize(TEXTS, ModelView(model))
     chosen_on = as_prompts(tokens[first_part(tokens, 0.5)])
-    values = lp.AttentionPatterns().run(model, chosen_on).of("previous").flatten()
+    values = lp.AttentionPatterns().run(model, chosen_on).mean_of("previous_token").flatten()
     assert values[result.order].tolist() == sorted(values.tolist(), reverse=True)
     assert result.count.tolist() == [3, 6, 9, 12]
 
@@ -77,7 +77,7 @@ def test_the_figure_starts_with_all_heads():
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
-    with pytest.raises(ValueError, match=r"must be 'entropy', 'largest', .* 'induction'; got 'sink'"):
+    with pytest.raises(ValueError, match=r"must be 'first_token', .* or 'distance'; got 'sink'"):
         lp.HeadAblation(statistic="sink")
     for name in ("steps", "draws"):
         with pytest.raises(ValueError, match=rf"{name}=...\) must be a whole number, 1 or more; got 0"):

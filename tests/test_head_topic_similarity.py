@@ -388,12 +388,12 @@ def test_the_table_of_a_test_draws_itself_and_marks_what_is_found():
     assert list(grid.z[0]) == table["effect"].tolist() and list(grid.text[0]) == ["", "", "*", ""]
 
 
-def test_a_head_to_which_a_topic_is_less_alike_has_no_star():
+def test_a_head_to_which_a_topic_is_less_alike_is_counted_below_0():
     result = planted(0, 3.0)
     table = result.test(permutations=19).assign(q=0.001, effect=[0.2, -0.2, 0.3, -0.1])
     figure = result.figure_test(table)
-    assert "q &lt; 0.05 (2 of 4)" in figure.layout.title.text
-    assert list(figure.data[0].text[0]) == ["*", "", "*", ""]
+    assert "q &lt; 0.05, 2 above 0 and 2 below, of 4" in figure.layout.title.text
+    assert list(figure.data[0].text[0]) == ["*"] * 4
 
 
 def test_the_null_mean_is_what_templates_alone_give():

@@ -468,7 +468,7 @@ def test_the_main_figure_shows_medians_intervals_and_the_null():
     table = result.by_word_class()
     expected = table[(table["quantity"] == "rank") & (table["word_class"] == "content")]["median"]
     assert list(content.y) == list(expected)
-    assert "null: another content token" in names
+    assert "content: rank of another token of the prompt and class" in names
     assert sum(trace.fill == "toself" for trace in figure.data) >= 4
     assert figure.layout.yaxis.title.text == "rank of the token's own entry (0 to 399)"
     assert "resid_mid against embed, cosine; tiny-gpt2 (raw weights, float32), 6 prompts" in figure.layout.title.text

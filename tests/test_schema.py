@@ -148,6 +148,24 @@ def test_what_is_missing_is_nan_when_it_is_known() -> None:
         paths().quantity("nothing")
 
 
+def test_a_null_that_is_not_declared_or_has_other_axes_is_refused() -> None:
+    class LostResult(LayerTokenResult):
+        """Its null is misspelt."""
+
+        place: Float[Tensor, "layer token"] = measured("place", null="chanse")
+        chance: Float[Tensor, "layer token"] = measured("chance")
+
+    class ShortResult(LayerTokenResult):
+        """Its null has the wrong axis."""
+
+        place: Float[Tensor, "layer token"] = measured("place", null="chance")
+        chance: Float[Tensor, " token"] = measured("chance")
+
+    for kind in (LostResult, ShortResult):
+        with pytest.raises(TypeError, match=r"place: null='chan.e' must be the name of another quantity with the axes"):
+            schema(kind)
+
+
 # Tables and comparisons
 
 
@@ -207,8 +225,8 @@ def test_the_default_figure_of_classes_draws_nulls_and_turns_axes_as_declared() 
     assert titles == ["place in the list (0 or more)", "size (nats, 0 or more)", "twice the size (nats, 0 or more)"]
     assert figure.layout.yaxis.autorange == "reversed" and figure.layout.yaxis2.autorange is True
     assert figure.layout.yaxis2.type == "log" and figure.layout.yaxis3.type is None
-    named = {trace.name: list(trace.y) for trace in figure.data if trace.name and trace.name.startswith("null")}
-    assert named == {"null: another content token": [7, 7], "null: another function token": [7, 7]}
+    named = {trace.name: list(trace.y) for trace in figure.data if trace.name and "another" in trace.name}
+    assert named == {"content: place of another entry": [7, 7], "function: place of another entry": [7, 7]}
     assert figure.layout.xaxis.title.text == "layer (read point)"
 
 

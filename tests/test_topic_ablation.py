@@ -11,7 +11,7 @@ import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.experiments.topic_ablation import random_like
 from lens_probes.model import ModelView
-from lens_probes.model.ablation import Silencing
+from lens_probes.model.ablation import Ablation
 from lens_probes.reading import prompt_loss
 from lens_probes.testing import TOPICS, check_experiment
 from lens_probes.text.prompts import tokenize
@@ -89,7 +89,7 @@ def test_ablating_is_taking_out_what_the_units_write(decoder):
     model = decoder.build()
     view = ModelView(model)
     ids, mask = torch.arange(5, 15)[None], torch.ones(1, 10, dtype=torch.bool)
-    ablate = Silencing(view, [0, 2], "head", torch.zeros(2, 4, view.W_O(0).shape[1]))
+    ablate = Ablation(view, [0, 2], "head", torch.zeros(2, 4, view.W_O(0).shape[1]))
     edits = ablate(torch.tensor([4 + 1, 4 + 3]))  # heads 1 and 3 of the second of these layers, layer 2
     assert list(edits) == [view.hook_z(2)]
     with torch.no_grad():
@@ -102,10 +102,10 @@ def test_ablating_is_taking_out_what_the_units_write(decoder):
     assert (changed[:, :, [1, 3]] == 0).all() and (changed[:, :, [0, 2]] == z[:, :, [0, 2]]).all()
     assert (ablated - view.logits(ids, mask)).abs().max() > 0.01
     head_means = torch.arange(2 * 4 * z.shape[-1]).float().view(2, 4, -1)
-    to_mean = Silencing(view, [0, 2], "head", head_means)(torch.tensor([4 + 1]))[view.hook_z(2)](z)
+    to_mean = Ablation(view, [0, 2], "head", head_means)(torch.tensor([4 + 1]))[view.hook_z(2)](z)
     assert (to_mean[:, :, 1] == head_means[1, 1]).all() and (to_mean[:, :, 0] == z[:, :, 0]).all()
     mean = torch.arange(24.0).view(2, 12, 1)
-    set_to = Silencing(view, [0, 1], "neuron", mean)(torch.tensor([3, 14]))
+    set_to = Ablation(view, [0, 1], "neuron", mean)(torch.tensor([3, 14]))
     assert set_to[view.hook_neurons(1)](torch.zeros(1, 2, 12))[0, 0].tolist() == [0, 0, 14] + [0] * 9
 
 

@@ -178,6 +178,13 @@ def schema(kind: type) -> Schema:
     }
     tables = {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Table)}
     every = {**axes, **of_properties}
+    for name, dims in every.items():
+        null = quantities[name].null
+        if null and (null not in every or every[null] != dims[: len(every[null])]):
+            raise TypeError(
+                f"{kind.__name__}.{name}: null={null!r} must be the name of another quantity with the axes "
+                f"[{' '.join(dims)}], or the first of them; the quantities are {', '.join(every)}: declare it"
+            )
     first = next((name for name in every if not quantities[name].is_sum), next(iter(every), ""))
     return Schema(axes, of_properties, quantities, kinds, tables, getattr(kind, "headline", "") or first)
 

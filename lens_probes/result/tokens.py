@@ -164,7 +164,13 @@ class LayerTokenResult(Result):
             lines = figures.class_lines(table, name, classes)
             for word_class in classes if self.quantity(name).null else ():
                 lines += [
-                    replace(line, name=f"null: another {word_class} token", low=None, high=None, dashed=True)
+                    replace(
+                        line,
+                        name=f"{word_class}: {self.quantity(self.quantity(name).null).says}",
+                        low=None,
+                        high=None,
+                        dashed=True,
+                    )
                     for line in figures.class_lines(table, self.quantity(name).null, [word_class])
                 ]
             panels[axis.title] = lines
