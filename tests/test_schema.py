@@ -128,6 +128,14 @@ def test_quantities_are_those_of_fields_and_of_properties_in_order() -> None:
     assert schema(GridResult).headline == "mean" and schema(FactResult).headline == "fact"
     assert schema(GridResult).kind == {"total": "sum"}
 
+    class SumResult(Result):
+        """A sum first."""
+
+        total: Float[Tensor, ""] = summed("sum")
+        share: Float[Tensor, ""] = measured("share")
+
+    assert schema(SumResult).headline == "share"
+
 
 def test_a_subclass_is_a_frozen_dataclass_without_a_decorator() -> None:
     one = paths()
@@ -200,6 +208,8 @@ def test_facts_about_ids_are_compared_as_types_and_others_as_tokens() -> None:
     tokens = Tokens(**tokens.columns() | {"id": torch.tensor([5, 5, 6, 7]), "text": ("a", "a", "b", "c")})
     result = FactResult(token=tokens, fact=torch.tensor([0.9, 0.9, 0.1, 0.2]), other=torch.arange(4.0))
     fact, other = result.compare(), result.compare(quantity="other")
+    with pytest.raises(ValueError, match="weigh must be 'types' for fact, a fact about ids; got 'tokens'"):
+        result.compare(weigh="tokens")
     assert fact["content_types"].item() == 1 and fact["effect"].item() == 1 and "unit" not in fact
     assert other["content_tokens"].item() == 2 and other["effect"].item() == 0
     table = result.by_word_class().set_index(["quantity", "word_class"])

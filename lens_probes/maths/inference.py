@@ -273,27 +273,6 @@ def compare(
     ).assign(strata=n_strata[0], strata_dropped=n_strata[1], permutations=permutations)
 
 
-def compare_by_layer(
-    quantities: Mapping[str, Values],
-    of: str,
-    layer: Sequence[str],
-    tokens: Tokens,
-    first: str,
-    second: str,
-    *,
-    strata: Strata | None = None,
-    weigh: Weigh = "types",
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`compare` for one of several quantities, with the layers' labels."""
-    if of not in quantities:
-        raise ValueError(f"compare(of=...) must be one of {', '.join(quantities)}; got {of!r}")
-    values = quantities[of]
-    frame = compare(values, tokens, first, second, strata=strata, weigh=weigh, permutations=permutations, seed=seed)
-    return with_layers(frame, layer)
-
-
 def compare_types(
     values: Values,
     tokens: Tokens,

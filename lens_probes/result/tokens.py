@@ -1,8 +1,9 @@
 """Results with one number per token, or per layer and token: summaries, comparisons and figures by word class."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,31 +19,15 @@ from lens_probes.text.prompts import Tokens, whole_number
 PANELS = 3  # of a figure of classes, side by side
 
 
-class TokenResult(Result):
-    """A result whose quantities are `[token]`: facts about tokens, or about their ids."""
+class WordResult(Result):
+    """A result with a number per token, or per layer and token, that is compared between classes of words."""
 
     token: Tokens
+    over: ClassVar[tuple[str, ...]] = ("token",)
 
     def words(self) -> Tokens:
         """The tokens with the words and classes that a number is about: its own, unless a result says otherwise."""
         return self.token
-
-    def by_word_class(self, *, weigh: inference.Weigh = "types") -> pd.DataFrame:
-        """Each quantity by word class: n, median, quartiles and the interval of the median.
-
-        Word types weigh equally unless `weigh="tokens"`. A fact about ids counts every id once. A quantity that no word
-        has in this run is left out.
-        """
-        frames, of_class = [], np.array([bool(each) for each in self.words().word_class])
-        known = [name for name in self._over_tokens() if not np.isnan(self.known(name)[of_class]).all()]
-        for name in known or self._over_tokens()[:1]:
-            if self.quantity(name).by_id:
-                frame = inference.describe_types(self.known(name)[None], self.words())
-            else:
-                frame = inference.describe(self.known(name)[None], self.words(), self._classes(), weigh=weigh)
-            frames.append(frame.assign(quantity=name).drop(columns="unit"))
-        frame = pd.concat(frames, ignore_index=True)
-        return frame.reindex(columns=["quantity", *(column for column in frame.columns if column != "quantity")])
 
     def compare(
         self,
@@ -55,26 +40,63 @@ class TokenResult(Result):
         permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """The probability that a token of class `first` has the larger value, with its interval, p, q and n.
+        """The probability that a token of class `first` has the larger value, its interval, p, q, n; one row per layer.
 
-        See `inference.compare`, and for a fact about ids `inference.compare_types`: each id counts once, and ids of
-        both classes are left out.
+        `quantity`: the first declared unless another is named. See `inference.compare`, and for a fact about ids
+        `inference.compare_types`: each id counts once, ids of both classes are left out, and there is no `weigh`. For
+        frequency matching give `strata`, one number per token:
+        `lens_probes.text.words.merge_order(model.tokenizer)[result.words().id]`, or counts of your own.
         """
-        name = _asked(self, quantity, self._over_tokens())
-        values = self.known(name)[None]
+        name = self.asked(quantity)
+        values, words = np.atleast_2d(self.known(name)), self.words()
+        options: dict[str, Any] = {"strata": strata, "permutations": permutations, "seed": seed}
         if self.quantity(name).by_id:
-            frame = inference.compare_types(
-                values, self.words(), first, second, strata=strata, permutations=permutations, seed=seed
-            )
+            if weigh != "types":
+                raise ValueError(
+                    f"weigh must be 'types' for {name}, a fact about ids; got {brief(weigh)}: leave it out"
+                )
+            frame = inference.compare_types(values, words, first, second, **options)
         else:
-            frame = inference.compare(
-                values, self.words(), first, second, strata=strata, weigh=weigh, permutations=permutations, seed=seed
-            )
-        return frame.drop(columns="unit")
+            frame = inference.compare(values, words, first, second, weigh=weigh, **options)
+        layer = self.labels("layer")
+        return frame.drop(columns="unit") if layer is None else inference.with_layers(frame, layer)
+
+    def asked(self, quantity: str | None) -> str:
+        """The quantity that was asked for, or the first."""
+        known = self.compared()
+        if quantity is not None and quantity not in tuple(known):
+            raise ValueError(f"quantity must be one of {', '.join(known)}; got {brief(quantity)}")
+        return known[0] if quantity is None else quantity
+
+    def compared(self) -> list[str]:
+        """The quantities that this run has and that are numbers: the ids of vocabulary entries have no median."""
+        names = [name for name in schema(type(self)).over(*self.over) if getattr(self, name) is not None]
+        return [name for name in names if not self.quantity(name).into]
+
+
+class TokenResult(WordResult):
+    """A result whose quantities are `[token]`: facts about tokens, or about their ids."""
+
+    def by_word_class(self, *, weigh: inference.Weigh = "types") -> pd.DataFrame:
+        """Each quantity by word class: n, median, quartiles and the interval of the median.
+
+        Word types weigh equally unless `weigh="tokens"`. A fact about ids counts every id once. A quantity that no word
+        has in this run is left out.
+        """
+        frames, of_class = [], np.array([bool(each) for each in self.words().word_class])
+        known = [name for name in self.compared() if not np.isnan(self.known(name)[of_class]).all()]
+        for name in known or self.compared()[:1]:
+            if self.quantity(name).by_id:
+                frame = inference.describe_types(self.known(name)[None], self.words())
+            else:
+                frame = inference.describe(self.known(name)[None], self.words(), self._classes(), weigh=weigh)
+            frames.append(frame.assign(quantity=name).drop(columns="unit"))
+        frame = pd.concat(frames, ignore_index=True)
+        return frame.reindex(columns=["quantity", *(column for column in frame.columns if column != "quantity")])
 
     def figure(self) -> go.Figure:
         """The median of the first quantity by word class, with its 95 % interval."""
-        name, table = self._over_tokens()[0], self.by_word_class()
+        name, table = self.compared()[0], self.by_word_class()
         table = table[table["quantity"] == name]
         count = "types" if self.quantity(name).by_id else "words"
         rows = list(zip(*(table[column] for column in ("word_class", "median", "low", "high", count)), strict=True))
@@ -85,25 +107,16 @@ class TokenResult(Result):
             y_title=self.quantity(name).title,
         )
 
-    def _over_tokens(self) -> list[str]:
-        """Those that are numbers: the ids of vocabulary entries have no median."""
-        names = [name for name in schema(type(self)).over("token") if getattr(self, name) is not None]
-        return [name for name in names if not self.quantity(name).into]
-
     def _classes(self) -> list[str]:
         found = {each for each in self.words().word_class if each}
         return [*(each for each in inference.CLASSES if each in found), *sorted(found - set(inference.CLASSES))]
 
 
-class LayerTokenResult(Result):
+class LayerTokenResult(WordResult):
     """A result whose quantities are `[layer token]`: paths of tokens through the layers."""
 
     layer: tuple[str, ...]
-    token: Tokens
-
-    def words(self) -> Tokens:
-        """The tokens with the words and classes that a number is about: its own, unless a result says otherwise."""
-        return self.token
+    over: ClassVar[tuple[str, ...]] = ("layer", "token")
 
     def by_word_class(self, *, special: bool = False, weigh: inference.Weigh = "types") -> pd.DataFrame:
         """Each quantity by word class and layer: n, median, quartiles and the interval of the median.
@@ -111,46 +124,16 @@ class LayerTokenResult(Result):
         One row per quantity, class and layer, with columns as `inference.describe` gives them; word types weigh equally
         unless `weigh="tokens"`. Special tokens are left out unless `special`: their states are outliers.
         """
-        values = {name: self.known(name) for name in self._over_tokens()}
+        values = {name: self.known(name) for name in self.compared()}
         return inference.by_word_class(values, self.layer, self.words(), special=special, weigh=weigh)
-
-    def compare(
-        self,
-        first: str = "content",
-        second: str = "function",
-        *,
-        quantity: str | None = None,
-        strata: inference.Strata | None = None,
-        weigh: inference.Weigh = "types",
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-    ) -> pd.DataFrame:
-        """Per layer: the probability that a token of class `first` has the larger value, its interval, p, q and n.
-
-        `quantity`: the first declared unless another is named. See `inference.compare`. For frequency matching give
-        `strata`, one number per token: `lens_probes.text.words.merge_order(model.tokenizer)[result.words().id]`, or
-        counts of your own.
-        """
-        name = _asked(self, quantity, self._over_tokens())
-        frame = inference.compare(
-            self.known(name),
-            self.words(),
-            first,
-            second,
-            strata=strata,
-            weigh=weigh,
-            permutations=permutations,
-            seed=seed,
-        )
-        return inference.with_layers(frame, self.layer)
 
     def figure(self) -> go.Figure:
         """The medians of the first quantities by word class over layers, with 95 % intervals; their nulls are dotted.
 
         Classes of fewer than ten words are left out, unless there are no others.
         """
-        nulls = {self.quantity(name).null for name in self._over_tokens()}
-        shown = [name for name in self._over_tokens() if name not in nulls][:PANELS]
+        nulls = {self.quantity(name).null for name in self.compared()}
+        shown = [name for name in self.compared() if name not in nulls][:PANELS]
         return self.draw_classes(self.class_panels(*shown), "How do word classes differ, layer by layer?")
 
     def class_panels(self, *quantities: str) -> dict[str, list[figures.Line]]:
@@ -178,7 +161,7 @@ class LayerTokenResult(Result):
 
     def draw_classes(self, panels: dict[str, list[figures.Line]], question: str) -> go.Figure:
         """Panels over the layers of this result, turned and scaled as their quantities say."""
-        declared = {(axis := self._on_axis(name)[0]).title: axis for name in self._over_tokens()}
+        declared = {(axis := self._on_axis(name)[0]).title: axis for name in self.compared()}
         return figures.lines(
             panels,
             self.layer,
@@ -190,7 +173,7 @@ class LayerTokenResult(Result):
 
     def figure_paths(self, prompt: int = 0, token: int | str = 0, *, quantity: str | None = None) -> go.Figure:
         """One prompt's tokens through the layers, one token bold: a position, or a word that the prompt has once."""
-        name = _asked(self, quantity, self._over_tokens())
+        name = self.asked(quantity)
         rows = self.token.rows(prompt)
         bold, values = rows.index(self.token.row(prompt, token)), self.known(name)
         texts = [self.token.text[i] for i in rows]
@@ -212,7 +195,7 @@ class LayerTokenResult(Result):
 
     def figure_prompt(self, prompt: int = 0, *, quantity: str | None = None, first: int = 0) -> go.Figure:
         """One prompt, layers across and tokens down: sixty tokens, from number `first` on."""
-        name = _asked(self, quantity, self._over_tokens())
+        name = self.asked(quantity)
         return self.draw_prompt(self.quantity(name).heading, prompt, quantity=name, first=first)
 
     def draw_prompt(
@@ -230,7 +213,7 @@ class LayerTokenResult(Result):
 
         Colours end at `farthest` from 0. Texts must have gone through `visible`.
         """
-        asked = self.quantity(_asked(self, quantity, self._over_tokens()))
+        asked = self.quantity(self.asked(quantity))
         rows, layers, signed = self.rows_shown(prompt, first), range(len(self.layer)), asked.low < 0 < asked.high
         low, high = (
             float(bound) if math.isfinite(bound) and not (signed or asked.logarithmic) else None
@@ -268,13 +251,3 @@ class LayerTokenResult(Result):
         if not quantity.logarithmic or quantity.missing is None:
             return quantity, 0
         return quantity._replace(says=f"1 + {quantity.says}", low=quantity.low + 1, high=quantity.high + 1), 1
-
-    def _over_tokens(self) -> list[str]:
-        return [name for name in schema(type(self)).over("layer", "token") if getattr(self, name) is not None]
-
-
-def _asked(result: Result, quantity: str | None, known: Sequence[str]) -> str:
-    """The quantity that was asked for, or the first."""
-    if quantity is not None and quantity not in tuple(known):
-        raise ValueError(f"quantity must be one of {', '.join(known)}; got {brief(quantity)}")
-    return known[0] if quantity is None else quantity
