@@ -298,3 +298,17 @@ def test_a_probe_fills_in_labels_and_settings(gpt2: Any) -> None:
         and len(update.prompt) == 2
         and len(update.token) == int(update.prompt.n_tokens.sum()) + int(update.token.special.sum())
     )
+
+
+def test_a_fact_about_an_id_of_two_classes_is_summarised_for_neither() -> None:
+    tokens = words("cfcf")
+    tokens = Tokens(**tokens.columns() | {"id": torch.tensor([5, 5, 6, 7]), "text": ("a", "a", "b", "c")})
+    result = FactResult(token=tokens, fact=torch.tensor([0.9, 0.9, 0.1, 0.2]), other=torch.arange(4.0))
+    table = result.by_word_class().set_index(["quantity", "word_class"])["median"]
+    assert table["fact", "content"] == pytest.approx(0.1) and table["fact", "function"] == pytest.approx(0.2)
+    assert table["other", "content"] == 1.0  # of tokens 0 and 2
+
+
+def test_paths_of_a_quantity_that_is_low_on_top_are_turned() -> None:
+    assert paths().figure_paths(0, 2).layout.yaxis.autorange == "reversed"
+    assert paths().figure_paths(0, 2, quantity="size").layout.yaxis.autorange is True
