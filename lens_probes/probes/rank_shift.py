@@ -59,7 +59,7 @@ class RankShiftResult(LayerTokenResult):
     rank: Int[Tensor, "layer token"] = measured(
         "rank of the token's own entry", low=0, missing=-1, null="null_rank", low_on_top=True
     )
-    score: Float[Tensor, "layer token"] = measured("closeness to the token's own entry")
+    score: Float[Tensor, "layer token"] = measured("score of the own entry")
     norm: Float[Tensor, "layer token"] = measured("length of the state, before any centring", low=0)
     null_rank: Int[Tensor, "layer token"] = measured("rank of another token of the prompt and class", low=0, missing=-1)
     unit_sum: Float64[Tensor, "layer d_model"] = summed("sum of the compared states, each divided by its length")

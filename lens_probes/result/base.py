@@ -26,6 +26,8 @@ from lens_probes.text.prompts import Table, whole_number
 if TYPE_CHECKING:
     import xarray as xr
 
+LINE = 96  # characters below a title that narrow figures have room for
+
 R = TypeVar("R", bound="Result")
 
 
@@ -187,8 +189,8 @@ class Result(Declared):
 
     def title(self, question: str) -> str:
         """A figure's title: the question, and below it under which conditions of which model it was asked."""
-        conditions = self.conditions()
-        return f"{question}\n{f'{conditions}; ' if conditions else ''}{self.provenance.describe()}"
+        below = [line for line in (self.conditions(), self.provenance.describe()) if line]
+        return f"{question}\n{('; ' if sum(map(len, below)) <= LINE else chr(10)).join(below)}"
 
     def conditions(self) -> str:
         """What else a reader of a figure must know: the read point, the metric, the target."""
