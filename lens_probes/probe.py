@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, dataclass_transform, get_args
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, dataclass_transform, get_args
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -96,7 +96,7 @@ class Probe(Asked, Generic[R]):
         """
         kind, model = _result_class(type(self)), reading.model
         known: dict[str, Callable[[], Any]] = {
-            "layer": lambda: reading.layer,
+            "layer": lambda: reading.layer or _no_labels(type(self)),
             "token": lambda: reading.tokens,
             "prompt": lambda: prompt_table(reading.tokens),
             "topic": lambda: prompt_table(reading.tokens).topics,
@@ -109,8 +109,6 @@ class Probe(Asked, Generic[R]):
             raise TypeError(
                 f"{kind.__name__} has the fields {declared}; got {min(unknown)!r}: declare it, or rename it"
             )
-        if not reading.points and "layer" not in values:
-            known["layer"] = lambda: _no_labels(type(self))
         for name in (each.name for each in fields(kind) if each.name not in values):
             if name in settings:
                 values[name] = getattr(self, name)
@@ -175,7 +173,7 @@ class Probe(Asked, Generic[R]):
         return _measured(self, reading)
 
 
-def _no_labels(kind: type) -> tuple[str, ...]:
+def _no_labels(kind: type) -> NoReturn:
     raise ValueError(
         f"the layers of a {kind.__name__} must have labels; got a plain list of hooks: return label -> hook from "
         f"hooks, such as model.states(at, layers), or pass layer= to self.result"

@@ -312,3 +312,21 @@ def test_a_fact_about_an_id_of_two_classes_is_summarised_for_neither() -> None:
 def test_paths_of_a_quantity_that_is_low_on_top_are_turned() -> None:
     assert paths().figure_paths(0, 2).layout.yaxis.autorange == "reversed"
     assert paths().figure_paths(0, 2, quantity="size").layout.yaxis.autorange is True
+
+
+def test_layers_without_labels_and_misspelt_quantities_are_refused_with_what_to_do(gpt2: Any) -> None:
+    class Unlabelled(lp.Probe[LineResult]):
+        """Names hooks in a plain list, and may misspell its quantity."""
+
+        name: str = "share"
+
+        def hooks(self, model: Any) -> list[str]:
+            return [model.hook("resid_post", 0)]
+
+        def measure(self, reading: Any) -> LineResult:
+            return self.result(reading, **{self.name: torch.zeros(1)})
+
+    with pytest.raises(ValueError, match="the layers of a Unlabelled must have labels; got a plain list of hooks"):
+        Unlabelled().run(gpt2, "one")
+    with pytest.raises(TypeError, match=r"LineResult has the fields .*; got 'shore': declare it, or rename it"):
+        Unlabelled("shore").run(gpt2, "one")

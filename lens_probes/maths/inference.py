@@ -89,7 +89,7 @@ def describe_types(values: Values, tokens: Tokens) -> pd.DataFrame:
     own = _of_one_class(tokens) & ~np.isnan(values).all(axis=0)
     label, form = np.where(own, tokens.word_class, ""), _numbers(forms(tokens))
     frames = []
-    for word_class in _classes(label):
+    for word_class in classes_of(label):
         member = label == word_class
         group = tokens[torch.from_numpy(member)]
         once, _ = _ids(group)
@@ -155,7 +155,7 @@ def by_word_class(
     """`describe` for several quantities by layer, one row a quantity, class and layer; special tokens are a class."""
     label = ["special" if each else own for own, each in zip(tokens.word_class, tokens.special.tolist(), strict=True)]
     tokens = replace(tokens, word_class=tuple(label))
-    classes = [each for each in _classes(label) if special or each != "special"]
+    classes = [each for each in classes_of(label) if special or each != "special"]
     frames = []
     for quantity, values in quantities.items():
         known = ~np.isnan(values).all(axis=0)
@@ -175,7 +175,7 @@ def with_layers(frame: pd.DataFrame, layer: Sequence[str]) -> pd.DataFrame:
     return named
 
 
-def _classes(label: Iterable[str]) -> list[str]:
+def classes_of(label: Iterable[str]) -> list[str]:
     """The word classes that occur, our own first, then those of the user."""
     found = set(label) - {""}
     return [*(each for each in CLASSES if each in found), *sorted(found - set(CLASSES))]
@@ -517,7 +517,7 @@ def _strata_of(
     present &= stratum >= 0
     for name in (first, second):
         if not (present & (label == name)).any():
-            classes = ", ".join(_classes(label)) or "none"
+            classes = ", ".join(classes_of(label)) or "none"
             raise ValueError(f"no token of class {name!r} has a value to compare; the classes here are {classes}")
     both = set(stratum[present & (label == first)]) & set(stratum[present & (label == second)])
     if not both:

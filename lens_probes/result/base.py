@@ -67,7 +67,7 @@ class Result(Declared):
     def labels(self, axis: str) -> Any:
         """The labels of an axis: the field of its name (`other_topic` is `topic` again), or None."""
         axis = axis.removeprefix("other_")
-        return getattr(self, axis) if axis in {field.name for field in dataclasses.fields(self)} else None
+        return getattr(self, axis) if axis in self.__dataclass_fields__ else None
 
     def index_of(self, axis: str, asked: int) -> int:
         """Where on an axis the layer, head or unit of this number stands, of those that are there.
@@ -103,7 +103,7 @@ class Result(Declared):
     def figure(self) -> go.Figure:
         """The first quantity: a grid of layers and heads, or a line over layers."""
         name = schema(type(self)).headline
-        dims = {**schema(type(self)).axes, **schema(type(self)).derived}.get(name, ())
+        dims = schema(type(self)).every.get(name, ())
         title = self.title(self.quantity(name).heading)
         if len(dims) == 2 and dims[0] == "layer" and dims[1] in ("head", "kv_head", "unit"):
             return self.grid(name, title)
@@ -118,7 +118,7 @@ class Result(Declared):
 
     def grid(self, name: str, title: str, values: Tensor | None = None) -> go.Figure:
         """A quantity by layer and head (or key/value head, or unit); `values` in its place, if given."""
-        (_, across) = {**schema(type(self)).axes, **schema(type(self)).derived}[name]
+        (_, across) = schema(type(self)).every[name]
         return self.draw_grid(self.known(name) if values is None else values, self.quantity(name), title, across=across)
 
     def draw_grid(
@@ -177,7 +177,7 @@ class Result(Declared):
         says = table.attrs.get("effect", "effect")
         what, bracket, unit = says.rpartition(" (")
         up, down = (np.count_nonzero(found & side) for side in (effect > 0, effect < 0))
-        title = f"{says[:1].upper()}{says[1:]}\nstar: q < 0.05, {up} above 0 and {down} below, of {len(table)}"
+        title = f"{Quantity(says).heading}\nstar: q < 0.05, {up} above 0 and {down} below, of {len(table)}"
         return self.draw_grid(
             values.to_numpy(float),
             Quantity(f"effect{bracket}{unit}" if what else "effect"),
@@ -251,7 +251,7 @@ class Result(Declared):
         Beside vocabulary ids (`top_ids`) stand their texts (`top_text`).
         """
         schema_ = schema(type(self))
-        axes = {**schema_.axes, **schema_.derived}
+        axes = schema_.every
         if name is None:
             kept = [schema_.headline, *axes]
             name = next(each for each in kept if each in schema_.derived or getattr(self, each) is not None)

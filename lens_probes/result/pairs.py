@@ -65,5 +65,5 @@ class PairResult(Result):
         )
 
     def _over_pairs(self) -> list[str]:
-        declared = {**schema(type(self)).axes, **schema(type(self)).derived}
+        declared = schema(type(self)).every
         return [name for name, axes in declared.items() if axes[-1:] == ("pair",) and getattr(self, name) is not None]

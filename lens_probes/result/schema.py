@@ -148,9 +148,14 @@ class Schema(NamedTuple):
     tables: dict[str, type[Table]]
     headline: str
 
+    @property
+    def every(self) -> dict[str, tuple[str, ...]]:
+        """The axes of all quantities, measured and derived, in the order of their declaration."""
+        return {**self.axes, **self.derived}
+
     def over(self, *axes: str) -> list[str]:
-        """The quantities with exactly these axes, in the order of their declaration."""
-        return [name for name, own in {**self.axes, **self.derived}.items() if own == axes]
+        """The quantities with exactly these axes."""
+        return [name for name, own in self.every.items() if own == axes]
 
 
 @cache

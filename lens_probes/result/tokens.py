@@ -83,13 +83,14 @@ class TokenResult(WordResult):
         Word types weigh equally unless `weigh="tokens"`. A fact about ids counts every id once. A quantity that no word
         has in this run is left out.
         """
-        frames, of_class = [], np.array([bool(each) for each in self.words().word_class])
+        frames, classes = [], inference.classes_of(self.words().word_class)
+        of_class = np.isin(self.words().word_class, classes)
         known = [name for name in self.compared() if not np.isnan(self.known(name)[of_class]).all()]
         for name in known or self.compared()[:1]:
             if self.quantity(name).by_id:
                 frame = inference.describe_types(self.known(name)[None], self.words())
             else:
-                frame = inference.describe(self.known(name)[None], self.words(), self._classes(), weigh=weigh)
+                frame = inference.describe(self.known(name)[None], self.words(), classes, weigh=weigh)
             frames.append(frame.assign(quantity=name).drop(columns="unit"))
         frame = pd.concat(frames, ignore_index=True)
         return frame.reindex(columns=["quantity", *(column for column in frame.columns if column != "quantity")])
@@ -106,10 +107,6 @@ class TokenResult(WordResult):
             title=self.title(f"{self.quantity(name).heading}, by word class"),
             y_title=self.quantity(name).title,
         )
-
-    def _classes(self) -> list[str]:
-        found = {each for each in self.words().word_class if each}
-        return [*(each for each in inference.CLASSES if each in found), *sorted(found - set(inference.CLASSES))]
 
 
 class LayerTokenResult(WordResult):
@@ -145,16 +142,11 @@ class LayerTokenResult(WordResult):
             axis, added = self._on_axis(name)
             table.loc[table["quantity"].isin([name, axis.null]), ["median", "low", "high"]] += added
             lines = figures.class_lines(table, name, classes)
-            for word_class in classes if self.quantity(name).null else ():
+            for word_class in classes if axis.null else ():
+                label = f"{word_class}: {self.quantity(axis.null).says}"
                 lines += [
-                    replace(
-                        line,
-                        name=f"{word_class}: {self.quantity(self.quantity(name).null).says}",
-                        low=None,
-                        high=None,
-                        dashed=True,
-                    )
-                    for line in figures.class_lines(table, self.quantity(name).null, [word_class])
+                    replace(line, name=label, low=None, high=None, dashed=True)
+                    for line in figures.class_lines(table, axis.null, [word_class])
                 ]
             panels[axis.title] = lines
         return panels
