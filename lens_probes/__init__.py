@@ -35,10 +35,11 @@ from lens_probes.probes.logit_lens import LogitLens, LogitLensResult
 from lens_probes.probes.rank_shift import RankShift, RankShiftResult
 from lens_probes.probes.residual_mean import ResidualMean, ResidualMeanResult
 from lens_probes.probes.residual_update import ResidualUpdate, ResidualUpdateResult
+from lens_probes.probes.source_attribution import SourceAttribution, SourceAttributionResult
 from lens_probes.probes.topic_activity import TopicActivity, TopicActivityResult
 from lens_probes.reading import Reading
 from lens_probes.registry import list_probes
-from lens_probes.result import LayerTokenResult, Provenance, Result, TokenResult, derived, measured, summed
+from lens_probes.result import LayerTokenResult, Provenance, Result, TokenResult, derived, load, measured, summed
 from lens_probes.settings import Layers
 from lens_probes.text import words
 from lens_probes.text.prompts import Prompt, PromptTable, Table, Tokens
@@ -87,6 +88,8 @@ __all__ = [
     "ResidualUpdate",
     "ResidualUpdateResult",
     "Result",
+    "SourceAttribution",
+    "SourceAttributionResult",
     "Table",
     "TextExperiment",
     "TiedKeyValue",
@@ -105,6 +108,7 @@ __all__ = [
     "figures",
     "inference",
     "list_probes",
+    "load",
     "load_model",
     "measured",
     "neuron_vectors",

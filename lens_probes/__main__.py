@@ -119,7 +119,7 @@ def _lines(path: Path) -> list[str]:
 
 def _probes(view: lp.ModelView) -> list[lp.Probe[Any]]:
     """RankShift first, then all others that read this model; parallel blocks have no middle state."""
-    at = "resid_mid" if "blocks.0.hook_resid_mid" in view.model.hook_dict else "resid_post"
+    at = "resid_mid" if "blocks.0.hook_resid_mid" in view.hook_names else "resid_post"
     chosen = {"RankShift": lp.RankShift(at=at), "ResidualMean": lp.ResidualMean(at=at)}
     if view.encoder:
         chosen["LogitLens"] = lp.LogitLens(target="own")

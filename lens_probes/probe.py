@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, dataclass_transform, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, dataclass_transform, get_args
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -70,19 +70,28 @@ class Probe(Asked, Generic[R]):
     """A question asked of a model's activations.
 
     To write one: `hooks` names the activations, `measure` turns one batch into a result. The mathematics is a pure
-    function beside the class. A probe over layers has `layers: Layers = None` (all) among its settings.
+    function beside the class. A probe over layers has `layers: Layers = None` (all) among its settings. One that reads
+    states as logits sets `reads_head`, and calls `reading.check_head()`.
     """
+
+    reads_head: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "hooks" in vars(cls):
+            setattr(cls, "hooks", _of_any_model(cls.hooks))  # noqa: B010  (the type stays that of the view)
 
     @abc.abstractmethod
     def hooks(self, model: ModelView) -> Hooks:
         """The activations it reads, by their TransformerLens names; none for a probe of weights and tokens.
 
-        A mapping gives each a label, which `reading.layer` and the result's `layer` axis then have.
+        A mapping gives each a label, which `reading.layer` and the result's `layer` axis then have. It is written for
+        the view of a model, and may be called with a model.
         """
 
     def hook_names(self, model: Any) -> list[str]:
         """The names of the activations it reads of a model, each once: for `model.run_with_cache(names_filter=...)`."""
-        return names_of(self.hooks(ModelView(model)))
+        return names_of(self.hooks(model))
 
     @abc.abstractmethod
     def measure(self, reading: Reading) -> R:
@@ -173,6 +182,14 @@ class Probe(Asked, Generic[R]):
         return _measured(self, reading)
 
 
+def _of_any_model(hooks: Callable[[Any, ModelView], Hooks]) -> Callable[[Any, Any], Hooks]:
+    @functools.wraps(hooks)
+    def of_any(probe: Any, model: Any) -> Hooks:
+        return hooks(probe, model if isinstance(model, ModelView) else ModelView(model))
+
+    return of_any
+
+
 def _no_labels(kind: type) -> NoReturn:
     raise ValueError(
         f"the layers of a {kind.__name__} must have labels; got a plain list of hooks: return label -> hook from "
@@ -210,14 +227,23 @@ def run(
     tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
     of_run = batches(tokens, batch_size)
     parts: list[list[Result]] = [[] for _ in probes]
-    for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
-        ids, mask = pad(batch, view)
-        reading = Reading(view, batch, view.activations(ids, mask, names), mask)
-        for done, probe in zip(parts, probes, strict=True):
-            done.append(_measured(probe, reading))
-            if len(done) == PARTS_BEFORE_MERGE:
-                done[:] = [Result.merge(done)]
+    with undisturbed(view.model):
+        for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
+            reading = _read(view, batch, names, reads_head=any(probe.reads_head for probe in probes))
+            for done, probe in zip(parts, probes, strict=True):
+                done.append(_measured(probe, reading))
+                if len(done) == PARTS_BEFORE_MERGE:
+                    done[:] = [Result.merge(done)]
     return [Result.merge(done) for done in parts]
+
+
+def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: bool) -> Reading:
+    """One forward pass."""
+    ids, mask = pad(batch, view)
+    if not reads_head:
+        return Reading(view, batch, view.activations(ids, mask, names), mask)
+    found, logits = view.activations_and_logits(ids, mask, names)
+    return Reading(view, batch, found, mask, _logits=logits)
 
 
 def _check_probes(probes: Any) -> None:

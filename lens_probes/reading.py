@@ -43,6 +43,15 @@ class Reading:
     _cache: Mapping[str, Tensor]
     _mask: Bool[Tensor, "prompt position"]
     points: Mapping[str, str] = field(default_factory=dict)
+    _logits: Float[Tensor, "few vocab"] | None = None  # the model's own, of the first tokens
+
+    def check_head(self) -> None:
+        """Raise unless final norm, unembedding and cap of the last states are the model's own logits."""
+        if self._logits is None:  # of a cache: a pass of its own
+            self.model.check_head()
+        else:
+            last = self[self.model.hook("resid_post", -1)]
+            self.model.check_read(last[: len(self._logits)], self._logits)
 
     @property
     def layer(self) -> tuple[str, ...]:

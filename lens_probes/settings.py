@@ -127,6 +127,8 @@ def fits(value: Any, hint: Any) -> bool:
     if kind is tuple:
         each = (options[:1] * len(value) if options[1:] == (...,) else options) if isinstance(value, tuple) else ()
         return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
+    if kind is dict and options:
+        return isinstance(value, dict) and all(fits(each, tuple[options]) for each in value.items())
     if kind in (int, float):
         return type(value) is int or type(value) is kind
     if kind is Sequence and options:

@@ -34,7 +34,7 @@ class VectorReading(Result):
     """The most and the least probable entries of each vector."""
 
     unit: tuple[str, ...]
-    vocab: tuple[str, ...]
+    vocab: dict[int, str]
     top_ids: Int[Tensor, "unit k"] = measured("the most probable entries, best first", low=0, into="vocab")
     top_log_prob: Float[Tensor, "unit k"] = measured("their log-probabilities", unit="nats", high=0)
     bottom_ids: Int[Tensor, "unit other_k"] = measured("the least probable entries, last first", low=0, into="vocab")
@@ -115,7 +115,7 @@ def read_vector(
     ids, values, bottom_ids, bottom_values, entropies = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
     return VectorReading(
         unit=labels,
-        vocab=view.vocabulary_texts,
+        vocab=view.texts_of(ids, bottom_ids),
         top_ids=ids,
         top_log_prob=values,
         bottom_ids=bottom_ids,

@@ -14,8 +14,8 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 # Each knows those before it, and none after it. `examples` make models for whoever asks, and know none of the others.
-LAYERS = ("messages", "settings", "text", "maths", "model", "figures", "result", "reading", "probe", "probes")
-LAYERS += ("soft_tokens", "experiments", "weights", "registry")
+LAYERS = ("messages", "settings", "text", "maths", "model", "figures", "result", "reading")
+LAYERS += ("logit_direction", "probe", "probes", "soft_tokens", "experiments", "weights", "registry")
 
 
 def imported(module: str) -> set[str]:

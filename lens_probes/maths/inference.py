@@ -171,7 +171,7 @@ def by_word_class(
 def with_layers(frame: pd.DataFrame, layer: Sequence[str]) -> pd.DataFrame:
     """The same table with the layers' labels for the numbers of units."""
     named = frame.rename(columns={"unit": "layer"})
-    named["layer"] = [layer[unit] for unit in frame["unit"]]
+    named["layer"] = pd.Categorical.from_codes(frame["unit"], categories=list(layer), ordered=True)
     return named
 
 

@@ -23,7 +23,7 @@ METRICS: tuple[Metric, ...] = ("cosine", "euclidean", "dot")
 
 ENTRIES = 2048  # vocabulary entries and states in one product: 8 MiB of scores, whatever the model
 STATES = 1024
-COLUMNS = 32
+COLUMNS = 8  # of an entry that are hashed first: in trained models they tell nearly all entries apart
 
 EqualEntries = tuple[Int[Tensor, " pair"], Int[Tensor, " pair"], Int[Tensor, " pair"]]  # row, column, id
 

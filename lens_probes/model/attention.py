@@ -25,7 +25,7 @@ class Attention(Passes):
     def _hooks_rotated(self) -> bool:
         """Whether the model computes rotated queries: for NeoX a Bridge lists their hook and never calls it."""
         name = self._hook("rotated_query")
-        if name not in self.model.hook_dict:
+        if name not in self.hook_names:
             return False
         with undisturbed(self.model):
             _, cache = self.model.run_with_cache(torch.zeros(1, 1, dtype=torch.int64, device=self.device))

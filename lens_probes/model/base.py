@@ -3,7 +3,7 @@
 import difflib
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence, Set
-from functools import cache, partialmethod
+from functools import cache, cached_property, partialmethod
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +97,11 @@ class View:
 
     # Names of activations
 
+    @cached_property
+    def hook_names(self) -> frozenset[str]:
+        """The names of all activations that the model has: a Bridge searches its modules for them."""
+        return frozenset(self.model.hook_dict)
+
     def hook(self, at: ReadPoint, layer: int) -> str:
         """The name of the activation at a read point of a block.
 
@@ -106,8 +111,7 @@ class View:
         if at not in READ_POINTS:
             raise ValueError(f"read point {brief(at)} is not one of {', '.join(READ_POINTS)}")
         (layer,) = self.layers([layer])
-        existing = self.model.hook_dict
-        present = [point for point in READ_POINTS if self._hook(point, layer) in existing]
+        present = [point for point in READ_POINTS if self._hook(point, layer) in self.hook_names]
         if at not in present:
             raise ValueError(
                 f"read point {at!r} does not exist in {self.name} (blocks whose attention and MLP run in parallel have "
@@ -159,10 +163,9 @@ class View:
 
     def check_hooks(self, names: Iterable[str]) -> None:
         """Raise for a name that the model does not have: TransformerLens ignores one beside names that it has."""
-        existing = self.model.hook_dict
         for name in names:
-            if name not in existing:
-                close = difflib.get_close_matches(name, existing, n=3)
+            if name not in self.hook_names:
+                close = difflib.get_close_matches(name, self.hook_names, n=3)
                 hint = f"did you mean {', '.join(close)}?" if close else "list(model.hook_dict) names those that do"
                 raise ValueError(f"activation {name!r} does not exist in {self.name} ({self.class_name}): {hint}")
 

@@ -1,12 +1,10 @@
 """From states to logits: the final norm or an encoder's head, the unembedding, and caps."""
 
-from functools import cached_property
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_probes.model.passes import undisturbed
+from lens_probes.model.passes import FEW, undisturbed
 from lens_probes.model.weights import Weights
 
 HEADLESS: frozenset[str] = frozenset({"all-minilm-l6-v2"})
@@ -17,6 +15,8 @@ TOLERANCE = 0.1  # of the spread of log-probabilities: float32 errs by 1e-5, bfl
 
 class Head(Weights):
     """The language-model head."""
+
+    _head_checked = False
 
     def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """Logits as the model itself would read them from these states, the product with the vocabulary in float32.
@@ -32,7 +32,7 @@ class Head(Weights):
 
         Gradients flow to `states` where the caller has them switched on.
         """
-        self._refuse_headless()
+        self.check_has_head()
         states = states.to(self.W_E.dtype)
         differentiable = torch.is_grad_enabled()
         with undisturbed(self.model), torch.set_grad_enabled(differentiable):
@@ -49,33 +49,36 @@ class Head(Weights):
         return round(float(self.capped(small)) / 1e-3, 6)
 
     def check_head(self) -> None:
-        """Raise unless the logits that we read from the last state of a few tokens are the model's own."""
-        self._refuse_headless()
-        if not self._head_error <= TOLERANCE:  # refuses NaN too
+        """Raise unless the logits that we read from the last states of a few tokens are the model's own."""
+        if not self._head_checked:
+            last = self.hook("resid_post", -1)
+            ids = torch.arange(FEW, device=self.device)[None] % self.d_vocab
+            found, logits = self.activations_and_logits(ids, torch.ones_like(ids, dtype=torch.bool), [last])
+            self.check_read(found[last][0], logits)
+
+    def check_read(self, last: Float[Tensor, "few d_model"], logits: Float[Tensor, "few vocab"]) -> None:
+        """Raise unless the logits that we read from these last states are these, which the model itself gave."""
+        self.check_has_head()
+        own, read = logits.float().log_softmax(-1), self.unembed(last).log_softmax(-1)
+        error = float((own - read).abs().max() / own.std(-1).mean())
+        if not error <= TOLERANCE:  # refuses NaN too
             raise ValueError(
-                f"the logits of {self.name} are not its final norm, unembedding and soft cap alone (they differ by "
-                f"{self._head_error:.2g} of their spread): it cannot be read through its head, use another model"
+                f"the logits of {self.name} must be its final norm, unembedding and soft cap of the last state; got "
+                f"logits that differ from these by {error:.2g} of their spread: use another model"
+                if error == error
+                else f"the logits of {self.name} must be finite; got NaN or Inf: check the model's weights"
             )
+        self._head_checked = True
 
     def check_predicts_next(self) -> None:
         """Raise for a model without a loss of the next token."""
         if self.adapter.encoder:
             raise ValueError(f"{self.name} predicts masked tokens, and the next token's loss is asked: use a decoder")
-        self._refuse_headless()
+        self.check_has_head()
 
-    def _refuse_headless(self) -> None:
+    def check_has_head(self) -> None:
+        """Raise for a model without a trained language-model head."""
         if self.name in HEADLESS:
             raise ValueError(f"{self.name} was trained without a language-model head: its logits mean nothing")
         if not hasattr(self.model, "unembed") or not hasattr(self.model, "ln_final"):
             raise ValueError(f"{self.name} has no language-model head: load it with one, or ask another probe")
-
-    @cached_property
-    def _head_error(self) -> float:
-        """The largest difference between our log-probabilities and the model's own, over their spread."""
-        last = self.hook("resid_post", -1)
-        ids = torch.arange(8, device=self.device)[None] % self.d_vocab
-        with undisturbed(self.model):
-            logits, cache = self.model.run_with_cache(ids, names_filter=[last])
-            own = logits[0].float().log_softmax(-1)
-            read = self.unembed(cache[last][0]).log_softmax(-1)
-        return float((own - read).abs().max() / own.std(-1).mean())

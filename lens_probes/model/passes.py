@@ -1,7 +1,8 @@
 """Forward passes that leave the model as it was: activations, logits, and what follows from other embeddings."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 
@@ -12,22 +13,38 @@ from torch import Tensor
 from lens_probes.model.adapters import adapter_of
 from lens_probes.model.base import View
 
+FEW = 8  # tokens whose logits are compared with those that we read: they show a head that is read wrongly
+
 Edit = Callable[[Tensor], Tensor]
 """A function of an activation that returns its replacement."""
+
+
+_EVALUATED: ContextVar[frozenset[int]] = ContextVar("evaluated", default=frozenset())  # models, by id
+
+
+@contextmanager
+def _evaluated(model: Any) -> Iterator[None]:
+    """Evaluation mode inside; restores each module's own, also after an error. Modules are walked once when nested."""
+    if id(model) in _EVALUATED.get():
+        yield
+        return
+    training = [module for _, module in adapter_of(model).modules() if module.training]
+    token = _EVALUATED.set(_EVALUATED.get() | {id(model)})
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        _EVALUATED.reset(token)
 
 
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
     """Evaluation mode, no gradients, no autocast inside; restores everything, also after an error."""
-    training = {module: module.training for _, module in adapter_of(model).modules()}
-    try:
-        for module in training:
-            module.training = False
-        with torch.no_grad(), torch.autocast(device_type=_device_type(model), enabled=False):
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with _evaluated(model), torch.no_grad(), torch.autocast(device_type=_device_type(model), enabled=False):
+        yield
 
 
 @contextmanager
@@ -57,20 +74,31 @@ def run_until(
 ) -> dict[str, Tensor]:
     """The named activations, by a pass that ends once all are there."""
     found: dict[str, Tensor] = {}
-    wanted = set(names)
+    wanted = len(set(names))
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook_function(activation: Tensor, hook: Any) -> None:
-            found[name] = activation
-            if len(found) == len(wanted):
-                raise _Reached
+    def stop() -> None:
+        if len(found) == wanted:
+            raise _Reached
 
-        return hook_function
-
-    hooks = [*_as_hooks(edits or {}), *((name, keep(name)) for name in wanted)]
+    hooks = [*_as_hooks(edits or {}), *_keeping(names, found, stop)]
     with undisturbed(model), torch.set_grad_enabled(gradients), suppress(_Reached):
         model.run_with_hooks(given, return_type=None, fwd_hooks=hooks, **options)
     return found
+
+
+def _keeping(
+    names: Iterable[str], found: dict[str, Tensor], then: Callable[[], None] = lambda: None
+) -> list[tuple[str, Callable[..., None]]]:
+    """Hooks that keep these activations by name, and call `then` after each."""
+
+    def hook_function(name: str) -> Callable[..., None]:
+        def keep(activation: Any, hook: Any) -> None:
+            found[name] = activation[0] if isinstance(activation, tuple) else activation
+            then()
+
+        return keep
+
+    return [(name, hook_function(name)) for name in dict.fromkeys(names)]
 
 
 def _as_hooks(edits: Mapping[str, Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
@@ -88,14 +116,27 @@ class Passes(View):
     def activations(
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"], names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """The named activations of one padded batch, nothing else kept."""
+        """The named activations of one padded batch, by a pass that ends once all are there."""
         if not names:
             return {}
-        options = {"return_type": None, "attention_mask": mask.to(self.device, torch.int64)}
-        options |= self.adapter.options(names)
+        return self._named(names, run_until(self.model, ids.to(self.device), names, **self._options(mask, names)))
+
+    def activations_and_logits(
+        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"], names: Sequence[str]
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "few vocab"]]:
+        """The named activations, and the model's own logits of the first few tokens, from one pass."""
+        found: dict[str, Tensor] = {}
+        hooks, options = _keeping(names, found), self._options(mask, names)
         with undisturbed(self.model):
-            _, cache = self.model.run_with_cache(ids.to(self.device), names_filter=list(names), **options)
-        found = dict(cache.items())
+            logits = self.model.run_with_hooks(ids.to(self.device), return_type="logits", fwd_hooks=hooks, **options)
+        prompt, position = mask.nonzero()[:FEW].T.to(logits.device)
+        return self._named(names, found), logits[prompt, position].float()
+
+    def _options(self, mask: Bool[Tensor, "prompt position"], names: Sequence[str]) -> dict[str, Any]:
+        return {"attention_mask": mask.to(self.device, torch.int64), **self.adapter.options(names)}
+
+    def _named(self, names: Sequence[str], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The activations in the order of their names; raises unless all of them were computed."""
         for name in names:
             if found.get(name) is None:
                 raise ValueError(

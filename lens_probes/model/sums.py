@@ -43,7 +43,7 @@ class Sums(Weights):
         self._check_added(written, stream, layer, "neurons", "the MLP", "ln2_post")
 
     def _added(self, part: str, layer: int) -> list[str]:
-        parallel = self._hook("resid_mid") not in self.model.hook_dict
+        parallel = self._hook("resid_mid") not in self.hook_names
         return [self._hook(at, layer) for at in ADDED[part, parallel]]
 
     def _check_added(

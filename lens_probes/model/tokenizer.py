@@ -4,6 +4,9 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
+from jaxtyping import Int
+from torch import Tensor
+
 from lens_probes.model.weights import Weights
 
 Spans = list[tuple[int, int] | None]
@@ -71,6 +74,11 @@ class Tokenizer(Weights):
             None if i in self.special_ids else (start, end)
             for i, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
         ]
+
+    def texts_of(self, *ids: Int[Tensor, "..."]) -> dict[int, str]:
+        """The text of each token id that is in these tensors, in the order of ids; -1 stands for none."""
+        known = sorted({i for some in ids for i in some.unique().tolist()} - {-1})
+        return dict(zip(known, self.token_texts(known), strict=True))
 
     @cached_property
     def vocabulary_texts(self) -> tuple[str, ...]:

@@ -50,8 +50,11 @@ class ModelView(Attention, Head, Sums, Tokenizer):
             )
         super().__init__(model)
         self.continues_prefixes = True  # until a key/value cache breaks its promise
-        names = model.hook_dict
-        if not hasattr(model, "blocks") or "blocks.0.hook_resid_pre" not in names or not hasattr(model, "W_E"):
+        if (
+            not hasattr(model, "blocks")
+            or "blocks.0.hook_resid_pre" not in self.hook_names
+            or not hasattr(model, "W_E")
+        ):
             raise TypeError(
                 f"lens_probes reads models with one stack of blocks over text tokens; {self.name} "
                 f"({type(model).__name__}) is another kind: use a decoder, or BERT or RoBERTa as a TransformerBridge "

@@ -7,6 +7,8 @@ centring (LayerNorm only) and weight w are linear, and so is what the state says
     contribution[component, token] = written[component, token] . direction[token]               logits
     total[token]                   = logit[t] - mean over v of logit[v], before any soft cap    = sum of all components
 
+With `against`, another token a takes the place of the mean: contributions to the logit difference between t and a.
+
 Components: the embedding and, where learned, the position; every head (z @ W_O); every attention's bias, in which the
 value biases are; every MLP; and the biases of final norm and unembedding. Subtracting the mean logit, moving value
 biases, and applying w make raw and processed weights agree. Gemma norms what attention adds: that norm's scale is taken
@@ -22,8 +24,6 @@ transformer-circuits.pub/2021/framework.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Annotated
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -33,16 +33,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_probes import figures
+from lens_probes.logit_direction import check_linear, frozen, logit_direction
 from lens_probes.maths import inference
-from lens_probes.maths.vocabulary import most_probable
 from lens_probes.messages import amount, brief
-from lens_probes.model import ModelView, Norm
+from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import TokenResult, measured
-from lens_probes.settings import Allowed, Layers
+from lens_probes.result import Quantity, TokenResult, measured
+from lens_probes.settings import Layers
 from lens_probes.text.prompts import Tokens
-from lens_probes.text.targets import Target, asked_about, check_target, named_or_ids, target_ids, target_name
+from lens_probes.text.targets import OneTarget, Target, asked_about, target_name
 
 TOLERANCE = 0.05  # of the totals' size: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by much more
 
@@ -51,6 +51,8 @@ class DirectLogitAttributionResult(TokenResult):
     """What every part of the model adds to the target's logit. Memory scales with the number of tokens."""
 
     target: Target | tuple[int, ...]
+    against: Target | tuple[int, ...] | None
+    vocab: dict[int, str]  # the texts of fixed targets
     layer: tuple[str, ...]
     head: tuple[str, ...]
     component: tuple[str, ...]
@@ -116,7 +118,7 @@ class DirectLogitAttributionResult(TokenResult):
                 f"the token must have a target; token {position} is the last of prompt {prompt}: ask an earlier one"
             )
         known = self.target in ("next", "own")
-        target = repr(self.words().text[row]) if known else target_name(self.target)
+        target = repr(self.words().text[row]) if known else target_name(self.target, self.vocab)
         place = f"token {position} of prompt {prompt}, {self.token.text[row]!r}"
         return self._draw(self.contribution[:, row].tolist(), total, f"Direct logit attribution to {target} at {place}")
 
@@ -137,9 +139,19 @@ class DirectLogitAttributionResult(TokenResult):
             colour_title="contribution (logits)",
         )
 
+    def quantity(self, name: str) -> Quantity:
+        """What a tensor's numbers are; logits are compared with that of `against`, or with their mean."""
+        asked = super().quantity(name)
+        if self.against is None:
+            return asked
+        return asked._replace(
+            says=asked.says.replace("the mean logit", f"that of {target_name(self.against, self.vocab)}")
+        )
+
     def conditions(self) -> str:
-        """The target."""
-        return f"target: {target_name(self.target)}"
+        """The target, and what it is compared with."""
+        against = "" if self.against is None else f" against {target_name(self.against, self.vocab)}"
+        return f"target: {target_name(self.target, self.vocab)}{against}"
 
     def _counted(self) -> Bool[Tensor, " token"]:
         """The tokens that have a target and are not special."""
@@ -149,8 +161,9 @@ class DirectLogitAttributionResult(TokenResult):
 class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
     """What every part of the model adds to the target's logit.
 
-    `target`: the token that really follows (`next`), the token itself (`own`), the model's own top-1 (`final`), or an
-    id. With `layers`, the heads and MLPs of the others come together as `other_layers`.
+    `target`: the token that really follows (`next`), the token itself (`own`), the model's own top-1 (`final`), or one
+    token, by text (`" Mary"`, with its leading space) or id. `against`: the same, for a logit difference; None compares
+    with the mean logit. With `layers`, the heads and MLPs of the others come together as `other_layers`.
 
     >>> import lens_probes as lp
     >>> result = lp.DirectLogitAttribution().run(lp.tiny.bridge(), "Time flies like an arrow.")
@@ -158,19 +171,14 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
     True
     """
 
-    target: Target | Annotated[int, Allowed("a token id", lambda value: value >= 0)] = "next"
+    reads_head = True
+    target: OneTarget = "next"
+    against: OneTarget | None = None
     layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
         """What is written: embeddings, each head's mixed values, what attention and MLP add; and the last state."""
-        model.check_head()
-        if model.encoder:
-            raise ValueError(
-                f"the model must be a decoder, whose logits are a sum of parts; {model.name} norms after every sum and "
-                f"has a head that is not linear: use a decoder"
-            )
-        check_target(self, named_or_ids(self.target), model.name, model.d_vocab)
-        model.check_input_norm()
+        check_linear(model, self)
         first, last = [*model.embeddings(), model.hook("resid_pre", 0)], model.hook("resid_post", -1)
         written = [
             each for layer in model.layers(self.layers) for each in (*_written(model, layer), *_ends(model, layer))
@@ -179,24 +187,17 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
 
     def measure(self, reading: Reading) -> DirectLogitAttributionResult:
         """Contributions of the batch, layer by layer; every sum of parts is checked on the way."""
-        model, tokens, layers = reading.model, reading.tokens, reading.model.layers(self.layers)
-        last = reading[model.hook("resid_post", -1)].float()
-        normed, norm, scale = model.normed(last), model.final_norm(), model.logit_scale
-        if self.target == "final":
-            targets = most_probable(normed, model.unembedding, model.unembedding_bias)
-        else:
-            targets = target_ids(tokens, named_or_ids(self.target))[:, 0].to(normed.device)
-        own = targets.clamp(min=0)
-        weight, bias = model.unembedding.float(), model.unembedding_bias.float()
-        towards = scale * (weight[own] - weight.mean(0))
-        direction = frozen(norm, last, normed.float()).read(towards)
+        reading.check_head()
+        model, layers = reading.model, reading.model.layers(self.layers)
+        asked = logit_direction(reading, self)
+        direction = asked.direction
 
         def along(written: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
             return (written * direction).sum(-1)
 
         embeddings = {part: reading[hook].float() for hook, part in model.embeddings().items()}
         parts = {part: along(written) for part, written in embeddings.items()}
-        total = along(last)
+        total = along(reading[model.hook("resid_post", -1)].float())
         size = float(total.abs().max())
         start = reading[model.hook("resid_pre", 0)].float()
         _check(model, "embeddings", along(start - sum(embeddings.values())), size)
@@ -209,11 +210,13 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
             parts["other_layers"] = total - _sum(parts)
         else:
             _check(model, "parts", total - _sum(parts), size)
-        parts["final_bias"] = towards @ norm.bias + scale * (bias[own] - bias.mean())
-        unknown = (targets < 0).cpu()
+        parts["final_bias"] = asked.constant
+        unknown = asked.unknown.cpu()
         return self.result(
             reading,
-            target=named_or_ids(self.target),
+            target=asked.target,
+            against=asked.against,
+            vocab=asked.texts,
             layer=tuple(map(str, layers)),
             component=tuple(parts),
             contribution=torch.stack(list(parts.values())).cpu().masked_fill(unknown, torch.nan),
@@ -239,29 +242,6 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
             f"L{layer}_attn_bias": towards @ bias,
             f"L{layer}_mlp": (reading[mlp_hook].float() * direction).sum(-1),
         }
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A norm with each token's scale at its true value: a linear map of what was written, and a constant bias."""
-
-    norm: Norm
-    scale: Float[Tensor, " token"]
-
-    def read(self, direction: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """The direction of the norm's input that says what `direction` says of its output."""
-        weighted = self.norm.weight * direction
-        if self.norm.centred:
-            weighted = weighted - weighted.mean(-1, keepdim=True)
-        return weighted / self.scale[:, None]
-
-
-def frozen(norm: Norm, before: Float[Tensor, "token d_model"], after: Float[Tensor, "token d_model"]) -> Frozen:
-    """The norm at the scale it had when it made `after`: after - bias = weight * centred(before) / scale."""
-    centred = before - before.mean(-1, keepdim=True) if norm.centred else before
-    weighted = norm.weight * centred
-    square, product = weighted.square().sum(-1), (weighted * (after - norm.bias)).sum(-1)
-    return Frozen(norm, torch.where(product > 0, square / product, torch.inf))  # of a zero state any scale is true
 
 
 def _sum(parts: dict[str, Float[Tensor, " token"]]) -> Float[Tensor, " token"]:

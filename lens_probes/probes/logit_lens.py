@@ -38,7 +38,7 @@ from lens_probes.reading import Reading
 from lens_probes.result import LayerTokenResult, Quantity, measured
 from lens_probes.settings import Allowed, Count, Layers
 from lens_probes.text.prompts import Tokens
-from lens_probes.text.targets import Target, Targets, asked_about, check_target, named_or_ids, target_ids, target_name
+from lens_probes.text.targets import Target, Targets, asked_about, plain, target_ids, target_name, target_of
 
 Translator = Annotated[
     Callable[[Float[Tensor, "token d_model"], str], Float[Tensor, "token d_model"]],
@@ -72,16 +72,18 @@ class LogitLensResult(LayerTokenResult):
     target: Target | tuple[int, ...]
     translated: bool
     n_vocab: int
-    vocab: tuple[str, ...]  # the text of each id, unless top_k=0
+    vocab: dict[int, str]  # the texts of the entries that are named here
     log_prob: Float[Tensor, "layer token"] = measured("log-probability of the target", unit="nats", high=0)
     rank: Int[Tensor, "layer token"] = measured(
         "rank of the target", low=0, missing=-1, low_on_top=True, logarithmic=True
     )
     entropy: Float[Tensor, "layer token"] = measured("entropy of the prediction", unit="nats", low=0, low_on_top=True)
     kl: Float[Tensor, "layer token"] = measured("KL(final || layer)", unit="nats", low=0, low_on_top=True)
-    final_id: Int[Tensor, " token"] = measured("the entry that the model itself finds most probable", low=0)
+    final_id: Int[Tensor, " token"] = measured(
+        "the entry that the model itself finds most probable", low=0, missing=-1, into="vocab"
+    )
     top_ids: Int[Tensor, "layer token k"] | None = measured(
-        "the most probable entries, best first", low=0, into="vocab", default=None
+        "the most probable entries, best first", low=0, missing=-1, into="vocab", default=None
     )
     top_log_prob: Float[Tensor, "layer token k"] | None = measured(
         "their log-probabilities", unit="nats", high=0, default=None
@@ -93,11 +95,11 @@ class LogitLensResult(LayerTokenResult):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        outside = [i for i in self.target if not 0 <= i < self.n_vocab] if isinstance(self.target, tuple) else []
-        if outside or self.n_vocab < 1 or len(self.vocab) not in (0, self.n_vocab):
+        fixed = () if isinstance(self.target, str) else self.target
+        if self.n_vocab < 1 or not set(self.vocab) <= set(range(self.n_vocab)) or not set(fixed) <= set(self.vocab):
             raise ValueError(
-                f"the texts and targets of a LogitLensResult must be of its vocabulary of {self.n_vocab}; got "
-                f"{len(self.vocab)} texts and target {self.target!r}"
+                f"the texts and targets of a LogitLensResult must be of its vocabulary of {self.n_vocab}; got texts of "
+                f"{len(self.vocab)} ids and target {self.target!r}"
             )
 
     def words(self) -> Tokens:
@@ -218,10 +220,11 @@ class LogitLens(Probe[LogitLensResult]):
     """What every state predicts, through the model's own head.
 
     `target`: the token that really follows (`next`), the token itself (`own`), the model's own top-1 (`final`), or one
-    or several ids asked at every token; of several, `log_prob` is that of any of them and `rank` the best one's, and
-    `target_log_prob`, `target_rank` have each. `top_k`: how many of the most probable entries are kept. `incl_mid`:
-    also the states between attention and MLP. `translator`: any `(state [token d_model], layer label) -> state`, such
-    as the result of `TunedLens`. Layer 0 brings the embeddings, `0_pre`, with it.
+    or several tokens, by text (`" Paris"`, with its leading space) or id, asked at every token. Of several, `log_prob`
+    is the log-probability of any of them and `rank` the best one's; `target_log_prob`, `target_rank` have each.
+    `top_k`: how many of the most probable entries are kept. `incl_mid`: also the states between attention and MLP.
+    `translator`: any `(state [token d_model], layer label) -> state`, such as the result of `TunedLens`. Layer 0 brings
+    the embeddings, `0_pre`, with it.
 
     >>> import lens_probes as lp
     >>> model = lp.tiny.bridge()
@@ -233,6 +236,7 @@ class LogitLens(Probe[LogitLensResult]):
     True
     """
 
+    reads_head = True
     target: Targets = "next"
     top_k: Count = 5
     incl_mid: bool = False
@@ -241,15 +245,15 @@ class LogitLens(Probe[LogitLensResult]):
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str | int):  # the repr of an array's ids is the call that makes it
-            object.__setattr__(self, "target", named_or_ids(self.target))
+            object.__setattr__(self, "target", plain(self.target))
 
     def hooks(self, model: ModelView) -> dict[str, str]:
         """The states of every layer, and the last one, which says what the model predicts."""
-        model.check_head()
+        model.check_has_head()
         points = model.stream(self.layers, incl_mid=self.incl_mid)
         if isinstance(self.translator, FittedTranslator):
             self.translator.check_model(model, list(points))
-        check_target(self, named_or_ids(self.target), model.name, model.d_vocab)
+        target_of(self, "target", model)
         if self.top_k > model.d_vocab:
             raise ValueError(
                 f"LogitLens(top_k=...) must be at most the {model.d_vocab} entries of {model.name}; got {self.top_k}"
@@ -258,19 +262,23 @@ class LogitLens(Probe[LogitLensResult]):
 
     def measure(self, reading: Reading) -> LogitLensResult:
         """Predictions of the batch, as many tokens at a time as there is room for."""
-        model, tokens, fixed = reading.model, reading.tokens, not isinstance(self.target, str)
+        reading.check_head()
+        model, tokens, target = reading.model, reading.tokens, target_of(self, "target", reading.model)
+        fixed = () if isinstance(target, str) else target
         at_once = max(1, STATES_AT_ONCE // (len(reading.points) * model.d_model))
-        parts = [self._read(reading, rows) for rows in torch.arange(len(tokens)).split(at_once)]
+        parts = [self._read(reading, rows, target) for rows in torch.arange(len(tokens)).split(at_once)]
         log_prob, rank, entropy, kl, top_ids, top_log_prob = (
             rearrange(torch.cat(each), "token layer ... -> layer token ...") for each in zip(*parts, strict=True)
         )
         return self.result(
             reading,
-            target=named_or_ids(self.target),
+            target=target,
             translated=self.translator is not None,
             n_vocab=model.d_vocab,
             layer=reading.layer[:-1],
-            vocab=model.vocabulary_texts if self.top_k else (),
+            vocab=model.texts_of(
+                top_ids[-1, :, 0], top_ids[:-1, :, : self.top_k], torch.tensor(fixed, dtype=torch.int64)
+            ),
             log_prob=log_prob[:-1].logsumexp(-1),
             rank=rank[:-1].amin(-1),
             entropy=entropy[:-1],
@@ -282,17 +290,17 @@ class LogitLens(Probe[LogitLensResult]):
             target_rank=rank[:-1] if fixed else None,
         )
 
-    def _read(self, reading: Reading, rows: Int[Tensor, " row"]) -> Predictions:
+    def _read(self, reading: Reading, rows: Int[Tensor, " row"], target: str | tuple[int, ...]) -> Predictions:
         """What these tokens' states predict; the last of their layers is the model's own last state, as it is."""
         model = reading.model
         states = [self._translated(reading[hook][rows], label) for label, hook in reading.points.items()]
         stacked = torch.stack([each.to(model.W_E.dtype) for each in states], dim=1)
         normed = model.normed(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])
         head = {"vocabulary": model.unembedding, "bias": model.unembedding_bias, "cap": model.capped}
-        if self.target == "final":
+        if target == "final":
             targets = most_probable(normed[:, -1], **head)[:, None]
         else:
-            targets = target_ids(reading.tokens, named_or_ids(self.target))[rows].to(normed.device)
+            targets = target_ids(reading.tokens, target)[rows].to(normed.device)
         found = predictions(normed, targets=targets, k=max(self.top_k, 1), **head)
         return Predictions(*(values.cpu() for values in found))
 

@@ -55,7 +55,7 @@ class RankShiftResult(LayerTokenResult):
     metric: Metric
     n_vocab: int
     centered: bool
-    vocab: tuple[str, ...]  # the text of each id, with neighbours only
+    vocab: dict[int, str]  # the texts of the closest entries
     rank: Int[Tensor, "layer token"] = measured(
         "rank of the token's own entry", low=0, missing=-1, null="null_rank", low_on_top=True
     )
@@ -203,7 +203,7 @@ class RankShift(Probe[RankShiftResult]):
             reading,
             n_vocab=model.d_vocab,
             centered=self.center is not None,
-            vocab=model.vocabulary_texts if self.neighbours else (),
+            vocab=model.texts_of(ids[..., : self.neighbours]),
             rank=rank[..., 0],
             score=score[..., 0],
             norm=norm,

@@ -1,6 +1,6 @@
 """Results: typed tensors with their labels, and what follows from their declarations."""
 
-from lens_probes.result.base import Result
+from lens_probes.result.base import Result, load
 from lens_probes.result.comparison import comparison, paired
 from lens_probes.result.files import FORMAT
 from lens_probes.result.pairs import PairResult
@@ -21,6 +21,7 @@ __all__ = [
     "TopicResult",
     "comparison",
     "derived",
+    "load",
     "measured",
     "paired",
     "provenance",

@@ -21,7 +21,7 @@ from lens_probes.result import files
 from lens_probes.result.merging import merged_fields
 from lens_probes.result.provenance import Provenance
 from lens_probes.result.schema import Declared, Quantity, schema
-from lens_probes.text.prompts import Table, whole_number
+from lens_probes.text.prompts import Table, is_whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -69,17 +69,20 @@ class Result(Declared):
         axis = axis.removeprefix("other_")
         return getattr(self, axis) if axis in self.__dataclass_fields__ else None
 
-    def index_of(self, axis: str, asked: int) -> int:
-        """Where on an axis the layer, head or unit of this number stands, of those that are there.
+    def index_of(self, axis: str, asked: int | str) -> int:
+        """Index of a layer, head or unit on its axis, by number or label: 6, "6" and "H6" are one head.
 
-        An axis whose labels have no numbers (one unit per layer) has place 0 only.
+        A number is that of the first label that has it. An axis whose labels have no numbers has index 0 only.
         """
-        whole_number(axis, asked)
         labels = self.labels(axis)
+        if isinstance(asked, str) and asked in labels:
+            return labels.index(asked)
+        number = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked
         numbers = [int(digits) if (digits := re.sub(r"\D", "", label)) else 0 for label in labels]
-        if asked not in numbers:
-            raise ValueError(f"{axis} {asked!r} was asked for and this result has {', '.join(labels)}")
-        return numbers.index(asked)
+        if not is_whole(number) or number not in numbers:
+            known = ", ".join(labels) if len(labels) <= 12 else f"{labels[0]}, {labels[1]}, ..., {labels[-1]}"
+            raise ValueError(f"{axis} must be one of {known}, by label or number; got {brief(asked)}")
+        return numbers.index(number)
 
     def quantity(self, name: str) -> Quantity:
         """What a tensor's numbers are."""
@@ -240,15 +243,16 @@ class Result(Declared):
     # Tables
 
     def cells(self, *axes: str) -> pd.DataFrame:
-        """The labels of every cell of some axes, laid end to end in that order: a row per cell, a column per axis."""
-        return pd.MultiIndex.from_product([self.labels(axis) for axis in axes], names=axes).to_frame(index=False)
+        """The labels of every cell of some axes, laid end to end in that order; one column per axis."""
+        levels = [_column(self.labels(axis), np.arange(len(self.labels(axis)))) for axis in axes]
+        return pd.MultiIndex.from_product(levels, names=axes).to_frame(index=False)
 
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
         """A tidy table, one row per cell; columns are all quantities with the axes of `name`.
 
-        Without a name, it is of the headline quantity, or of the first that this run has.
-
-        Beside vocabulary ids (`top_ids`) stand their texts (`top_text`).
+        Without a name, it is of the headline quantity, or of the first that this run has. Layers and heads are ordered
+        categories. Token ids have their texts beside them (`top_ids`: `top_text`), log-probabilities the probabilities
+        (`log_prob`: `prob`).
         """
         schema_ = schema(type(self))
         axes = schema_.every
@@ -273,6 +277,8 @@ class Result(Declared):
             if other.endswith("ids") and vocab:
                 texts = [vocab[i] if i >= 0 else "" for i in tensor.flatten().tolist()]
                 cells[f"{other.removesuffix('ids')}text"] = texts
+            if other.endswith("log_prob"):
+                cells[f"{other.removesuffix('log_prob')}prob"] = tensor.exp().flatten().numpy()
         frames.append(pd.DataFrame(cells))
         return pd.concat(frames, axis=1)
 
@@ -281,7 +287,7 @@ class Result(Declared):
         if isinstance(labels, Table):
             frame = labels.to_frame().iloc[at].reset_index(drop=True)
             return frame.add_prefix("other_") if axis.startswith("other_") else frame
-        return pd.DataFrame({axis: at if labels is None else np.asarray(labels, dtype=object)[at]})
+        return pd.DataFrame({axis: at if labels is None else _column(labels, at)})
 
     def to_xarray(self) -> "xr.Dataset":
         """Every tensor with its labels as an xarray Dataset (install `lens-probes[xarray]`)."""
@@ -346,6 +352,16 @@ class Result(Declared):
             if getattr(self, name) is not None
         ]
         return "<br>".join(lines)
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read a saved result of any kind. Nothing in the file is executed or imported: its class must be known already."""
+    return Result.load(path)
+
+
+def _column(labels: Sequence[str], at: np.ndarray) -> Any:
+    """Labels by their places: ordered categories, so that L10 comes after L9 in any table."""
+    return pd.Categorical.from_codes(at, categories=list(labels), ordered=True)
 
 
 def _subclasses(kind: type[R]) -> list[type[R]]:

@@ -98,6 +98,8 @@ def _rebuilt(kind: type, tensors: dict[str, Tensor], plain: Any, path: Any) -> A
                 table = schema(kind).tables[field.name]
                 columns = {column.name: parts[f"{field.name}.{column.name}"] for column in dataclasses.fields(table)}
                 values[field.name] = table(**_fitting(table, columns, f"{field.name}."))
+            elif isinstance(parts[field.name], dict):  # texts by id, which JSON writes as text
+                values[field.name] = {int(i): text for i, text in parts[field.name].items()}
             else:
                 values[field.name] = parts[field.name]
         result = kind(**_fitting(kind, values))
@@ -141,13 +143,18 @@ def _check_numbers(result: Any) -> None:
         if isinstance(table, Tokens):
             if (table.prompt.diff() < 0).any() or table.prompt[0] < 0:
                 raise ValueError("the tokens of its prompts are not end to end")
-            if getattr(result, "vocab", ()):
+            if isinstance(getattr(result, "vocab", None), tuple) and result.vocab:
                 counted["token id"] = table.id, 0, "vocab"
     for name, (numbers, low, into) in counted.items():
         if numbers is None or not numbers.numel():
             continue
         lowest, highest, labels = int(numbers.min()), int(numbers.max()), getattr(result, into, None)
-        if lowest < low or (labels is not None and highest >= len(labels)):
+        if isinstance(labels, dict):
+            known = labels.keys() | ({-1} if low == -1 else set())
+            outside = set(numbers.unique().tolist()) - known
+            if outside:
+                raise ValueError(f"{name} has the entry {min(outside)}, and {into} has no text for it")
+        elif lowest < low or (labels is not None and highest >= len(labels)):
             has = "is not in this result" if labels is None else f"has {len(labels)} entries"
             raise ValueError(f"{name} goes from {lowest} to {highest}, and {into} {has}")
     own, known = (

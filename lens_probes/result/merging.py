@@ -35,6 +35,8 @@ def merged_fields(parts: Sequence[Any]) -> dict[str, Any]:
             merged[name] = _end_to_end(name, schema_.axes[name], values)
         elif kind == "sum" and all(value is not None for value in values):
             merged[name] = sum(_aligned(part, name, schema_.axes[name], labels) for part in parts)
+        elif all(isinstance(value, dict) for value in values):  # texts by id: those of all parts
+            merged[name] = dict(sorted({i: text for value in values for i, text in value.items()}.items()))
         elif all(_equal(values[0], value) for value in values[1:]):
             merged[name] = values[0]
         else:

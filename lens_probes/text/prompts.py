@@ -372,17 +372,18 @@ def _is_ids(prompt: object) -> bool:
         isinstance(prompt, Sequence)
         and not isinstance(prompt, str | bytes)
         and len(prompt) > 0
-        and all(_is_id(i) for i in prompt)
+        and all(is_whole(i) for i in prompt)
     )
 
 
 def whole_number(name: str, asked: object) -> None:
     """Raise unless what was asked for is a whole number, as numbers of prompts, tokens, layers and heads are."""
-    if not _is_id(asked):
+    if not is_whole(asked):
         raise TypeError(f"{name} is a whole number; got {asked!r:.80}")
 
 
-def _is_id(i: object) -> bool:
+def is_whole(i: object) -> bool:
+    """Whether a value is a whole number, which True is not."""
     return isinstance(i, Integral) and not isinstance(i, bool)  # True would be read as id 1
 
 
@@ -456,7 +457,7 @@ def _tokenize_one(
 
 def _check_ids(ids: Sequence[int], number: int, d_vocab: int) -> None:
     for i in ids:
-        if not _is_id(i):
+        if not is_whole(i):
             raise TypeError(f"prompt {number} holds {brief(i)}, and token ids are whole numbers: pass ids as integers")
     outside = [i for i in ids if not 0 <= i < d_vocab]
     if outside:

@@ -1,6 +1,6 @@
-"""What a prediction is asked for: the token that follows, the token itself, the model's own choice, or fixed ids."""
+"""What a prediction is asked for: the token that follows, the token itself, the model's own choice, or fixed tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
@@ -10,20 +10,23 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lens_probes.settings import Allowed
-from lens_probes.text.prompts import Tokens
+from lens_probes.text.prompts import Tokenizing, Tokens
 
 Target = Literal["next", "own", "final"]
 """The token that follows, the token itself, or what the model itself predicts."""
 
 
-def named_or_ids(target: Any) -> str | tuple[int, ...]:
-    """A target as results keep it: its name, or its ids; no ids where it holds anything but whole numbers.
+def plain(target: Any) -> str | tuple[int | str, ...]:
+    """A target as it prints in the call that makes it: a text, or several ids and texts; () if it is no target.
 
-    >>> named_or_ids("own"), named_or_ids(5), named_or_ids(np.array([5, 6])), named_or_ids([True])
-    ('own', (5,), (5, 6), ())
+    >>> plain("own"), plain(5), plain(np.array([5, 6])), plain([" Paris", 6]), plain([True])
+    ('own', (5,), (5, 6), (' Paris', 6), ())
     """
     if isinstance(target, str):
         return target
+    if isinstance(target, Sequence) and any(isinstance(each, str) for each in target):
+        each = [(one,) if isinstance(one, str) else plain(one) for one in target]
+        return tuple(one[0] for one in each) if all(each) else ()
     try:
         ids = torch.as_tensor(target).flatten()
     except (TypeError, ValueError, RuntimeError):
@@ -32,19 +35,52 @@ def named_or_ids(target: Any) -> str | tuple[int, ...]:
 
 
 def _is_target(target: Any) -> bool:
-    found = named_or_ids(target)
-    if isinstance(found, str):
-        return found in get_args(Target)
-    return 0 < len(found) == len(set(found)) and min(found) >= 0
+    found = plain(target)
+    each = (found,) if isinstance(found, str) else found
+    return 0 < len(each) == len(set(each)) and all(one if isinstance(one, str) else one >= 0 for one in each)
 
 
+TARGET = "'next', 'own', 'final', a token's text such as ' Paris', or its id"
 Targets = Annotated[
-    Target | int | np.integer | Sequence[Any] | np.ndarray | Tensor,
-    Allowed(
-        "'next', 'own', 'final', or token ids, each once and 0 or more (of a text: those of its tokens)", _is_target
-    ),
+    str | int | np.integer | Sequence[Any] | np.ndarray | Tensor,
+    Allowed(f"{TARGET}; or several texts and ids, each once", _is_target),
 ]
-"""A setting: one of these by name, or one or several ids in any form."""
+"""A setting: one of these by name, or one or several tokens by their texts or ids."""
+
+OneTarget = Annotated[
+    str | int, Allowed(TARGET, lambda target: bool(target) if isinstance(target, str) else target >= 0)
+]
+"""A setting: one of these by name, or one token."""
+
+
+def target_of(asked: object, setting: str, model: Tokenizing) -> str | tuple[int, ...]:
+    """What a setting asks of this model: a name, or the ids of tokens; a text must be that of one token."""
+    target, says = plain(getattr(asked, setting)), f"{type(asked).__name__}({setting}=...)"
+    if target in get_args(Target):
+        return str(target)
+    ids = [
+        _token_of(one, model, says) if isinstance(one, str) else one
+        for one in ((target,) if isinstance(target, str) else target)
+    ]
+    outside = [i for i in ids if not 0 <= i < model.d_vocab]
+    if outside:
+        raise ValueError(f"{says} must be ids of {model.name}, 0 to {model.d_vocab - 1}; got {outside[0]}")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{says} must name each token once; got {target!r}, where a text is that of an id")
+    return tuple(ids)
+
+
+def _token_of(text: str, model: Tokenizing, says: str) -> int:
+    """The id of the one token that a text is."""
+    ids, _ = model.encode(text, False)
+    ids = [i for i in ids if i not in model.special_ids] or ids
+    if len(ids) != 1:
+        pieces = ", ".join(map(repr, model.token_texts(ids)))
+        raise ValueError(
+            f"{says} must be the text of one token of {model.name}; got {text!r}, which is {len(ids)} tokens "
+            f"({pieces}): pass one of these"
+        )
+    return ids[0]
 
 
 def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "token target"]:
@@ -62,26 +98,17 @@ def asked_about(tokens: Tokens, target: str | Sequence[int]) -> Tokens:
     return following(tokens) if target == "next" else tokens
 
 
-def target_name(target: str | Sequence[int], vocab: Sequence[str] = ()) -> str:
-    """How a figure calls a target: fixed ids by their texts where these are known, four of them at most.
+def target_name(target: str | Sequence[int], texts: Mapping[int, str]) -> str:
+    """How a figure calls a target: tokens by their texts, four of them at most.
 
-    >>> target_name("own"), target_name((3, 1), ["a", "b", "c", " d"]), target_name((7,))
-    ('token itself', "' d' or 'b'", 'id 7')
+    >>> target_name("own", {}), target_name((3, 1), {1: "b", 3: " d"})
+    ('token itself', "' d' or 'b'")
     """
     names = {"next": "next token", "own": "token itself", "final": "model's own choice"}
     if isinstance(target, str):
         return names[target]
-    shown = [repr(vocab[i]) if vocab else f"id {i}" for i in target[:4]]
+    shown = [repr(texts[i]) for i in target[:4]]
     return " or ".join(shown) + (f" or {len(target) - 4} others" if len(target) > 4 else "")
-
-
-def check_target(asked: object, target: str | Sequence[int], model_name: str, d_vocab: int) -> None:
-    """Raise unless fixed targets are ids of the model's vocabulary."""
-    outside = [] if isinstance(target, str) else [i for i in target if not 0 <= i < d_vocab]
-    if outside:
-        raise ValueError(
-            f"{type(asked).__name__}(target=...) must be ids of {model_name}, 0 to {d_vocab - 1}; got {outside[0]}"
-        )
 
 
 def following(tokens: Tokens) -> Tokens:

@@ -1,0 +1,212 @@
+"""SourceAttribution: which source tokens contribute to a target's logit, through which head?
+
+A head writes to a query token the sum of its sources' values, weighted by attention A. Each term contributes to the
+target's logit what `DirectLogitAttribution` says of the sum:
+
+    contribution[layer, head, query <- source] = A[query, source] (v[source] - b_V) W_O . direction[query]     logits
+    uniform[layer, head, query <- source]      = the same with 1 / (number of sources) in place of A
+
+The target is that of the query token. `direction` is what the target's logit reads, less the mean logit or that of
+`against`, with norms at their true scale. The sum over sources is the head's contribution in `DirectLogitAttribution`.
+b_V is the part of values that depends on no token. `uniform` is the null: what the head would contribute if it attended
+to all its sources alike. Contributions are direct: what a head does through later parts does not count.
+
+Raises where weights times values do not sum to what the heads put out, and for what `DirectLogitAttribution` refuses.
+
+Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits",
+transformer-circuits.pub/2021/framework; Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593.
+"""
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lens_probes import figures
+from lens_probes.logit_direction import check_linear, frozen, logit_direction
+from lens_probes.model import ModelView, tolerance
+from lens_probes.probe import Probe
+from lens_probes.reading import Reading
+from lens_probes.result import PairResult, measured
+from lens_probes.settings import Layers
+from lens_probes.text.prompts import PairTable, concatenate
+from lens_probes.text.targets import OneTarget, Target, asked_about, target_name
+
+
+class SourceAttributionResult(PairResult):
+    """What every source token adds to the target's logit, through every head. Memory scales with pairs of tokens."""
+
+    target: Target | tuple[int, ...]
+    against: Target | tuple[int, ...] | None
+    vocab: dict[int, str]  # the texts of fixed targets
+    layer: tuple[str, ...]
+    head: tuple[str, ...]
+    contribution: Float[Tensor, "layer head pair"] = measured(
+        "contribution of the source token to the target's logit", unit="logits", null="uniform"
+    )
+    uniform: Float[Tensor, "layer head pair"] = measured(
+        "contribution of the source token under uniform attention", unit="logits"
+    )
+
+    def sources(self, layer: int | str, head: int | str, token: int | str, prompt: int = 0) -> pd.DataFrame:
+        """What each source token adds at one query token through one head, the largest first."""
+        row, at = self.token.row(prompt, token), (self.index_of("layer", layer), self.index_of("head", head))
+        query = self.token.rows(prompt).index(row)
+        own = ((self.pair.prompt == prompt) & (self.pair.query == query)).nonzero().flatten()
+        position = self.pair.key[own]
+        frame = pd.DataFrame(
+            {
+                "position": position.tolist(),
+                "source": [self.token.text[self.token.rows(prompt)[i]] for i in position.tolist()],
+                "contribution": self.contribution[at][own].tolist(),
+                "uniform": self.uniform[at][own].tolist(),
+            }
+        )
+        return frame.sort_values("contribution", ascending=False, key=abs, kind="stable").reset_index(drop=True)
+
+    def figure(self, layer: int | str | None = None, head: int | str | None = None, prompt: int = 0) -> go.Figure:
+        """What each source token (across) adds at each query token (down), through one head of a prompt.
+
+        Without a layer or a head, it is the one with the largest contribution in this prompt.
+        """
+        layers = range(len(self.layer)) if layer is None else [self.index_of("layer", layer)]
+        heads = range(len(self.head)) if head is None else [self.index_of("head", head)]
+        largest = self.pattern(prompt).nan_to_num(0).abs().amax((2, 3))
+        i, j = max(((i, j) for i in layers for j in heads), key=lambda cell: float(largest[cell]))
+        name = f"L{self.layer[i]}{self.head[j]}"
+        return self._draw(self.pattern(prompt)[i, j], f"{name}: contribution of each source token", prompt)
+
+    def figure_token(self, layer: int | str, token: int | str, prompt: int = 0) -> go.Figure:
+        """What each source token (across) adds at one query token, through each head of a layer (down)."""
+        row, at = self.token.row(prompt, token), self.index_of("layer", layer)
+        query, about = self.token.rows(prompt).index(row), asked_about(self.token, self.target)
+        fixed = isinstance(self.target, tuple) or self.target == "final"
+        target = target_name(self.target, self.vocab) if fixed else repr(about.text[row])
+        title = f"Layer {self.layer[at]}: contribution of each source token to {target} at {self.token.text[row]!r}"
+        return self._draw(self.pattern(prompt)[at, :, query], title, prompt, rows=self.head)
+
+    def conditions(self) -> str:
+        """The target, and what it is compared with."""
+        against = "the mean logit" if self.against is None else target_name(self.against, self.vocab)
+        return f"target: {target_name(self.target, self.vocab)} against {against}"
+
+    def _draw(
+        self, values: Float[Tensor, "row key"], title: str, prompt: int, rows: tuple[str, ...] | None = None
+    ) -> go.Figure:
+        texts = [f"{figures.visible(self.token.text[i], 14)} {self.token.position[i]}" for i in self.token.rows(prompt)]
+        return figures.heatmap(
+            values.tolist(),
+            x=texts,
+            y=texts if rows is None else rows,
+            title=self.title(f"{title}, prompt {prompt}"),
+            x_title="source token",
+            y_title="query token" if rows is None else "head",
+            colour_title=self.quantity("contribution").title,
+            signed=True,
+        )
+
+
+class SourceAttribution(Probe[SourceAttributionResult]):
+    """What every source token adds to the target's logit, through every head.
+
+    `target`, `against`: as in `DirectLogitAttribution`, such as `target=" Mary", against=" John"`.
+
+    >>> import lens_probes as lp
+    >>> model, text = lp.tiny.bridge(), "Time flies like an arrow."
+    >>> result = lp.SourceAttribution(layers=[1]).run(model, text)
+    >>> whole = lp.DirectLogitAttribution().run(model, text).of_component("L1H2")
+    >>> bool(torch.allclose(result.pattern()[0, 2, :-1].sum(-1), whole[:-1], atol=1e-4))
+    True
+    """
+
+    reads_head = True
+    target: OneTarget = "next"
+    against: OneTarget | None = None
+    layers: Layers = None
+
+    def hooks(self, model: ModelView) -> list[str]:
+        """Values, patterns, mixed values and what attention adds, in every layer; and the last state."""
+        check_linear(model, self)
+        names = [
+            name
+            for layer in model.layers(self.layers)
+            for name in (*_of_heads(model, layer), model.hook("attn_out", layer))
+        ]
+        return [*names, model.hook("resid_post", -1)]
+
+    def measure(self, reading: Reading) -> SourceAttributionResult:
+        """One layer after the other, and in each one prompt after the other."""
+        reading.check_head()
+        layers, asked = reading.model.layers(self.layers), logit_direction(reading, self)
+        pairs = []
+        for one in reading.by_prompt():
+            query, source = _allowed(len(one.tokens)).nonzero(as_tuple=True)
+            pairs.append(PairTable(torch.full_like(query, int(one.tokens.prompt[0])), query, source))
+        pair = concatenate(pairs, [0] * len(pairs))
+        first = torch.searchsorted(reading.tokens.prompt, pair.prompt)
+        unknown = asked.unknown.cpu()[first + pair.query]
+        found = [self._layer(reading, layer, asked.direction) for layer in layers]
+        contribution, uniform = (torch.stack(each).masked_fill(unknown, torch.nan) for each in zip(*found, strict=True))
+        return self.result(
+            reading,
+            target=asked.target,
+            against=asked.against,
+            vocab=asked.texts,
+            layer=tuple(map(str, layers)),
+            pair=pair,
+            contribution=contribution,
+            uniform=uniform,
+        )
+
+    def _layer(
+        self, reading: Reading, layer: int, direction: Float[Tensor, "token d_model"]
+    ) -> tuple[Float[Tensor, "head pair"], Float[Tensor, "head pair"]]:
+        """The contributions through the heads of a layer, under the model's attention and under a uniform one."""
+        model, lengths = reading.model, [len(one.tokens) for one in reading.by_prompt()]
+        values_hook, z_hook, pattern_hook = _of_heads(model, layer)
+        W_O, bias = model.W_O(layer).float(), model.value_bias(layer)
+        values = model.per_head(model.mixed(reading[values_hook].float()))
+        z = reading[z_hook].float()
+        if (norm := model.attention_norm(layer)) is not None:
+            written = einsum(z, W_O, "token head d_head, head d_head d_model -> token d_model")
+            before = written + model.output_bias(layer)
+            direction = frozen(norm, before, reading[model.hook("attn_out", layer)].float()).read(direction)
+        read = einsum(W_O, direction, "head d_head d_model, token d_model -> token head d_head")
+        found = []
+        for one, v, mixed, to in zip(reading.by_prompt(), *(x.split(lengths) for x in (values, z, read)), strict=True):
+            pattern = one.pattern(pattern_hook)
+            _check_mixed(model, layer, pattern, v, mixed)
+            each = einsum(v - bias, to, "source head d_head, query head d_head -> head query source")
+            seen = model.seen(layer, one.tokens.id, pattern)
+            both = torch.stack([pattern.float() * each, seen / seen.sum(-1, keepdim=True) * each])
+            found.append(both[..., _allowed(len(v)).to(v.device)].cpu())
+        contribution, uniform = torch.cat(found, dim=-1)
+        return contribution, uniform
+
+
+def _check_mixed(
+    model: ModelView,
+    layer: int,
+    pattern: Float[Tensor, "head query source"],
+    values: Float[Tensor, "source head d_head"],
+    mixed: Float[Tensor, "query head d_head"],
+) -> None:
+    """Raise unless weights times values are what the heads put out."""
+    own = einsum(pattern.float(), values, "head query source, source head d_head -> query head d_head")
+    size, off = float(values.abs().max()), float((own - mixed).abs().max())
+    whole = float((pattern.float().sum(-1) - 1).abs().max())
+    if not off <= tolerance(pattern.dtype) * size or not whole <= tolerance(pattern.dtype):
+        raise ValueError(
+            f"weights must sum to 1, and weights times values to what the heads of layer {layer} of {model.name} put "
+            f"out; got sums that are off by {max(off, whole):.2g}, as with an attention sink: use another model"
+        )
+
+
+def _allowed(n: int) -> Bool[Tensor, "query source"]:
+    return torch.ones(n, n, dtype=torch.bool).tril()
+
+
+def _of_heads(model: ModelView, layer: int) -> tuple[str, str, str]:
+    return model.hook_value(layer), model.hook_z(layer), model.hook_pattern(layer)
