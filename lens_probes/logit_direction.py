@@ -1,6 +1,6 @@
 """The direction in the residual stream that a target's logit reads, with the final norm's scale at its true value.
 
-    direction[token] = centred(w * (W_U[:, t] - other)) / s[token],   other: mean over v of W_U[:, v], or W_U[:, a]
+    direction[token] = centred(w * (W_U[:, t] - other)) / s[token],  other = mean over v of W_U[:, v], or W_U[:, a]
 
 s is the final norm's scale, w its weight; centring is LayerNorm's. The logit of target t, less the mean logit or that of
 token a, is the product of the state with it, plus a constant.

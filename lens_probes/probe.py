@@ -78,7 +78,7 @@ class Probe(Asked, Generic[R]):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "hooks" in vars(cls):
+        if callable(vars(cls).get("hooks")):
             setattr(cls, "hooks", _of_any_model(cls.hooks))  # noqa: B010  (the type stays that of the view)
 
     @abc.abstractmethod

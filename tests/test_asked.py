@@ -61,7 +61,6 @@ def test_a_wrong_kind_of_argument_is_refused_by_us_and_not_by_a_library(asked, g
         ("figure_paths", {"prompt": "arrow"}, "prompt is a whole number; got 'arrow'$"),
         ("figure_paths", {"token": True}, "token is a whole number; got True$"),
         ("figure_neighbours", {"token": [0]}, r"token is a whole number; got \[0\]$"),
-        ("index_of", {"axis": "layer", "asked": "0_mid"}, "layer is a whole number; got '0_mid'$"),
         ("to_frame", {"name": ["rank"]}, r"to_frame takes the name of one tensor, such as 'rank'; got \['rank'\]$"),
     ],
 )

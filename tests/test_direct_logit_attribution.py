@@ -134,8 +134,12 @@ def test_totals_are_summarised_by_the_word_that_follows():
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_decomposed_is_refused():
-    with pytest.raises(ValueError, match="must be 'next', 'own' or 'final', or a token id; got 'all'"):
-        lp.DirectLogitAttribution(target="all")
+    with pytest.raises(ValueError, match="must be 'next', 'own', 'final', a token's text such as ' Paris', or its id;"):
+        lp.DirectLogitAttribution(target="")
+    with pytest.raises(
+        ValueError, match=r"\(against=\.\.\.\) must be the text of one token of tiny-gpt2; got 'xyzzy',"
+    ):
+        lp.DirectLogitAttribution(against="xyzzy").run(tiny.bridge("gpt2"), TEXTS)
     with pytest.raises(ValueError, match=r"\(target=\.\.\.\) must be ids of tiny-gpt2, 0 to 399; got 400"):
         lp.DirectLogitAttribution(target=400).run(tiny.bridge("gpt2"), TEXTS)
     with pytest.raises(

@@ -205,6 +205,43 @@ def test_of_several_ids_each_is_told_and_any_of_them():
     assert set(several.to_frame("target_rank")["target"]) == {40, 9}
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "bert"])
+def test_a_target_may_be_the_text_of_a_token(architecture):
+    model = tiny.bridge(architecture)
+    id_of_the = model.tokenizer(" the", add_special_tokens=False)["input_ids"]
+    assert len(id_of_the) == 1
+    by_text, by_id = (lp.LogitLens(target=target).run(model, TEXTS) for target in (" the", id_of_the[0]))
+    assert by_text.target == by_id.target == tuple(id_of_the) and by_text.vocab[id_of_the[0]] == " the"
+    assert torch.equal(by_text.log_prob, by_id.log_prob)
+    mixed = lp.LogitLens(target=[" the", 40]).run(model, TEXTS)
+    assert mixed.target == (*id_of_the, 40) and mixed.provenance.probe.startswith("LogitLens(target=(' the', 40)")
+    with pytest.raises(
+        ValueError, match=r"must be the text of one token of tiny-\w+; got ' Nairobi', which is \d+ tok"
+    ):
+        lp.LogitLens(target=" Nairobi").run(model, TEXTS)
+    with pytest.raises(ValueError, match="must name each token once; got"):
+        lp.LogitLens(target=[" the", *id_of_the]).run(model, TEXTS)
+
+
+def test_only_the_entries_that_are_shown_have_texts():
+    model = tiny.bridge("gpt2")
+    result = lp.LogitLens(top_k=2, target=7).run(model, TEXTS)
+    shown = {7, *result.final_id.tolist(), *result.top_ids.flatten().tolist()}
+    assert set(result.vocab) == shown and list(result.vocab) == sorted(shown)
+    one, other = (lp.LogitLens(top_k=2, target=7).run(model, text) for text in TEXTS[:2])
+    assert lp.LogitLensResult.merge([one, other]).vocab == dict(sorted({**one.vocab, **other.vocab}.items()))
+
+
+def test_the_head_is_checked_with_the_logits_of_the_same_pass(monkeypatch):
+    model, passes = tiny.bridge("gpt2"), []
+    forward = model.original_model.forward
+    monkeypatch.setattr(model.original_model, "forward", lambda *a, **k: (passes.append(1), forward(*a, **k))[1])
+    lp.LogitLens().run(model, TEXTS)
+    assert len(passes) == 1
+    model.unembed.original_component.weight.data[3] += 1.0  # tied with the embedding: still its own logits
+    lp.LogitLens().run(model, TEXTS)
+
+
 def test_what_follows_gives_the_class_and_nothing_is_counted_at_special_tokens():
     result = lp.LogitLens().run(tiny.bridge("gpt2"), ["The cat sat."], prepend_bos=True)
     tokens, asked = result.token, following(result.token)
@@ -308,9 +345,10 @@ def test_the_identity_changes_nothing_but_the_record():
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said_before_the_forward_pass(monkeypatch):
     model = tiny.bridge("gpt2")
-    for target in (" Paris", [" Paris", " London"], 1.5, [1.7, 3], None, True, [], [4, 4], -1):
+    for target in ("", [" Paris", " Paris"], 1.5, [1.7, 3], [" a", 1.5], None, True, [], [4, 4], -1):
         message = (
-            "must be 'next', 'own', 'final', or token ids, each once and 0 or more (of a text: those of its tokens)"
+            "must be 'next', 'own', 'final', a token's text such as ' Paris', or its id; or several texts and ids, "
+            "each once"
         )
         with pytest.raises(ValueError, match=re.escape(f"LogitLens(target=...) {message}; got {target!r}")):
             lp.LogitLens(target=target)
@@ -335,7 +373,7 @@ def test_what_cannot_be_asked_is_said_before_the_forward_pass(monkeypatch):
     with pytest.raises(ValueError, match="'resid_mid' does not exist in tiny-neox"):
         lp.LogitLens(incl_mid=True).run(tiny.bridge("neox"), TEXTS)
     monkeypatch.setattr(ModelView, "capped", lambda self, logits: 3 * logits)
-    with pytest.raises(ValueError, match="the logits of tiny-gpt2 are not its final norm, unembedding and soft cap"):
+    with pytest.raises(ValueError, match="the logits of tiny-gpt2 must be its final norm, unembedding and soft cap"):
         lp.LogitLens().run(model, TEXTS)
 
 
@@ -350,7 +388,7 @@ def test_a_model_that_scales_its_logits_otherwise_is_refused():
     model = tiny.bridge("gpt2")
     model.original_model.lm_head.register_forward_hook(lambda module, inputs, output: output / 3)
     with pytest.raises(
-        ValueError, match=r"of tiny-gpt2 are not its final norm, unembedding and soft cap alone \(they differ by \d"
+        ValueError, match=r"must be its final norm, unembedding and soft cap of the last state; got logits that differ"
     ):
         lp.LogitLens().run(model, TEXTS)
 
@@ -379,7 +417,7 @@ def test_a_head_that_gives_no_numbers_is_refused():
     model = tiny.bridge("llama")
     with torch.no_grad():
         model.unembed.original_component.weight[7] = torch.nan
-    with pytest.raises(ValueError, match="are not its final norm, unembedding"):
+    with pytest.raises(ValueError, match="the logits of tiny-llama must be finite; got NaN or Inf: check the model"):
         lp.LogitLens().run(model, TEXTS)
 
 
@@ -481,8 +519,9 @@ def test_ranks_by_word_class_start_at_1_on_their_logarithmic_axis():
 def test_titles_say_what_was_asked_and_whether_a_translator_stood_between():
     model = tiny.bridge("gpt2")
     fixed = lp.LogitLens(target=[40, 9], translator=lambda state, label: state).run(model, TEXTS)
-    assert fixed.conditions() == f"target: {fixed.vocab[40]!r} or {fixed.vocab[9]!r}; through a translator"
-    assert lp.LogitLens(target=[40, 9], top_k=0).run(model, TEXTS).conditions() == "target: id 40 or id 9"
+    named = " or ".join(map(repr, ModelView(model).token_texts([40, 9])))
+    assert fixed.conditions() == f"target: {named}; through a translator"
+    assert lp.LogitLens(target=[40, 9], top_k=0).run(model, TEXTS).conditions() == f"target: {named}"
     assert "target: model&#x27;s own choice; tiny-gpt2" in (
         lp.LogitLens(target="final").run(model, TEXTS).figure_prompt(quantity="kl").layout.title.text
     )
@@ -515,7 +554,7 @@ HOSTILE = "<script>alert(1)</script></b><img src=x onerror=alert(2)>"
 def test_nothing_in_a_tokens_text_can_act_as_html():
     result = lp.LogitLens().run(tiny.bridge("gpt2"), TEXTS)
     object.__setattr__(result.token, "text", tuple(HOSTILE for _ in result.token.text))
-    object.__setattr__(result, "vocab", tuple(HOSTILE for _ in result.vocab))
+    object.__setattr__(result, "vocab", dict.fromkeys(result.vocab, HOSTILE))
     for figure in (result.figure(), result.figure_trajectories(1), result.figure_classes()):
         drawn = figure.to_json()
         assert "<script" not in drawn and "<img" not in drawn and "</b><" not in drawn

@@ -201,6 +201,18 @@ def test_only_the_named_activations_come_back_under_the_names_asked_for(view: Mo
     assert list(view.activations(ids, mask, names)) == names
 
 
+def test_activations_are_those_of_a_whole_cached_pass_and_logits_the_models_own(view: ModelView) -> None:
+    ids, mask = batch_of(view)
+    names = [view.hook("resid_pre", 0), view.hook_z(1), view.hook_pattern(2), view.hook("resid_post", -1)]
+    logits, cache = view.model.run_with_cache(ids, attention_mask=mask.long())
+    found, few = view.activations_and_logits(ids, mask, names)
+    for name in names:
+        assert torch.equal(view.activations(ids, mask, [name])[name], cache[name])
+        assert torch.equal(found[name], cache[name])
+    torch.testing.assert_close(few, logits[mask][: len(few)].float())
+    assert 0 < len(few) <= 8
+
+
 def test_without_names_the_model_does_not_run(own_gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(own_gpt2), "forward", None)
     view = ModelView(own_gpt2)

@@ -154,15 +154,15 @@ def test_results_of_many_batches_are_folded_on_the_way_and_stay_the_same(gpt2: A
 
 @pytest.fixture
 def passes(own_gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The names that each forward pass of `own_gpt2` was asked to cache."""
+    """The names of the activations that each forward pass of `own_gpt2` was asked for."""
     asked: list[list[str]] = []
-    run_with_cache = type(own_gpt2).run_with_cache
+    run_with_hooks = type(own_gpt2).run_with_hooks
 
-    def counted(model: Any, *inputs: Any, names_filter: list[str], **options: Any) -> Any:
-        asked.append(names_filter)
-        return run_with_cache(model, *inputs, names_filter=names_filter, **options)
+    def counted(model: Any, *inputs: Any, fwd_hooks: list[tuple[str, Any]], **options: Any) -> Any:
+        asked.append([name for name, _ in fwd_hooks])
+        return run_with_hooks(model, *inputs, fwd_hooks=fwd_hooks, **options)
 
-    monkeypatch.setattr(type(own_gpt2), "run_with_cache", counted)
+    monkeypatch.setattr(type(own_gpt2), "run_with_hooks", counted)
     return asked
 
 

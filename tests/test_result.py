@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lens_probes.messages import amount
-from lens_probes.result import Provenance, Result, derived, measured, schema, summed
+from lens_probes.result import Provenance, Result, derived, load, measured, schema, summed
 from lens_probes.text.prompts import PairTable, PromptTable, Table, Tokens
 
 
@@ -365,6 +365,39 @@ def test_a_frame_has_one_row_a_cell_and_all_that_shares_its_axes_as_columns(toy:
     assert frame["double"].tolist() == [0, 2, 4, 6, 8, 10]
     pd.testing.assert_frame_equal(frame, toy.to_frame())  # rank is the first field
     pd.testing.assert_frame_equal(frame, toy.to_frame("double"))
+
+
+def test_a_layer_or_a_head_is_found_by_number_or_by_label() -> None:
+    class Cells(Result):
+        layer: tuple[str, ...]
+        head: tuple[str, ...]
+        value: Float[Tensor, "layer head"] = measured("value")
+
+    result = Cells(layer=("9", "10", "21"), head=("H0", "H6"), value=torch.zeros(3, 2))
+    assert [result.index_of("layer", asked) for asked in (21, "21", "9")] == [2, 2, 0]
+    assert [result.index_of("head", asked) for asked in (6, "6", "H6")] == [1, 1, 1]
+    for asked in ("H1", 1, -1, True, "x6", ""):
+        with pytest.raises(ValueError, match=f"head must be one of H0, H6, by label or number; got {asked!r}"):
+            result.index_of("head", asked)
+    frame = result.to_frame().sort_values(["layer", "head"])
+    assert list(frame["layer"].cat.categories) == ["9", "10", "21"] and frame["head"].cat.ordered
+    assert frame["layer"].tolist() == ["9", "9", "10", "10", "21", "21"]
+    assert result.cells("layer", "head")["layer"].cat.ordered
+
+
+def test_probabilities_stand_beside_log_probabilities() -> None:
+    class Asked(Result):
+        top_log_prob: Float[Tensor, " token"] = measured("log-probability", unit="nats", high=0)
+
+    frame = Asked(top_log_prob=torch.tensor([0.0, -1.0])).to_frame()
+    assert list(frame) == ["token", "top_log_prob", "top_prob"]
+    assert frame["top_prob"].tolist() == pytest.approx([1, math.exp(-1)])
+
+
+def test_a_file_of_any_result_is_read_by_one_function(tmp_path: Path) -> None:
+    result = PlainResult(value=torch.zeros(2, 3), text="a")
+    result.save(tmp_path / "plain.safetensors")
+    assert repr(load(tmp_path / "plain.safetensors")) == repr(result)
 
 
 def test_there_is_a_frame_for_every_set_of_axes(toy: ToyResult) -> None:

@@ -59,8 +59,9 @@ class Head(Weights):
     def check_read(self, last: Float[Tensor, "few d_model"], logits: Float[Tensor, "few vocab"]) -> None:
         """Raise unless the logits that we read from these last states are these, which the model itself gave."""
         self.check_has_head()
-        own, read = logits.float().log_softmax(-1), self.unembed(last).log_softmax(-1)
-        error = float((own - read).abs().max() / own.std(-1).mean())
+        with undisturbed(self.model):
+            own, read = logits.float().log_softmax(-1), self.unembed(last).log_softmax(-1)
+            error = float((own - read).abs().max() / own.std(-1).mean())
         if not error <= TOLERANCE:  # refuses NaN too
             raise ValueError(
                 f"the logits of {self.name} must be its final norm, unembedding and soft cap of the last state; got "

@@ -1,5 +1,6 @@
 """Forward passes that leave the model as it was: activations, logits, and what follows from other embeddings."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -119,7 +120,9 @@ class Passes(View):
         """The named activations of one padded batch, by a pass that ends once all are there."""
         if not names:
             return {}
-        return self._named(names, run_until(self.model, ids.to(self.device), names, **self._options(mask, names)))
+        with self._switched_on():
+            found = run_until(self.model, ids.to(self.device), names, **self._options(mask, names))
+        return self._named(names, found)
 
     def activations_and_logits(
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"], names: Sequence[str]
@@ -127,7 +130,7 @@ class Passes(View):
         """The named activations, and the model's own logits of the first few tokens, from one pass."""
         found: dict[str, Tensor] = {}
         hooks, options = _keeping(names, found), self._options(mask, names)
-        with undisturbed(self.model):
+        with undisturbed(self.model), self._switched_on():
             logits = self.model.run_with_hooks(ids.to(self.device), return_type="logits", fwd_hooks=hooks, **options)
         prompt, position = mask.nonzero()[:FEW].T.to(logits.device)
         return self._named(names, found), logits[prompt, position].float()
@@ -135,15 +138,27 @@ class Passes(View):
     def _options(self, mask: Bool[Tensor, "prompt position"], names: Sequence[str]) -> dict[str, Any]:
         return {"attention_mask": mask.to(self.device, torch.int64), **self.adapter.options(names)}
 
+    @contextmanager
+    def _switched_on(self) -> Iterator[None]:
+        """TransformerLens refuses a hook that is switched off with an error of its own, on each class another."""
+        try:
+            yield
+        except (AssertionError, ValueError) as error:
+            if off := re.match("Cannot add hook (\\S+)", str(error)):
+                raise self._not_computed(off[1]) from error
+            raise
+
+    def _not_computed(self, name: str) -> ValueError:
+        return ValueError(
+            f"activation {name!r} exists in {self.name} but was not computed: it may have to be switched on, as "
+            f"model.set_use_attn_result(True) does for hook_result, and attn_implementation='eager' for patterns"
+        )
+
     def _named(self, names: Sequence[str], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The activations in the order of their names; raises unless all of them were computed."""
         for name in names:
             if found.get(name) is None:
-                raise ValueError(
-                    f"activation {name!r} exists in {self.name} but was not computed: it may have to be switched on, "
-                    f"as model.set_use_attn_result(True) does for hook_result, and attn_implementation='eager' for "
-                    f"patterns"
-                )
+                raise self._not_computed(name)
         return {name: found[name] for name in names}
 
     def logits(

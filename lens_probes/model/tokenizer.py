@@ -88,6 +88,8 @@ class Tokenizer(Weights):
     def token_texts(self, ids: Iterable[int]) -> list[str]:
         """The text of each id, with its leading space; for a part of a character, its name in the vocabulary."""
         ids = list(ids)
+        if not ids:
+            return []
         if self.tokenizer is None:
             return [str(i) for i in ids]
         pieces = self.tokenizer.convert_ids_to_tokens(ids)

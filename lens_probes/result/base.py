@@ -359,8 +359,10 @@ def load(path: str | os.PathLike[str]) -> Any:
     return Result.load(path)
 
 
-def _column(labels: Sequence[str], at: np.ndarray) -> Any:
-    """Labels by their places: ordered categories, so that L10 comes after L9 in any table."""
+def _column(labels: Sequence[Any], at: np.ndarray) -> Any:
+    """Labels by their places: texts are ordered categories, so that layer 10 comes after 9 in any table."""
+    if not all(isinstance(label, str) for label in labels):
+        return np.asarray(labels)[at]
     return pd.Categorical.from_codes(at, categories=list(labels), ordered=True)
 
 

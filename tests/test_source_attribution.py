@@ -1,0 +1,98 @@
+"""What source tokens contribute to a logit: sums, an independent reference, what is refused."""
+
+import pytest
+import torch
+
+import lens_probes as lp
+from lens_probes.examples import tiny
+from lens_probes.testing import check_probe
+
+TEXTS = ["The cat sat on the mat.", "Snow fell on the orchard all day."]
+
+
+def test_it_keeps_the_contract() -> None:
+    check_probe(lp.SourceAttribution(layers=[0, 2]))
+
+
+@pytest.mark.parametrize("architecture", tiny.DECODERS)
+def test_sources_sum_to_what_the_head_contributes(architecture: str) -> None:
+    model = tiny.bridge(architecture)
+    result = lp.SourceAttribution(target=" the").run(model, TEXTS)
+    heads = lp.DirectLogitAttribution(target=" the").run(model, TEXTS)
+    for prompt in (0, 1):
+        rows = heads.token.rows(prompt)
+        sums = result.pattern(prompt).sum(-1)  # [layer head query]
+        for layer in range(3):
+            for head in range(4):
+                expected = heads.of_component(f"L{layer}H{head}")[rows]
+                torch.testing.assert_close(sums[layer, head], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_logit_difference_of_two_tokens_is_the_difference_of_their_contributions() -> None:
+    model = tiny.bridge("llama")
+    both = lp.SourceAttribution(target=" the", against=7).run(model, TEXTS)
+    one, other = (lp.SourceAttribution(target=target).run(model, TEXTS) for target in (" the", 7))
+    torch.testing.assert_close(both.contribution, one.contribution - other.contribution, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both.uniform, one.uniform - other.uniform, atol=1e-4, rtol=1e-4)
+
+
+def test_a_contribution_is_weight_times_value_through_the_head_and_the_frozen_norm() -> None:
+    """By hand from the cache of GPT-2, whose final norm is a LayerNorm with a weight."""
+    model = tiny.bridge("gpt2")
+    ids = model.to_tokens(TEXTS[0])
+    result = lp.SourceAttribution(target=20, against=30, layers=[2]).run(model, ids)
+    query, source, head = ids.shape[1] - 1, 1, 3
+    _, cache = model.run_with_cache(ids)
+    value = cache["blocks.2.attn.hook_v"][0, source, head] - lp.ModelView(model).value_bias(2)[head]
+    written = cache["blocks.2.attn.hook_pattern"][0, head, query, source] * value @ model.W_O[2, head]
+    state, norm = cache["blocks.2.hook_resid_post"][0, query], model.ln_final.original_component
+    scale = (state.var(unbiased=False) + norm.eps).sqrt()
+    normed = norm.weight * (written - written.mean()) / scale
+    expected = normed @ (model.W_U[:, 20] - model.W_U[:, 30])
+    assert float(result.pattern()[0, head, query, source]) == pytest.approx(float(expected.detach()), rel=1e-3)
+
+
+def test_uniform_contributions_are_those_of_equal_weights() -> None:
+    model = tiny.bridge("gpt2")
+    with torch.no_grad():  # no queries: every head attends to all its sources alike
+        for block in model.original_model.transformer.h:
+            block.attn.c_attn.weight[:, :32] = 0
+            block.attn.c_attn.bias[:32] = 0
+    result = lp.SourceAttribution().run(model, TEXTS)
+    torch.testing.assert_close(result.contribution, result.uniform, equal_nan=True)
+    trained = lp.SourceAttribution().run(tiny.bridge("gpt2"), TEXTS)
+    assert float((trained.contribution - trained.uniform).nan_to_num().abs().max()) > 0.1
+
+
+def test_the_table_lists_sources_by_the_size_of_what_they_add() -> None:
+    result = lp.SourceAttribution().run(tiny.bridge("gpt2"), TEXTS)
+    table = result.sources("1", "H2", 3)
+    assert len(table) == 4 and table["contribution"].abs().is_monotonic_decreasing
+    by_position = table.set_index("position")["contribution"].sort_index()
+    assert by_position.tolist() == pytest.approx(result.pattern()[1, 2, 3, :4].tolist())
+    assert result.sources(1, 2, 3).equals(table)
+
+
+def test_figures_show_the_head_that_is_asked_or_the_one_with_the_largest_contribution() -> None:
+    result = lp.SourceAttribution().run(tiny.bridge("gpt2"), TEXTS)
+    largest = result.pattern().nan_to_num().abs().amax((2, 3))
+    layer, head = divmod(int(largest.argmax()), 4)
+    assert f"L{layer}H{head}: contribution" in result.figure().layout.title.text
+    assert "L0H1: contribution" in result.figure(0, "H1").layout.title.text
+    grid = result.figure_token(1, "cat").data[0]
+    assert len(grid.z) == 4 and grid.zmin == -grid.zmax
+
+
+def test_an_encoder_is_refused_and_so_are_weights_that_do_not_make_the_output() -> None:
+    with pytest.raises(ValueError, match="must be a decoder, whose logits are a sum of parts; tiny-bert norms"):
+        lp.SourceAttribution().run(tiny.bridge("bert"), TEXTS)
+    model = tiny.bridge("llama")
+    name = "blocks.1.attn.hook_v"
+    model.hook_dict[name].add_hook(lambda value, hook: None)
+    ids = model.to_tokens(TEXTS[0])
+    _, cache = model.run_with_cache(ids)
+    edited = {key: value * (2 if key == name else 1) for key, value in cache.items()}
+    with pytest.raises(
+        ValueError, match=r"weights times values to what the heads of layer 1 of tiny-llama put out; got"
+    ):
+        lp.SourceAttribution().from_cache(model, ids, edited)
