@@ -2,8 +2,8 @@
 
     direction[token] = centred(w * (W_U[:, t] - other)) / s[token],  other = mean over v of W_U[:, v], or W_U[:, a]
 
-s is the final norm's scale, w its weight; centring is LayerNorm's. The logit of target t, less the mean logit or that of
-token a, is the product of the state with it, plus a constant.
+s is the final norm's scale, w its weight; centring is LayerNorm's. The logit of target t, less the mean logit or that
+of token a, is the product of the state with it, plus a constant.
 """
 
 from dataclasses import dataclass

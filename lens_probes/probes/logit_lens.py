@@ -171,10 +171,10 @@ class LogitLensResult(LayerTokenResult):
         colours = dict(zip(others, figures.OTHER_COLOURS, strict=False)) | {chosen: figures.CHOSEN}
         paths = []
         for i, probability in followed.items():
-            name = figures.spelled(self.vocab[i]) if i in colours else "others"
+            name = figures.spelled(self.vocab.get(i, "")) if i in colours else "others"
             group = f"{name} (the model's own choice)" if i == chosen else name
             kept = probability.masked_fill(probability == 0, torch.nan).tolist()
-            paths.append(figures.TokenPath(self.vocab[i], group, kept, colours.get(i, figures.GREY)))
+            paths.append(figures.TokenPath(self.vocab.get(i, ""), group, kept, colours.get(i, figures.GREY)))
         position, text = int(self.token.position[row]), self.token.text[row]
         return figures.paths(
             paths,
@@ -201,7 +201,7 @@ class LogitLensResult(LayerTokenResult):
         return self.top_ids, self.top_log_prob
 
     def _cell(self, layer: int, row: int) -> str:
-        return figures.visible(self.vocab[int(self._top()[0][layer, row, 0])], 7)
+        return figures.visible(self.vocab.get(int(self._top()[0][layer, row, 0]), ""), 7)
 
     def _hover(self, layer: int, row: int) -> str:
         """The target and the most probable entries of one state, with probabilities."""
@@ -212,7 +212,7 @@ class LogitLensResult(LayerTokenResult):
         lines.append(f"entropy {self.entropy[layer, row]:.2f}, KL {self.kl[layer, row]:.2f} nats")
         if self.top_ids is not None and self.top_log_prob is not None:
             best = zip(self.top_ids[layer, row].tolist(), self.top_log_prob[layer, row].exp().tolist(), strict=True)
-            lines += [f"{p:.3f} {figures.visible(self.vocab[i])}" for i, p in best]
+            lines += [f"{p:.3f} {figures.visible(self.vocab.get(i, ''))}" for i, p in best]
         return "<br>".join(lines)
 
 

@@ -107,7 +107,7 @@ def target_name(target: str | Sequence[int], texts: Mapping[int, str]) -> str:
     names = {"next": "next token", "own": "token itself", "final": "model's own choice"}
     if isinstance(target, str):
         return names[target]
-    shown = [repr(texts[i]) for i in target[:4]]
+    shown = [repr(texts[i]) if i in texts else f"id {i}" for i in target[:4]]
     return " or ".join(shown) + (f" or {len(target) - 4} others" if len(target) > 4 else "")
 
 
