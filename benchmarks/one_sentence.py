@@ -58,9 +58,8 @@ def compare(model: Any, rounds: int) -> None:
             span = f"{min(ratios):.2f} to {max(ratios):.2f}"
             says = yardstick.replace("their lens", "TransformerLens `logit_lens`")
             print(f"| `{name}` | {model.cfg.d_vocab:,} | {says} | {statistics.median(ratios):.2f} | {span} |")
-    print(
-        f"| cached forward pass | {model.cfg.d_vocab:,} | | {statistics.median(seconds['cached forward pass']):.2f} s | |"
-    )
+    forward = statistics.median(seconds["cached forward pass"])
+    print(f"| cached forward pass, in seconds | {model.cfg.d_vocab:,} | | {forward:.2f} | |")
 
 
 def theirs(model: Any, ids: torch.Tensor, **selected: Any) -> object:
