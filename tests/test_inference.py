@@ -578,7 +578,7 @@ def test_types_are_compared_within_strata_and_deciles_are_of_types():
     expected = won(values[0, :40], name == "content", frequency // 4)
     assert frame["effect"].iloc[0] == pytest.approx(expected)
     both = sum(len(set(name[frequency // 4 == decile])) == 2 for decile in range(10))
-    assert numbers(frame, "strata", "strata_dropped").tolist() == [[both, 10 - both]]
+    assert numbers(frame, "strata", "strata_with_one_class").tolist() == [[both, 10 - both]]
 
 
 # The effect
@@ -973,7 +973,7 @@ def test_a_comparison_says_its_numbers_and_its_null():
             for row in (0, 1):
                 found = [frame[f"{name}_{what}"].iloc[row] for what in ("tokens", "words", "types", "prompts")]
                 assert found == own
-        assert frame["strata"].tolist() == [1, 1] and frame["strata_dropped"].tolist() == [0, 0]
+        assert frame["strata"].tolist() == [1, 1] and frame["strata_with_one_class"].tolist() == [0, 0]
         assert frame.attrs["null"] == inference.TYPE_NULL
     by_default = inference.compare(values, tokens, "content", "function", permutations=19)
     assert by_default["effect"].tolist() == pytest.approx(expected["types"][0])
@@ -1208,7 +1208,7 @@ def test_numbers_are_cut_into_deciles_of_the_tokens_compared(seed):
     for given in (strata, strata.astype(np.float32), -strata, torch.from_numpy(strata), strata.astype(float).tolist()):
         frame = inference.compare(all_values, tokens, "content", "function", strata=given, permutations=9)
         np.testing.assert_allclose(frame["effect"], expected, rtol=1e-12)
-        assert frame["strata"].tolist() == [both] * 2 and frame["strata_dropped"].tolist() == [10 - both] * 2
+        assert frame["strata"].tolist() == [both] * 2 and frame["strata_with_one_class"].tolist() == [10 - both] * 2
         assert frame["content_tokens"].iloc[0] + frame["function_tokens"].iloc[0] == sum(
             (number // 4 == decile).sum() for decile in range(10) if len(set(name[number // 4 == decile])) == 2
         )
@@ -1251,7 +1251,7 @@ def test_labels_are_strata_as_they_are_and_those_without_both_classes_are_droppe
     for given in (strata, np.array(strata), np.array(strata, dtype=object), pd.Series(strata).to_numpy()):
         frame = inference.compare(values, tokens, "content", "function", strata=given, permutations=9)
         assert frame["effect"].tolist() == [2 / 3]
-        assert numbers(frame, "strata", "strata_dropped").tolist() == [[2, 2]]
+        assert numbers(frame, "strata", "strata_with_one_class").tolist() == [[2, 2]]
         assert numbers(frame, "content_tokens", "function_tokens").tolist() == [[3, 2]]
         assert numbers(frame, "content_prompts", "function_prompts").tolist() == [[2, 1]]
 

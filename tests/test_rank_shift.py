@@ -434,7 +434,7 @@ def test_compare_agrees_with_counting_pairs_and_takes_strata_of_merge_order():
 
     order = lp.words.merge_order(model.tokenizer)[result.token.id]
     matched = result.compare(strata=order, permutations=99)
-    assert (matched["strata"] + matched["strata_dropped"] <= 10).all()
+    assert (matched["strata"] + matched["strata_with_one_class"] <= 10).all()
     with pytest.raises(ValueError, match="must be one of rank, score, norm, null_rank, shift; got 'anisotropy'"):
         result.compare(quantity="anisotropy")
 

@@ -71,10 +71,10 @@ class InputReconstructionResult(TokenResult):
     )
     found: Int[Tensor, " token"] = measured("id of the token found", low=0, missing=-1, into="vocab")
     decoded: Float[Tensor, " token"] = measured("whether the embedding plus noise decodes to its token", low=0, high=1)
-    tried: Int[Tensor, " token"] = measured("candidates that the sequential search checked", low=0, missing=-1)
+    candidates: Int[Tensor, " token"] = measured("candidates that the sequential search checked", low=0, missing=-1)
     distance: Float[Tensor, " token"] = measured("distance of the state of the token found", low=0)
     soft_distance: Float[Tensor, " token"] = measured("distance of the state of the soft embedding", low=0)
-    yardstick: Float[Tensor, " token"] = measured("distance of the state of the embedding plus noise", low=0)
+    noise_distance: Float[Tensor, " token"] = measured("distance of the state of the embedding plus noise", low=0)
     state_norm: Float[Tensor, " token"] = measured("length of the prompt's state", low=0)
     steps: Int[Tensor, " prompt"] = measured("gradients computed", low=0)
     path_loss: Float[Tensor, "step prompt"] = measured("loss on the way", low=0)
@@ -88,10 +88,10 @@ class InputReconstructionResult(TokenResult):
                 f"{len(self.token)} tokens"
             )
 
-    @derived("state distance / yardstick", low=0)
+    @derived("state distance / noise_distance", low=0)
     def relative_distance(self) -> Float[Tensor, " token"]:
-        """Distance of the state of the soft embedding, or of the token that a search found, over the yardstick."""
-        return (self.soft_distance if self._descended else self.distance) / self.yardstick
+        """Distance of the state of the soft embedding, or of the token that a search found, over the noise_distance."""
+        return (self.soft_distance if self._descended else self.distance) / self.noise_distance
 
     @derived("share of the other prompts' tokens that are this token", low=0, high=1)
     def chance(self) -> Float[Tensor, " token"]:
@@ -116,7 +116,9 @@ class InputReconstructionResult(TokenResult):
 
     def table(self) -> pd.DataFrame:
         """One row per token: what it is, what was found in its place, and how."""
-        columns = {name: getattr(self, name).numpy() for name in ("correct", "tried", "distance", "yardstick")}
+        columns = {
+            name: getattr(self, name).numpy() for name in ("correct", "candidates", "distance", "noise_distance")
+        }
         token = self.token.to_frame()[["prompt", "position", "text", "word_class"]]
         return token.assign(found=list(self.found_text.text), **columns)
 
@@ -124,7 +126,7 @@ class InputReconstructionResult(TokenResult):
         """One row per position: accuracy with its interval over prompts, and its baselines.
 
         Prompts weigh equally; the interval ends at 0 and 1. `decode_only` and `chance` are the baselines. The
-        medians are over tokens: `median_tried` of the candidates checked, `median_distance` of `relative_distance`.
+        medians are over tokens: `median_candidates` of the candidates checked, `median_distance` of `relative_distance`.
         """
         return self._accuracy_by("position")
 
@@ -135,7 +137,7 @@ class InputReconstructionResult(TokenResult):
     def _accuracy_by(self, label: str) -> pd.DataFrame:
         order, tokens = inference.in_own_order(self.token)
         means = ["correct", "decoded", "chance"]
-        values = {name: self.known(name)[order] for name in (*means, "tried", "relative_distance")}
+        values = {name: self.known(name)[order] for name in (*means, "candidates", "relative_distance")}
         frame: Any = tokens.to_frame().assign(**values)
         rows = []
         for each, own in frame[frame["correct"].notna() & (frame[label] != "")].groupby(label):
@@ -149,7 +151,7 @@ class InputReconstructionResult(TokenResult):
                     "high": high[0],
                     "decode_only": of_prompts["decoded"].mean(),
                     "chance": of_prompts["chance"].mean(),
-                    "median_tried": own["tried"].median(),
+                    "median_candidates": own["candidates"].median(),
                     "median_distance": own["relative_distance"].median(),
                     "tokens": len(own),
                     "prompts": len(of_prompts),
@@ -159,9 +161,9 @@ class InputReconstructionResult(TokenResult):
 
     def gave_up(self) -> pd.DataFrame:
         """The tokens at which a sequential search gave up, one row each; it was not asked for those after them."""
-        last = (self.found < 0) & (self.tried > 0)
+        last = (self.found < 0) & (self.candidates > 0)
         frame = self.token[last].to_frame()[["prompt", "position", "text", "word_class"]]
-        return frame.assign(tried=self.tried[last].numpy())
+        return frame.assign(candidates=self.candidates[last].numpy())
 
     def compare_with(self, other: "InputReconstructionResult") -> pd.DataFrame:
         """Accuracy in this model and in another (an untrained one) on the same prompts, at the end and at equal loss.
@@ -239,7 +241,7 @@ class InputReconstructionResult(TokenResult):
 
     @property
     def _descended(self) -> bool:
-        return bool(self.tried.max() < 0)
+        return bool(self.candidates.max() < 0)
 
 
 class InputReconstruction(TextExperiment[InputReconstructionResult]):
@@ -287,12 +289,12 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
         random = seeded(own.id.numpy().tobytes(), self.seed)
         goal, true = layer.states(own.id), layer.vocabulary[own.id]
         noisy = true + torch.randn(true.shape, generator=random).to(true) * layer.spread.mean() * NOISE
-        yardstick = (layer.soft(noisy[None], own.id).detach()[0] - goal).norm(dim=-1)
+        noise_distance = (layer.soft(noisy[None], own.id).detach()[0] - goal).norm(dim=-1)
         method = self._descend if self.method == "gradient" else self._search
         reached = method(layer, own, goal, random)
         found = reached["found"]
         until = int((found >= 0).sum())  # a search that gives up finds nothing after it
-        distance = torch.full(yardstick.shape, torch.nan)
+        distance = torch.full(noise_distance.shape, torch.nan)
         if until:
             distance[:until] = (layer.states(found[:until]) - goal[:until]).norm(dim=-1).cpu()
         unasked = own.special | (torch.arange(len(own)) > until)
@@ -305,7 +307,7 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
             correct=layer.same(found, own.id).float().masked_fill(unasked, torch.nan),
             decoded=decoded.masked_fill(own.special, torch.nan),
             distance=distance,
-            yardstick=yardstick.cpu(),
+            noise_distance=noise_distance.cpu(),
             state_norm=goal.norm(dim=-1).cpu(),
             **reached,
             provenance=study.provenance([study.view.hook_token_embed, layer.hook], own),
@@ -348,7 +350,7 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
         states = layer.soft(soft, own.id)[best].detach()
         return {
             "found": torch.where(own.special, own.id, layer.nearest(soft[best])),
-            "tried": torch.full_like(own.id, -1),
+            "candidates": torch.full_like(own.id, -1),
             "soft_distance": (states - goal).norm(dim=-1).cpu(),
             "steps": torch.tensor([self.steps]),
             "path_loss": losses[:, [best]],
@@ -370,7 +372,7 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
             loss = mean_loss(self.loss, layer.states(found)[~own.special], goal[~own.special]).cpu()
         return {
             "found": found,
-            "tried": tried,
+            "candidates": tried,
             "soft_distance": torch.full(own.id.shape, torch.nan),
             "steps": torch.tensor([gradients]),
             "path_loss": loss[None, None],

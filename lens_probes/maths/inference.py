@@ -258,7 +258,7 @@ def compare(
     With `strata` (a label or a number per token; numbers are cut into deciles, NaN is left out) pairs are compared
     within a stratum only. Strata that are the same for all tokens of one id (frequency) hold the labels too, each type
     in the stratum of its first token; other strata (position) hold the pairs only. Strata that lack one class are
-    dropped; `strata` and `strata_dropped` count them. A token whose value is missing (NaN) in any unit is left out,
+    dropped; `strata` and `strata_with_one_class` count them. A token whose value is missing (NaN) in any unit is left out,
     and a unit without any value has no effect, p or q.
 
     What it costs and covers is simulated by `benchmarks/inference.py`. Power, 30 of the package's sentences: an effect
@@ -270,7 +270,7 @@ def compare(
     chosen, stratum, form = tokens[torch.from_numpy(present)], stratum[present], _numbers(forms(tokens))[present]
     return _compared(
         values[:, present], chosen, form, stratum, _prompts(tokens)[present], first, second, weigh, permutations, seed
-    ).assign(strata=n_strata[0], strata_dropped=n_strata[1], permutations=permutations)
+    ).assign(strata=n_strata[0], strata_with_one_class=n_strata[1], permutations=permutations)
 
 
 def compare_types(
@@ -303,7 +303,7 @@ def compare_types(
         for own in [everywhere & tokens.of_class(name)]
         for what, number in counts(tokens[own], form[own.numpy()]).items()
     }
-    return frame.assign(**n, strata=n_strata[0], strata_dropped=n_strata[1], permutations=permutations)
+    return frame.assign(**n, strata=n_strata[0], strata_with_one_class=n_strata[1], permutations=permutations)
 
 
 def _compared(
