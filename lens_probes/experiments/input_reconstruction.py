@@ -126,7 +126,8 @@ class InputReconstructionResult(TokenResult):
         """One row per position: accuracy with its interval over prompts, and its baselines.
 
         Prompts weigh equally; the interval ends at 0 and 1. `decode_only` and `chance` are the baselines. The
-        medians are over tokens: `median_candidates` of the candidates checked, `median_distance` of `relative_distance`.
+        medians are over tokens: `median_candidates` of the candidates checked, `median_distance` of
+        `relative_distance`.
         """
         return self._accuracy_by("position")
 

@@ -1,5 +1,6 @@
 """From states to logits: the final norm or an encoder's head, the unembedding, and caps."""
 
+import math
 from functools import cached_property
 
 import torch
@@ -51,23 +52,33 @@ class Head(Weights):
     def check_head(self) -> None:
         """Raise unless the logits that we read from the last state of a few tokens are the model's own."""
         self._refuse_headless()
-        if not self._head_error <= TOLERANCE:  # refuses NaN too
+        if math.isnan(self._head_error):
+            raise ValueError(f"the logits of {self.name} must be finite; got NaN or Inf: check the model's weights")
+        if self._head_error > TOLERANCE:
             raise ValueError(
-                f"the logits of {self.name} are not its final norm, unembedding and soft cap alone (they differ by "
-                f"{self._head_error:.2g} of their spread): it cannot be read through its head, use another model"
+                f"the logits of {self.name} must be its final norm, unembedding and soft cap alone; got a difference "
+                f"of {self._head_error:.2g} of their spread: it cannot be read through its head, use another model"
             )
 
     def check_predicts_next(self) -> None:
         """Raise for a model without a loss of the next token."""
         if self.adapter.encoder:
-            raise ValueError(f"{self.name} predicts masked tokens, and the next token's loss is asked: use a decoder")
+            raise ValueError(
+                f"a model must predict the next token; got {self.name}, which predicts masked ones: use a decoder"
+            )
         self._refuse_headless()
 
     def _refuse_headless(self) -> None:
         if self.name in HEADLESS:
-            raise ValueError(f"{self.name} was trained without a language-model head: its logits mean nothing")
+            raise ValueError(
+                f"a model must have a trained language-model head; got {self.name}, whose logits mean nothing: use "
+                f"another model"
+            )
         if not hasattr(self.model, "unembed") or not hasattr(self.model, "ln_final"):
-            raise ValueError(f"{self.name} has no language-model head: load it with one, or ask another probe")
+            raise ValueError(
+                f"a model must have a language-model head; got {self.name}, which has none: load it with one, or use "
+                f"another probe"
+            )
 
     @cached_property
     def _head_error(self) -> float:

@@ -99,9 +99,8 @@ class Passes(View):
         for name in names:
             if found.get(name) is None:
                 raise ValueError(
-                    f"activation {name!r} exists in {self.name} but was not computed: it may have to be switched on, "
-                    f"as model.set_use_attn_result(True) does for hook_result, and attn_implementation='eager' for "
-                    f"patterns"
+                    f"activation {name!r} must be computed by {self.name}; got none: switch it on, with "
+                    f"model.set_use_attn_result(True) for hook_result, or attn_implementation='eager' for patterns"
                 )
         return {name: found[name] for name in names}
 

@@ -43,8 +43,8 @@ def place_of(prompt: Tokens, asked: Place) -> int:
     if not isinstance(asked, Sequence):
         if not -len(prompt) <= asked < len(prompt):
             raise ValueError(
-                f"a position must be within every prompt; got {asked}, and {shown(prompt)} has {len(prompt)} tokens: name a "
-                f"position that every prompt has"
+                f"a position must be within every prompt; got {asked}, and {shown(prompt)} has {len(prompt)} tokens: "
+                f"name a position that every prompt has"
             )
         return int(asked) % len(prompt)
     wanted = {asked.lower()} if isinstance(asked, str) else {word.lower() for word in asked}

@@ -75,8 +75,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):
             raise ValueError(
-                f"a Prompt must hold either a text or ids; got Prompt(text={brief(self.text)}, ids={brief(self.ids)}): give "
-                f"one of the two"
+                f"a Prompt must hold either a text or ids; got Prompt(text={brief(self.text)}, ids={brief(self.ids)}): "
+                f"give one of the two"
             )
 
 
@@ -106,7 +106,7 @@ T = TypeVar("T", bound="Table")
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns of equal length, one row per token (or prompt, or pair of tokens). A column is a tensor or a tuple of texts.
+    """Columns of equal length, one row per token (or prompt, or pair of tokens); each a tensor or a tuple of texts.
 
     A column named `prompt` holds the number of the prompt, local to the table; `concatenate` renumbers it.
     """
@@ -200,8 +200,8 @@ class Tokens(Table):
             found = [number for number, text in words.items() if number >= 0 and text.strip() == token.strip()]
             if len(found) != 1:
                 raise ValueError(
-                    f"token must be a position, or a word that the prompt has once; got {token!r}, which prompt {prompt} "
-                    f"has {len(found)} times: pass a position, 0 to {len(rows) - 1}"
+                    f"token must be a position, or a word that the prompt has once; got {token!r}, which prompt "
+                    f"{prompt} has {len(found)} times: pass a position, 0 to {len(rows) - 1}"
                 )
             return max(row for row in rows if int(self.word[row]) == found[0])
         whole_number("token", token)
@@ -297,7 +297,7 @@ def first_part(tokens: Tokens, fraction: float) -> Bool[Tensor, " token"]:
 
 
 def pooling(tokens: Tokens, pool: Pool) -> Float[Tensor, "prompt token"]:
-    """The weight of each token in its prompt's vector: equal weights without special tokens, or 1 for a single token."""
+    """The weight of each token in its prompt's vector: equal weights, special tokens excluded, or 1 for one token."""
     rows = []
     for number, prompt in tokens.by_prompt():
         own = tokens.prompt == number
@@ -314,8 +314,8 @@ def pooling(tokens: Tokens, pool: Pool) -> Float[Tensor, "prompt token"]:
         at = -1 if pool == "last" else int(pool)
         if not -len(places) <= at < len(places):
             raise ValueError(
-                f"pool={at} must be a position of every prompt; got a prompt of {len(prompt)} tokens: use pool='mean' or "
-                f"pool='last'"
+                f"pool={at} must be a position of every prompt; got a prompt of {len(prompt)} tokens: use pool='mean' "
+                f"or pool='last'"
             )
         rows.append(torch.nn.functional.one_hot(places[at], len(tokens)))
     return torch.stack(rows).float()
@@ -369,8 +369,8 @@ def read_prompts(prompts: Prompts) -> list[Prompt]:
     for topic, number in Counter(prompt.topic for prompt in read if prompt.topic).items():
         if number < 2:
             raise ValueError(
-                f"every topic must have two prompts or more; got {number} for {topic!r}: add a prompt, or pass the prompts "
-                f"without topics"
+                f"every topic must have two prompts or more; got {number} for {topic!r}: add a prompt, or pass the "
+                f"prompts without topics"
             )
     return read
 
@@ -443,7 +443,8 @@ def _tokenize_one(
     if not ids or (prompt.ids is None and not text.strip() and not any(spans)):  # special tokens at most
         given = [] if prompt.text is None else prompt.text
         raise ValueError(
-            f"prompt {number} must have tokens that are not special; got {given!r}: give it a text or ids, or leave it out"
+            f"prompt {number} must have tokens that are not special; got {given!r}: give it a text or ids, or leave it "
+            f"out"
         )
     if model.n_ctx is not None and len(ids) > model.n_ctx:
         raise ValueError(
@@ -470,8 +471,8 @@ def _check_ids(ids: Sequence[int], number: int, d_vocab: int) -> None:
     outside = [i for i in ids if not 0 <= i < d_vocab]
     if outside:
         raise ValueError(
-            f"token ids of this model must be 0 to {d_vocab - 1}; got {outside[0]} in prompt {number}: pass ids made by "
-            f"this model's tokenizer"
+            f"token ids of this model must be 0 to {d_vocab - 1}; got {outside[0]} in prompt {number}: pass ids made "
+            f"by this model's tokenizer"
         )
 
 
@@ -483,8 +484,8 @@ def _own_words(
     words = word_class(text)
     if not isinstance(words, list) or not all(isinstance(word, Word) for word in words):
         raise TypeError(
-            f"word_class must take a text and return a list of lens_probes.text.words.Word(start, end, word_class); got "
-            f"{brief(words)} for {text[:40]!r}"
+            f"word_class must take a text and return a list of lens_probes.text.words.Word(start, end, word_class); "
+            f"got {brief(words)} for {text[:40]!r}"
         )
     for number, (start, end, _) in enumerate(words):
         owner[start:end] = [number] * (end - start)
