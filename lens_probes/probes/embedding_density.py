@@ -2,10 +2,10 @@
 
     density[token] = mean over the k entries nearest to w[id] (itself excluded) of cos(w[id], w[v])        -1 to 1
 
-It reads the embedding matrix only, no activation. "Paying Attention, Part 2" (github.com/danavery/attention-encodings)
-conjectures that content words lie in denser regions than function words; work on inverting models reports dense regions
-of frequent function words (arXiv 2510.15511 and after). Words are compared as types: `the` counts once, regardless of
-its number of occurrences. Frequency is the main confounder: control for it with `compare(strata=...)`.
+It reads W_E only. "Paying Attention, Part 2" (github.com/danavery/attention-encodings) conjectures
+that content words lie in denser regions than function words; work on inverting models says the opposite of frequent
+function words (arXiv 2510.15511 and after). Words are compared as types: `the` counts once. Frequency is the main
+confounder: control for it with `compare(strata=...)`.
 """
 
 import torch

@@ -316,8 +316,7 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
 
     `component`: a head's mixed values (`head`), its output in the residual stream (`head_out`), or a block's output or
     state. `pool`: the mean over a prompt's tokens (special ones excluded), its `last` token, or a position.
-    `keep_vectors=False` keeps sums by topic only: memory does not depend on the number of prompts, and there are raw
-    cosines only.
+    `keep_vectors=False` keeps sums by topic only: constant memory, raw cosines only, no tests.
 
     >>> import lens_probes as lp
     >>> topics = {"animals": ["The cat sat.", "A dog ran."], "food": ["The bread rose.", "A soup boiled."]}

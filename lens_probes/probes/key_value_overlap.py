@@ -1,8 +1,7 @@
 """KeyValueOverlap: do W_K and W_V of a head read the same subspace?
 
-W_K and W_V of a key/value head each read a subspace of d_head dimensions of the residual stream: the span of their
-columns, with the weight and the centring of the input norm folded in. With c the cosines of the principal angles
-between these two subspaces:
+W_K and W_V of a key/value head each read a subspace of the residual stream: the span of their d_head columns, with the
+weight and the centring of the input norm folded in. With c the cosines of the principal angles between the two:
 
     overlap[layer, kv_head] = mean over the d_head principal angles of c^2            0 (orthogonal) to 1 (equal)
 

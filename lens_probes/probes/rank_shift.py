@@ -7,10 +7,9 @@ For every layer and token, with h the state at the read point and w[v] the refer
 
     null_rank[layer, token] = the rank, in the same state, of another token of the same prompt and word class
 
-Rank 0 means that no entry is closer than the token's own. Ranks of random states are uniform, with mean (vocab - 1) /
-2. A rank alone can mislead: if all scores are near 0, a small change moves the rank far. So the result also has the
-score, `anisotropy`, and a null. Attention may move the control token into this position, so the null understates the
-effect.
+Rank 0 means that no entry is closer than the token's own. Ranks of random states are uniform, (vocab - 1) / 2 on
+average. A rank alone can mislead: if all scores are near 0, a small step changes it greatly. So there are also scores,
+`anisotropy` and a null. Attention may move the control token into this position, so the null understates the effect.
 
 Source: the question is from "Paying Attention, Part 2" (github.com/danavery/attention-encodings). Its published numbers
 use untransposed weights and one position for all tokens; our tests show the difference.
@@ -62,9 +61,7 @@ class RankShiftResult(LayerTokenResult):
     )
     score: Float[Tensor, "layer token"] = measured("score of the token's own entry")
     norm: Float[Tensor, "layer token"] = measured("length of the state before centring", low=0)
-    null_rank: Int[Tensor, "layer token"] = measured(
-        "rank of another token of the same prompt and class", low=0, missing=-1
-    )
+    null_rank: Int[Tensor, "layer token"] = measured("rank of another token of the prompt and class", low=0, missing=-1)
     unit_sum: Float64[Tensor, "layer d_model"] = summed("sum of the compared states, each divided by its length")
     neighbour_ids: Int[Tensor, "layer token k"] | None = measured(
         "the nearest entries, nearest first", low=0, missing=-1, into="vocab", default=None

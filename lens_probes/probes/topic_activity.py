@@ -22,7 +22,7 @@ statistics are from Pochinkov and Schoots 2024, arXiv 2403.01267.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Unpack, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -39,7 +39,7 @@ from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
 from lens_probes.result import Quantity, TopicResult, derived, measured, summed
-from lens_probes.result.topics import PERMUTED, UnitEffect
+from lens_probes.result.topics import PERMUTED, Permuting, UnitEffect
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import Pool, pooled, pooling, prompt_table
 
@@ -125,83 +125,52 @@ class TopicActivityResult(TopicResult):
         found = torch.stack([contrast(values, weights, topic) for topic in range(len(self.topic))])
         return found.unflatten(1, (len(self.layer), len(self.unit))).transpose(0, 1)
 
-    def selectivity(
-        self,
-        *,
-        statistic: Statistic = "mean_abs",
-        groups: Sequence[str] | None = None,
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-        progress: bool = True,
-    ) -> pd.DataFrame:
-        """Per unit: how much of its variance between prompts lies between topics, with interval, p, q and p_max.
+    def selectivity(self, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]) -> pd.DataFrame:
+        """Per unit: the share of its variance between prompts that lies between topics; interval, p, q and p_max.
 
-        `groups`, one label per prompt (template, length, last token): values are taken from their group's mean, and
-        whole cells of topic x group are permuted within groups. `p` is (b+1)/(m+1) of the absolute effect; `q` the
-        false-discovery rate over units; `p_max` the same as p against the largest of all units in each permutation,
-        the family-wise error rate. `null_mean` is the effect's mean over permutations. The 95 % interval resamples
-        prompts within cells; there is none if a topic has fewer than five prompts or a cell one. What a test of topics
-        says is in `lens_probes.maths.topics`; the null is in `attrs["null"]`.
+        `groups`, one label per prompt (template, length, last token): values are compared with their group's mean, and
+        whole cells of topic x group are permuted within groups. `permutations` (999), `seed` and `progress` are the
+        other options. `p` is (b+1)/(m+1) of the absolute effect; `q` the false-discovery rate over units; `p_max` the p
+        against the largest of all units in each permutation, the family-wise error rate. `null_mean` is the effect's
+        mean over permutations. The 95 % interval resamples prompts within cells; there is none if a topic has fewer
+        than five prompts or a cell one. See `lens_probes.maths.topics` for what a test of topics shows; the null is in
+        `attrs["null"]`.
         """
-        says = f"selectivity of {statistic} for topics (at most 1)"
-        return self._tested(selectivity, says, statistic, groups, permutations, seed, progress)
+        return self._tested(selectivity, f"selectivity of {statistic} for topics (at most 1)", statistic, **how)
 
     def most_active(
-        self,
-        topic: str,
-        k: int = 10,
-        *,
-        statistic: Statistic = "mean_abs",
-        groups: Sequence[str] | None = None,
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-        progress: bool = True,
+        self, topic: str, k: int = 10, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]
     ) -> pd.DataFrame:
-        """The k units that are most active for a topic against the others, with columns as in `selectivity`."""
-        table = self._contrasts(topic, statistic, groups, permutations, seed, progress)
+        """The k units with the largest contrast for a topic; options and columns as in `selectivity`."""
+        table = self._contrasts(topic, statistic, **how)
         return table.sort_values("effect", ascending=False, kind="stable").head(k).reset_index(drop=True)
 
     def least_active(
-        self,
-        topic: str,
-        k: int = 10,
-        *,
-        statistic: Statistic = "mean_abs",
-        groups: Sequence[str] | None = None,
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-        progress: bool = True,
+        self, topic: str, k: int = 10, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]
     ) -> pd.DataFrame:
-        """The k units that are least active for a topic against the others."""
-        table = self._contrasts(topic, statistic, groups, permutations, seed, progress)
+        """The k units with the smallest contrast for a topic; options and columns as in `selectivity`."""
+        table = self._contrasts(topic, statistic, **how)
         return table.sort_values("effect", kind="stable").head(k).reset_index(drop=True)
 
-    def _contrasts(
-        self,
-        topic: str,
-        statistic: Statistic,
-        groups: Sequence[str] | None,
-        permutations: int,
-        seed: int,
-        progress: bool,
-    ) -> pd.DataFrame:
+    def _contrasts(self, topic: str, statistic: Statistic, **how: Unpack[Permuting]) -> pd.DataFrame:
         number = self.topic_number(topic)
         says = f"contrast of {statistic} for {topic!r} (SDs over prompts)"
 
         def effect(values: Tensor, weights: Tensor) -> Tensor:
             return contrast(values, weights, number)
 
-        return self._tested(effect, says, statistic, groups, permutations, seed, progress)
+        return self._tested(effect, says, statistic, **how)
 
     def _tested(
         self,
         effect: UnitEffect,
         says: str,
         statistic: Statistic,
-        groups: Sequence[str] | None,
-        permutations: int,
-        seed: int,
-        progress: bool,
+        *,
+        groups: Sequence[str] | None = None,
+        permutations: int = inference.PERMUTATIONS,
+        seed: int = 0,
+        progress: bool = True,
     ) -> pd.DataFrame:
         """The test of an effect on the standardised statistic."""
         order = self.by_topic(groups)

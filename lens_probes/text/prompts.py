@@ -179,6 +179,15 @@ class Tokens(Table):
         for number in self.prompt.unique().tolist():
             yield number, self[self.prompt == number]
 
+    def check_text(self) -> None:
+        """Raise if a prompt has special tokens only."""
+        for number, own in self.by_prompt():
+            if own.special.all():
+                raise ValueError(
+                    f"every prompt must have a token that is not special; got special tokens only in prompt {number}: "
+                    f"pass text"
+                )
+
     def rows(self, prompt: int) -> list[int]:
         """The row numbers of a prompt."""
         whole_number("prompt", prompt)
@@ -442,10 +451,7 @@ def _tokenize_one(
         text, spans = model.locate(ids)
     if not ids or (prompt.ids is None and not text.strip() and not any(spans)):  # special tokens at most
         given = [] if prompt.text is None else prompt.text
-        raise ValueError(
-            f"prompt {number} must have tokens that are not special; got {given!r}: give it a text or ids, or leave it "
-            f"out"
-        )
+        raise ValueError(f"prompt {number} must not be empty; got {given!r}: give it a text or ids, or leave it out")
     if model.n_ctx is not None and len(ids) > model.n_ctx:
         raise ValueError(
             f"a prompt for {model.name} must have at most {model.n_ctx} tokens; got {len(ids)} in prompt {number}: "
