@@ -334,9 +334,9 @@ def test_what_cannot_be_asked_is_said():
         ask(1, restarts=0)
     with pytest.raises(ValueError, match=r"\(tolerance=...\) must be a number above 0 or None; got -1"):
         ask(1, tolerance=-1)
-    with pytest.raises(ValueError, match="every state depends on what follows it: use method='gradient'"):
+    with pytest.raises(ValueError, match="every state depends on later ones too: use method='gradient'"):
         sequential(1).run(tiny.bridge("bert"), TEXT)
-    with pytest.raises(ValueError, match="layer 3 was asked for and tiny-gpt2 has layers 0 to 2"):
+    with pytest.raises(ValueError, match="layer 3 is out of range: tiny-gpt2 has layers 0 to 2"):
         ask(3).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match="got special tokens only in prompt 0: pass text"):
         ask(1).run(tiny.bridge("llama"), [[1]], progress=False)

@@ -227,8 +227,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
         layer = SoftTokens(view, view.hook_units(self.at, self.layer))
         if self.k > view.d_vocab:
             raise ValueError(
-                f"MaxActivatingTokens(k=...) must be at most {view.d_vocab}, the vocabulary size of {view.name}; got "
-                f"{self.k}"
+                f"MaxActivatingTokens(k=...) must be at most {view.d_vocab}, the size of the vocabulary; got {self.k}"
             )
         read = self._reader(layer)
         prompts = list(study.tokens.by_prompt())

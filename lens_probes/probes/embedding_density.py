@@ -2,10 +2,10 @@
 
     density[token] = mean over the k entries nearest to w[id] (itself excluded) of cos(w[id], w[v])        -1 to 1
 
-It reads W_E only. "Paying Attention, Part 2" (github.com/danavery/attention-encodings) conjectures
-that content words lie in denser regions than function words; work on inverting models says the opposite of frequent
-function words (arXiv 2510.15511 and after). Words are compared as types: `the` counts once. Frequency is the main
-confounder: control for it with `compare(strata=...)`.
+It reads W_E only. "Paying Attention, Part 2" (github.com/danavery/attention-encodings) conjectures that content words
+lie in denser regions than function words; work on inverting models says the opposite of frequent function words (arXiv
+2510.15511 and after). Words are compared as types: `the` counts once. Frequency is the main confounder: control for it
+with `compare(strata=...)`.
 """
 
 import torch
@@ -41,8 +41,7 @@ class EmbeddingDensity(Probe[EmbeddingDensityResult]):
         """None: the probe reads the embedding only."""
         if self.k >= model.d_vocab:
             raise ValueError(
-                f"EmbeddingDensity(k=...) must be below {model.d_vocab}, the vocabulary size of {model.name}; got "
-                f"{self.k}"
+                f"EmbeddingDensity(k=...) must be below {model.d_vocab}, the size of the vocabulary; got {self.k}"
             )
         return []
 

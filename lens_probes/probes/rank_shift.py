@@ -163,8 +163,8 @@ class RankShift(Probe[RankShiftResult]):
             model.embedding_at(0)  # raises for a model without learned positions before the forward pass
         if max(self.neighbours, self.overlap) > model.d_vocab:
             raise ValueError(
-                f"RankShift(neighbours=..., overlap=...) must be at most {model.d_vocab}, the vocabulary size of "
-                f"{model.name}; got {max(self.neighbours, self.overlap)}"
+                f"RankShift(neighbours=..., overlap=...) must be at most {model.d_vocab}, the size of the vocabulary; "
+                f"got {max(self.neighbours, self.overlap)}"
             )
         return model.states(self.at, self.layers)
 
