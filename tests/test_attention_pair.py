@@ -277,7 +277,7 @@ def test_what_cannot_be_asked_is_said():
     with pytest.raises(ValueError, match=r"got it 2 times in 'It rained.*': name one word that every prompt has once"):
         lp.AttentionPair("it", KEYS).run(model, TEXTS)
     with pytest.raises(
-        ValueError, match="keys must precede the query, since tiny-gpt2 .*; got a later key in 'The cat"
+        ValueError, match=r"keys must precede the query, since tiny-gpt2 .*; got a later key in 'The cat"
     ):
         lp.AttentionPair("cat", ("mat",)).run(model, TEXTS[0])
     with pytest.raises(ValueError, match="a position must be within every prompt; got 99, and 'The cat"):

@@ -1308,7 +1308,7 @@ def test_strata_of_another_length_are_refused(compare):
 def test_strata_that_separate_the_classes_are_refused(compare):
     tokens = table([("content", 1), ("function", 2), ("number", 0)])
     with pytest.raises(
-        ValueError, match="a stratum must have tokens of both 'content' and 'function'; .*: use coarser strata"
+        ValueError, match=r"a stratum must have tokens of both 'content' and 'function'; .*: use coarser strata"
     ):
         compare(np.array([[1.0, 2.0, 3.0]]), tokens, "content", "function", strata=["a", "b", "a"])
 

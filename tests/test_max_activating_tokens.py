@@ -143,7 +143,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(monkeypatch):
         experiment.run(model, TEXT, progress=False, resume=part)
     with pytest.raises(ValueError, match="on the same model and prompts; got one of MaxActivatingTokens"):
         features(seed=1).run(model, list(PROMPTS[:2]), progress=False, resume=part)
-    with pytest.raises(ValueError, match="make it with that model"):
+    with pytest.raises(ValueError, match="make it with the same model"):
         experiment.run(tiny.bridge("gpt2", seed=1), list(PROMPTS[:2]), progress=False, resume=part)
     split = experiment.run(model, [[50, 60], [70]], progress=False)
     with pytest.raises(ValueError, match="on the same model and prompts; got one of MaxActivatingTokens"):

@@ -116,7 +116,7 @@ def test_a_state_is_labelled_by_its_layer_and_the_place_in_it(gpt2: Any) -> None
 
 def test_an_unknown_read_point_is_refused_with_those_there_are(gpt2: Any, as_users_run_it: None) -> None:
     at: Any = "resid_final"
-    with pytest.raises(ValueError, match="read point must be one of resid_pre, .*; got 'resid_final'"):
+    with pytest.raises(ValueError, match=r"read point must be one of resid_pre, .*; got 'resid_final'"):
         ModelView(gpt2).hook(at, 0)
 
 

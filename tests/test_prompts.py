@@ -220,7 +220,7 @@ def test_prepend_bos_is_about_text_and_leaves_ids_as_they_are(view: ModelView) -
 def test_bos_is_asked_for_in_vain_where_the_tokenizer_has_none(own_gpt2: Any) -> None:
     own_gpt2.tokenizer.bos_token = None
     view = ModelView(own_gpt2)
-    with pytest.raises(ValueError, match="prepend_bos=True needs a .* token; got none in the tokenizer of tiny-gpt2"):
+    with pytest.raises(ValueError, match=r"prepend_bos=True needs a .* token; got none in the tokenizer of tiny-gpt2"):
         tokenize("one", view, prepend_bos=True)
     assert tokenize("one", view).text == tokenize("one", view, prepend_bos=False).text
     assert not tokenize("one", view).special.any()

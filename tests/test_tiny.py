@@ -228,7 +228,7 @@ def test_another_process_builds_the_same_model_and_leaves_no_warning_and_no_fold
 
 @pytest.mark.parametrize("build", [tiny.bridge, tiny.huggingface, tiny.tokenizer])
 def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones(build):
-    with pytest.raises(ValueError, match="must be one of gpt2, opt, llama.*; got 'mamba'"):
+    with pytest.raises(ValueError, match=r"must be one of gpt2, opt, llama.*; got 'mamba'"):
         build("mamba")
 
 

@@ -131,7 +131,7 @@ def test_contexts_of_the_caller_change_nothing():
 def test_what_does_not_belong_together_is_refused():
     model, other = tiny.bridge("gpt2"), tiny.bridge("gpt2", seed=1)
     tuned = lp.TunedLens(steps=1, layers=[1]).run(model, FITTED[:2], progress=False)
-    with pytest.raises(ValueError, match="translator holds maps of tiny-gpt2"):
+    with pytest.raises(ValueError, match=r"translator must come from .*; got one of tiny-gpt2"):
         lp.LogitLens(translator=tuned, layers=[1]).run(other, "A cat.")
     with pytest.raises(ValueError, match="must be of the layers that this lens was fitted for, 1_post; got 0_pre"):
         lp.LogitLens(translator=tuned).run(model, "A cat.")

@@ -106,7 +106,7 @@ def test_what_is_no_vector_of_the_model_is_refused():
     for bad in (torch.zeros(2, 32), torch.full((1, 32), torch.nan)):
         with pytest.raises(ValueError, match="must be finite and not zero; got vector 0, which is not"):
             lp.read_vector(model, bad)
-    with pytest.raises(ValueError, match="must be 0 to 400, .* and not both 0; got 0 and 0"):
+    with pytest.raises(ValueError, match=r"must be 0 to 400, .* and not both 0; got 0 and 0"):
         lp.read_vector(model, torch.ones(32), top_k=0)
     with pytest.raises(ValueError, match="head 4 is out of range: layer 1 of tiny-gpt2 has heads 0 to 3"):
         lp.ov_vectors(model, 1, 4)

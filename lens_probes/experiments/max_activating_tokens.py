@@ -300,7 +300,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
                 f"resume= must be a result of this experiment on the same model and prompts; got one of "
                 f"{resume.provenance.probe} on {resume.provenance.describe()}: pass what the interrupted run returned"
             )
-        study.view.refuse_other("resume= is a result", resume.provenance, resume.embed_mean)
+        study.view.refuse_other("resume=", resume.provenance, resume.embed_mean)
         return replace(
             resume, **{name: getattr(resume, name).clone() for name in ("value", "ascended", "nearest", "pull")}
         )

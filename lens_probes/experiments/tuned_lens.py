@@ -67,7 +67,7 @@ class TunedLensResult(Result):
 
     def check_model(self, model: ModelView, labels: Sequence[str]) -> None:
         """Raise unless this lens was fitted on this model, for all of these states."""
-        model.refuse_other("translator holds maps", self.provenance, self.embed_mean)
+        model.refuse_other("translator", self.provenance, self.embed_mean)
         self._check_labels(labels)
 
     def _check_labels(self, labels: Sequence[str]) -> None:

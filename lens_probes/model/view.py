@@ -70,8 +70,8 @@ class ModelView(Attention, Head, Sums, Tokenizer):
         same = embed_mean.shape == own.shape and (embed_mean - own).norm() <= 1e-3 * own.norm()
         if not same or origin.processed != self.processed or origin.model != self.name:
             raise ValueError(
-                f"{what} of {origin.model} ({'processed' if origin.processed else 'raw'} weights) and must come from "
-                f"{self.name} ({'processed' if self.processed else 'raw'} weights): make it with that model"
+                f"{what} must come from {self.name} ({'processed' if self.processed else 'raw'} weights); got one of "
+                f"{origin.model} ({'processed' if origin.processed else 'raw'} weights): make it with the same model"
             )
 
 

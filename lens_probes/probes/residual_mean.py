@@ -47,7 +47,7 @@ class ResidualMeanResult(Result):
         """The mean states of these layers. Raises if they belong to another model or read point."""
         if not self.count:
             raise ValueError("center must have states; got special tokens only: run ResidualMean on more text")
-        model.refuse_other("center holds mean states", self.provenance, self.embed_mean)
+        model.refuse_other("center", self.provenance, self.embed_mean)
         labels = [model.label(at, layer) for layer in layers]
         if at != self.at or not set(labels) <= set(self.layer):
             raise ValueError(
