@@ -231,7 +231,7 @@ def test_a_hub_that_has_no_such_model_is_announced_and_told_in_one_sentence(
     with pytest.raises(OSError, match=r"hub must have 'owner/model'; got no model") as caught:
         load_model("owner/model")
     assert "(We couldn't connect to the hub): without a hub, pass" in str(caught.value)
-    assert capsys.readouterr().err == "lens_probes: 'owner/model' is no folder here: asking the model hub for it\n"
+    assert capsys.readouterr().err == "lens_probes: 'owner/model' is not a folder: requesting it from the model hub\n"
 
 
 # What goes to TransformerLens unchanged
@@ -250,7 +250,7 @@ def test_hub_names_folders_and_labels_of_a_model_in_hand_go_to_boot_unchanged(
     assert load_model("any label at all", **in_hand) == ("any label at all", in_hand)
     assert capsys.readouterr().err == ""
     assert load_model("gpt2", n_ctx=8) == ("gpt2", {"n_ctx": 8})
-    assert "asking the model hub" in capsys.readouterr().err
+    assert "requesting it from the model hub" in capsys.readouterr().err
 
 
 # The real models, from the user's cache or, the first time, from a package registry
