@@ -215,7 +215,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
         resume: MaxActivatingTokensResult | None = None,
         **options: Unpack[Options],
     ) -> MaxActivatingTokensResult:
-        """Search in these prompts, with the options of `lens_probes.run`.
+        """Search in these prompts; `prepend_bos`, `word_class` and `progress` are as in `lens_probes.run`.
 
         After an interrupt the result holds what is done. Pass it as `resume` to do the rest.
         """

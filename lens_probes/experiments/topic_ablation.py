@@ -198,7 +198,10 @@ class TopicAblation(TextExperiment[TopicAblationResult]):
     def run(
         self, model: Any, prompts: Prompts, *, groups: Sequence[str] | None = None, **options: Unpack[Options]
     ) -> TopicAblationResult:
-        """Choose on one part of the prompts, measure on the other. `groups`, a label per prompt, stay whole."""
+        """Choose on one part of the prompts, measure on the other. Options are as in `lens_probes.run`.
+
+        `groups`: one label per prompt (its template); a group is in one part as a whole.
+        """
         return self.perform(Study.of(self, model, prompts, **options), groups)
 
     def perform(self, study: Study, groups: Sequence[str] | None = None) -> TopicAblationResult:

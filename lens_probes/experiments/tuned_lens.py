@@ -118,7 +118,10 @@ class TunedLens(TextExperiment[TunedLensResult]):
     def run(
         self, model: Any, prompts: Prompts, *, resume: TunedLensResult | None = None, **options: Unpack[Options]
     ) -> TunedLensResult:
-        """Fit on these prompts, with the options of `lens_probes.run`. `resume`: an earlier result, to continue."""
+        """Fit on these prompts; `prepend_bos`, `word_class` and `progress` are as in `lens_probes.run`.
+
+        `resume`: an earlier result of the same fit, to be continued.
+        """
         return self.perform(Study.of(self, model, prompts, **options), resume)
 
     def perform(self, study: Study, resume: TunedLensResult | None = None) -> TunedLensResult:

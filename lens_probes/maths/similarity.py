@@ -33,7 +33,7 @@ def pairwise(vectors: Float[Tensor, "*unit item d"], metric: Similarity) -> Floa
 
         cosine    x . y / (|x| |y|)                       -1 to 1; NaN for a zero vector
         scaled    x . y / max over the set of |z|^2       -1 to 1; a set of zeros gives NaN
-        distance  1 - |x - y| / (|x| + |y|)                0 (opposite) to 1 (equal); two zero vectors have 1
+        distance  1 - |x - y| / (|x| + |y|)                0 (opposite) to 1 (equal); 1 for two zero vectors
 
     >>> pairwise(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]), "distance")
     tensor([[1., 0., 0.],

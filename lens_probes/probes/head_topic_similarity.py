@@ -7,7 +7,7 @@ Every head (or block, or state) has one vector x per prompt: the mean over its t
 
     similarity:  cosine    x . y / (|x| |y|)                  -1 to 1, zero vectors excluded
                  scaled    x . y / (largest |z|^2 of all)     -1 to 1
-                 distance  1 - |x - y| / (|x| + |y|)          0 to 1, two zero vectors have 1
+                 distance  1 - |x - y| / (|x| + |y|)          0 to 1, 1 for two zero vectors
 
 A head that does not respond to topics has a separation of 0, regardless of how similar its outputs are overall. (With
 templates it is slightly lower: a prompt's own topic has one other prompt less of its template.) `test` permutes the

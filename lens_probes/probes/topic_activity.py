@@ -126,7 +126,7 @@ class TopicActivityResult(TopicResult):
         return found.unflatten(1, (len(self.layer), len(self.unit))).transpose(0, 1)
 
     def selectivity(self, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]) -> pd.DataFrame:
-        """Per unit: the share of its variance between prompts that lies between topics; interval, p, q and p_max.
+        """Per unit: the share of its variance between prompts that lies between topics, with interval, p, q and p_max.
 
         `groups`, one label per prompt (template, length, last token): values are compared with their group's mean, and
         whole cells of topic x group are permuted within groups. `permutations` (999), `seed` and `progress` are the
@@ -141,14 +141,14 @@ class TopicActivityResult(TopicResult):
     def most_active(
         self, topic: str, k: int = 10, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]
     ) -> pd.DataFrame:
-        """The k units with the largest contrast for a topic; options and columns as in `selectivity`."""
+        """The k units with the largest contrast for a topic; `groups` to `progress` and columns as in `selectivity`."""
         table = self._contrasts(topic, statistic, **how)
         return table.sort_values("effect", ascending=False, kind="stable").head(k).reset_index(drop=True)
 
     def least_active(
         self, topic: str, k: int = 10, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]
     ) -> pd.DataFrame:
-        """The k units with the smallest contrast for a topic; options and columns as in `selectivity`."""
+        """The k units with the smallest contrast for a topic; `groups` to `progress` and columns as in `selectivity`."""
         table = self._contrasts(topic, statistic, **how)
         return table.sort_values("effect", kind="stable").head(k).reset_index(drop=True)
 
