@@ -141,14 +141,14 @@ class TopicActivityResult(TopicResult):
     def most_active(
         self, topic: str, k: int = 10, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]
     ) -> pd.DataFrame:
-        """The k units with the largest contrast for a topic; `groups` to `progress` and columns as in `selectivity`."""
+        """The k units with the largest contrast for a topic; `groups` to `progress` and columns: see `selectivity`."""
         table = self._contrasts(topic, statistic, **how)
         return table.sort_values("effect", ascending=False, kind="stable").head(k).reset_index(drop=True)
 
     def least_active(
         self, topic: str, k: int = 10, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]
     ) -> pd.DataFrame:
-        """The k units with the smallest contrast for a topic; `groups` to `progress` and columns as in `selectivity`."""
+        """The k units with the smallest contrast for a topic; `groups` to `progress` and columns: see `selectivity`."""
         table = self._contrasts(topic, statistic, **how)
         return table.sort_values("effect", kind="stable").head(k).reset_index(drop=True)
 

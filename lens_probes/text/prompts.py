@@ -298,7 +298,7 @@ def first_part(tokens: Tokens, fraction: float) -> Bool[Tensor, " token"]:
     different = sorted(set(prompts.values()))  # equal prompts go to the same part
     if len(different) < 2:
         raise ValueError(
-            f"prompts must be two different ones or more, to fit on some and measure on others; got {len(different)}: "
+            f"prompts must include two different ones, to fit on some and measure on others; got {len(different)}: "
             f"pass more prompts"
         )
     chosen = set(different[: min(max(1, round(fraction * len(different))), len(different) - 1)])
