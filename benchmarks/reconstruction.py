@@ -49,7 +49,7 @@ def main() -> None:
     checked: list[tuple[Tensor, Tensor]] = []
     found = recorded(checked, lambda: search.run(model, TEXT, progress=False))
     assert len(found.token) == TOKENS and found.exact.item() == 1
-    asked = found.tried[~found.token.special].double()
+    asked = found.candidates[~found.token.special].double()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}\n")
 
     def whole_search() -> lp.Result:

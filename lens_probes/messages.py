@@ -1,4 +1,4 @@
-"""How values and numbers are shown in errors and titles: as written where that is short, never a whole model."""
+"""Values and numbers as errors and titles show them: short, and never a whole model."""
 
 import reprlib
 
@@ -7,10 +7,10 @@ import torch
 
 class _Brief(reprlib.Repr):
     def repr_instance(self, x: object, level: int) -> str:
-        """A module or an array by its class (and shape): its repr may run over thousands of lines."""
+        """A module or an array by its class (and shape): its repr may have thousands of lines."""
         if isinstance(x, torch.nn.Module):
             return f"<{type(x).__name__}>"
-        if shape := getattr(x, "shape", None):  # () of numpy's numbers: these are short
+        if shape := getattr(x, "shape", None):  # not (), the shape of a NumPy number, whose repr is short
             return f"<{type(x).__name__} of shape {tuple(shape)}>"
         return super().repr_instance(x, level)
 
@@ -20,7 +20,7 @@ _BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 def brief(value: object) -> str:
-    """The value in at most about a line of text.
+    """The value in about one line of text or less.
 
     >>> brief([1, "two"]), brief(torch.nn.Linear(2, 2)), brief([torch.zeros(3, 4)])
     ("[1, 'two']", '<Linear>', '[<Tensor of shape (3, 4)>]')

@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, dataclass_transform, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypedDict, TypeVar, dataclass_transform, get_args
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -316,6 +316,14 @@ def _by_itself(run: Callable[..., R]) -> Callable[..., R]:
     return alone
 
 
+class Options(TypedDict, total=False):
+    """The options of a run on text; see `lens_probes.run`."""
+
+    prepend_bos: bool | None
+    word_class: WordClasses | None
+    progress: bool
+
+
 class TextExperiment(Experiment[R]):
     """An experiment on a model of text. To write one: `perform` turns a `Study` into a result."""
 
@@ -333,7 +341,8 @@ class TextExperiment(Experiment[R]):
         progress: bool = True,
     ) -> R:
         """Do it on these prompts; they, `prepend_bos` and `word_class` are as in `lens_probes.run`."""
-        return self.perform(Study.of(self, model, prompts, prepend_bos, word_class, progress))
+        options: Options = {"prepend_bos": prepend_bos, "word_class": word_class, "progress": progress}
+        return self.perform(Study.of(self, model, prompts, **options))
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,9 +360,10 @@ class Study:
         asked: Experiment[Any],
         model: Any,
         prompts: Prompts,
-        prepend_bos: bool | None,
-        word_class: WordClasses | None,
-        progress: bool,
+        *,
+        prepend_bos: bool | None = None,
+        word_class: WordClasses | None = None,
+        progress: bool = True,
     ) -> "Study":
         """The model's own tokens of these prompts."""
         view = ModelView(model)

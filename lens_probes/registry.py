@@ -1,4 +1,4 @@
-"""Which probes there are: those of the package, found by their files, and those of installed plugins."""
+"""The list of probes: those of this package, found by their files, and those of installed plugins."""
 
 import importlib
 import importlib.metadata
@@ -27,12 +27,14 @@ def _probes(entry_points: Sequence[importlib.metadata.EntryPoint]) -> dict[str, 
         kind = entry.load()
         if not (isinstance(kind, type) and issubclass(kind, Probe)):
             raise TypeError(
-                f"entry point {entry.name!r} of {ENTRY_POINTS} is {entry.value}, which is not a Probe class"
+                f"an entry point of {ENTRY_POINTS} must be a Probe class; got {entry.value} for {entry.name!r}: change "
+                f"it to one"
             )
         other = found.setdefault(kind.__name__, kind)
         if other is not kind:
             raise ValueError(
-                f"two probes are called {kind.__name__}: {other.__module__} and {kind.__module__}; rename one of them"
+                f"probes must have different names; got {kind.__name__} of {other.__module__} and of "
+                f"{kind.__module__}: rename one of them"
             )
     return found
 
@@ -49,5 +51,8 @@ def siblings() -> dict[str, type[Any]]:
                 if not own or not issubclass(kind, Probe | Experiment | Result):
                     continue
                 if found.setdefault(name, kind) is not kind:
-                    raise ValueError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
+                    raise ValueError(
+                        f"classes must have different names; got {name} of {found[name].__module__} and of "
+                        f"{module.__name__}: rename one of them"
+                    )
     return found

@@ -1,10 +1,10 @@
-"""Settings of probes and experiments: what each may be stands in its annotation and is checked in one place.
+"""Settings of probes and experiments: an annotation says what each setting may be, and one place checks them.
 
     steps: Positive = 100
     loss: Literal["cosine", "l2"] = "l2"
     center: Annotated[ResidualMeanResult | None, described("the result of ResidualMean().run(model, texts)")] = None
 
-One form of message: `LogitLens(top_k=...) must be a whole number, 0 or more; got -1`.
+Every message has this form: `LogitLens(top_k=...) must be a whole number, 0 or more; got -1`.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from lens_probes.messages import brief
 
 
 class Allowed(NamedTuple):
-    """What a value must be, in words, beside its type; and whether one is."""
+    """What a value must be besides its type: in words, and as a function."""
 
     says: str
     holds: Callable[[Any], bool]
@@ -24,27 +24,27 @@ class Allowed(NamedTuple):
 
 
 def at_least(n: int) -> Allowed:
-    """Whole numbers from n on."""
+    """Whole numbers, n or more."""
     return Allowed(f"a whole number, {n} or more", lambda value: value >= n)
 
 
 def above(low: int | float) -> Allowed:
-    """Numbers above a bound, which are finite."""
+    """Finite numbers above a bound."""
     return Allowed(f"a number above {low:g}", lambda value: low < value < float("inf"))
 
 
 def from_on(low: int | float) -> Allowed:
-    """Numbers from a bound on, which are finite."""
+    """Finite numbers, a bound or more."""
     return Allowed(f"a number, {low:g} or more", lambda value: low <= value < float("inf"))
 
 
 def between(low: int | float, high: int | float) -> Allowed:
-    """Numbers between two bounds, neither of them included."""
+    """Numbers between two bounds, both excluded."""
     return Allowed(f"a number between {low:g} and {high:g}", lambda value: low < value < high)
 
 
 def described(says: str) -> Allowed:
-    """Values of the annotated type, called by these words where one is not."""
+    """Values of the annotated type, described by these words in errors."""
     return Allowed(says, lambda value: True, restricts=False)
 
 
@@ -57,17 +57,17 @@ Units = Annotated[Sequence[int], described("a list of whole numbers, such as [3]
 if TYPE_CHECKING:
     Layers = Sequence[int] | slice | None
 else:
-    Layers = Any  # the view of a model checks them, which knows how many there are
-"""Which layers: their numbers (negative ones count from the end), or None for all."""
+    Layers = Any  # checked by the view of a model, which knows the number of layers
+"""Layer numbers (negative ones count from the end), or None for all layers."""
 
 
 def check_settings(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise unless each of these settings is what its annotation allows; those left out have their defaults."""
+    """Raise unless the annotation of each given setting allows its value."""
     hints = get_type_hints(kind, include_extras=True)
     try:
         given = inspect.signature(kind.__init__).bind(None, *args, **kwargs).arguments
     except TypeError:
-        return  # too few or too many: the constructor says so in its own words
+        return  # missing or unknown arguments: the constructor raises
     for name, value in given.items():
         if name in hints and not allows(hints[name], value):
             error = ValueError if _is_restricted(hints[name]) else TypeError
@@ -112,7 +112,7 @@ def says(hint: Any) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the kind that a plain annotation names; True is no whole number.
+    """Whether a value has the type of a plain annotation; True is not a whole number.
 
     >>> fits((1, 2), tuple[int, ...]), fits(True, int), fits(1, float), fits("a", str | None)
     (True, False, True, True)
@@ -139,7 +139,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _is_restricted(hint: Any) -> bool:
-    """Whether an annotation allows some values of a type and not others."""
+    """Whether an annotation allows only some values of a type."""
     if get_origin(hint) is Annotated:
         return any(isinstance(note, Allowed) and note.restricts for note in get_args(hint)[1:])
     return get_origin(hint) is Literal or any(_is_restricted(option) for option in get_args(hint))

@@ -1,4 +1,4 @@
-"""What a search over inputs sees of a model: its vocabulary, and the states that any embeddings lead to."""
+"""The part of a model that a search over inputs uses: its vocabulary, and its states for any embeddings."""
 
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from lens_probes.reading import TOKENS_PER_BATCH, finite
 
 
 class SoftTokens:
-    """A model up to one activation, and its vocabulary in float32.
+    """A model up to one activation, with its vocabulary in float32.
 
     >>> from lens_probes.examples import tiny
     >>> view = ModelView(tiny.bridge())
@@ -32,7 +32,7 @@ class SoftTokens:
 
     @cached_property
     def directions(self) -> Float[Tensor, "vocab d_model"]:
-        """The vocabulary with all lengths 1."""
+        """The vocabulary, normalised to length 1."""
         return normalize(self.vocabulary, dim=-1)
 
     def states(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d"]:
@@ -43,11 +43,11 @@ class SoftTokens:
     def soft(
         self, embeddings: Float[Tensor, "restart token d_model"], ids: Int[Tensor, " token"]
     ) -> Float[Tensor, "restart token d"]:
-        """The states of tokens with these embeddings in the places of the ids; gradients flow to them."""
+        """The states of tokens with these embeddings in place of the ids'. Gradients flow to the embeddings."""
         return self.view.from_embeddings(embeddings, ids.expand(len(embeddings), -1), [self.hook])[0].float()
 
     def after(self, prefix: Int[Tensor, " token"]) -> Following:
-        """The states of one more token after a prefix; not for encoders."""
+        """The states of one more token after a prefix; decoders only."""
         following = Continuation(self.view, prefix, self.hook)
         return Following(
             lambda ids: finite(self.hook, following.states(ids).float()),
@@ -67,11 +67,11 @@ class SoftTokens:
 
 
 class Varied:
-    """Some tokens of a prompt that are replaced, and the mean activation over them."""
+    """A prompt in which some tokens are varied, and the mean activation over these tokens."""
 
     def __init__(self, layer: SoftTokens, ids: Int[Tensor, " token"], varied: Bool[Tensor, " token"]) -> None:
         self.layer, self.ids, self.varied = layer, ids, varied
-        self._continues = int(varied.sum()) == 1 and not layer.view.encoder  # what stands after it cannot matter
+        self._continues = int(varied.sum()) == 1 and not layer.view.encoder  # later tokens have no effect on it
         self.batch = TOKENS_PER_BATCH if self._continues else max(1, TOKENS_PER_BATCH // len(ids))
 
     @cached_property
@@ -79,11 +79,11 @@ class Varied:
         return Continuation(self.layer.view, self.ids[: int(self.varied.nonzero())], self.layer.hook)
 
     def soft(self, embeddings: Float[Tensor, "restart token d_model"]) -> Float[Tensor, "restart d"]:
-        """The activation where all tokens of the prompt have these embeddings; gradients flow to them."""
+        """The activation with these embeddings for all tokens of the prompt. Gradients flow to the embeddings."""
         return self._mean(self.layer.soft(embeddings, self.ids))
 
     def states(self, candidates: Int[Tensor, " candidate"]) -> Float[Tensor, "candidate d"]:
-        """The activation with each of these tokens in all the varied places."""
+        """The activation with each of these tokens at all varied positions."""
         if self._continues:
             return self._following.states(candidates).float()
         filled, hook = torch.where(self.varied, candidates[:, None], self.ids), self.layer.hook

@@ -1,11 +1,11 @@
-"""check_probe and check_experiment: what every probe and experiment promises, as one call in a test.
+"""check_probe and check_experiment: the contract of every probe and experiment, checked by one call in a test.
 
     def test_my_probe_keeps_the_contract():
         check_probe(MyProbe())
 
-Each promise is one function below; a broken one raises an AssertionError that says which and on which model. Numbers
-count as the same if floats agree to 1e-4 of the largest and at most 2 % of whole numbers (ranks, ids) differ: float32
-rounding decides between near ties, and batches of other shapes round otherwise.
+Each promise is one function below. A broken one raises an AssertionError that names the promise and the model. Numbers
+are equal if floats agree to 1e-4 of the largest and at most 2 % of whole numbers (ranks, ids) differ: float32 rounding
+decides near ties, and it depends on the shape of a batch.
 """
 
 import dataclasses
@@ -46,9 +46,9 @@ TOLERANCE = 1e-4
 
 
 def check_probe(probe: Probe[Any], models: Sequence[Any] | None = None) -> None:
-    """Check all that a probe promises on some models (by default tiny ones of several architectures).
+    """Check the contract of a probe on some models (by default tiny ones of several architectures).
 
-    A default model that the probe refuses is passed over, but not all of them may be.
+    A default model that the probe refuses is skipped. It must accept at least one.
 
     >>> import lens_probes as lp
     >>> check_probe(lp.ResidualUpdate(), models=[lp.tiny.bridge()])
@@ -58,8 +58,8 @@ def check_probe(probe: Probe[Any], models: Sequence[Any] | None = None) -> None:
     refusals = [_refusal(probe, model) if models is None else "" for model in chosen]
     accepted = [model for model, refusal in zip(chosen, refusals, strict=True) if not refusal]
     assert accepted, (
-        f"{brief(probe)} refuses every model of the kit: pass models=[...] that it reads, or mend what it refuses them "
-        f"for ({'; '.join(dict.fromkeys(refusals))})"
+        f"{brief(probe)} must accept at least one default model; it refused all "
+        f"({'; '.join(dict.fromkeys(refusals))}): pass models=[...] that it reads"
     )
     for model in accepted:
         for check in PROMISES:
@@ -71,7 +71,7 @@ def check_probe(probe: Probe[Any], models: Sequence[Any] | None = None) -> None:
 
 
 def check_experiment(experiment: Experiment[Any], model: Any = None, prompts: Prompts = PROMPTS) -> None:
-    """Check what an experiment promises: its declaration, a result like any other, seeded, the model as before.
+    """Check the contract of an experiment: declaration, result, seeding, and that the model is unchanged.
 
     For a model of images, `prompts` are images.
     """
@@ -91,34 +91,34 @@ def check_experiment(experiment: Experiment[Any], model: Any = None, prompts: Pr
 
 
 def check_declaration(asked: Probe[Any] | Experiment[Any]) -> None:
-    """A frozen dataclass whose repr makes it again; a module docstring with an equation and a source."""
+    """A frozen dataclass whose repr recreates it; a module docstring with an equation and a source."""
     kind = type(asked)
-    assert not kind.__subclasses__(), f"{kind.__name__} has subclasses: probes are final, add a field or wrap it"
-    assert repr(asked).startswith(f"{kind.__name__}("), f"repr is the call that makes it, not {asked!r}"
-    if "content " not in repr(asked):  # a data-valued setting prints as its name and content hash
+    assert not kind.__subclasses__(), f"{kind.__name__} must have no subclasses: add a field or wrap it"
+    assert repr(asked).startswith(f"{kind.__name__}("), f"repr must be the call that makes it; got {asked!r}"
+    if "content " not in repr(asked):  # a result as a setting prints as its name and content hash
         again = eval(repr(asked), {kind.__name__: kind})
-        assert repr(again) == repr(asked), f"{asked!r} makes {again!r}"
+        assert repr(again) == repr(asked), f"repr must recreate it; {asked!r} makes {again!r}"
     text = sys.modules[kind.__module__].__doc__ or ""
-    assert re.search(r"^ {4,}\S.*=", text, re.MULTILINE), f"the docstring of {kind.__module__} has no indented equation"
-    source = r"arxiv|doi\.|https?://|github\.com|\bsource\b"
-    assert re.search(source, text, re.IGNORECASE), f"the docstring of {kind.__module__} names no source"
+    equation, source = r"^ {4,}\S.*=", r"arxiv|doi\.|https?://|github\.com|\bsource\b"
+    assert re.search(equation, text, re.MULTILINE), f"the docstring of {kind.__module__} must have an indented equation"
+    assert re.search(source, text, re.IGNORECASE), f"the docstring of {kind.__module__} must name a source"
 
 
 def check_batches(probe: Probe[Any], model: Any) -> None:
-    """The result does not depend on the size of batches, and so neither on padding."""
+    """The result does not depend on the size of batches, hence not on padding."""
     whole = _run(probe, model, PROMPTS)
     for batch_size in (1, 2):
         assert_same(whole, _run(probe, model, PROMPTS, batch_size=batch_size), f"batches of {batch_size}")
 
 
 def check_order(probe: Probe[Any], model: Any) -> None:
-    """The order of prompts changes their numbers and nothing else."""
+    """Reordering prompts renumbers them and changes nothing else."""
     whole, reverse = _run(probe, model, PROMPTS), _run(probe, model, PROMPTS[::-1])
     assert_same(whole, _with_prompts_reversed(reverse), "the prompts in reverse")
 
 
 def check_from_cache(probe: Probe[Any], model: Any) -> None:
-    """`from_cache` on the same activations gives what `run` gives, padded or not."""
+    """`from_cache` on the same activations equals `run`, with and without padding."""
     view = ModelView(model)
     for prompts in (PROMPTS[:1], PROMPTS):
         ids, mask = pad(tokenize(list(prompts), view), view)
@@ -130,7 +130,7 @@ def check_from_cache(probe: Probe[Any], model: Any) -> None:
 
 
 def check_merge(probe: Probe[Any], model: Any) -> None:
-    """`merge` is associative and equals one run over everything."""
+    """`merge` is associative, and equals one run over all prompts."""
     a, b, c = (_run(probe, model, [prompt]) for prompt in PROMPTS)
     whole = _run(probe, model, PROMPTS)
     assert_same(whole, Result.merge([a, b, c]), "merge of one prompt each")
@@ -139,7 +139,7 @@ def check_merge(probe: Probe[Any], model: Any) -> None:
 
 
 def check_measured(probe: Probe[Any], model: Any) -> None:
-    """The result is finite and in range, has its provenance, draws itself, and survives a file."""
+    """The result is finite and in range, has its provenance, draws its figure, and can be saved and loaded."""
     result = _run(probe, model, PROMPTS)
     provenance = result.provenance
     assert provenance.n_prompts == len(PROMPTS) and provenance.probe == repr(probe), f"provenance says {provenance}"
@@ -147,7 +147,7 @@ def check_measured(probe: Probe[Any], model: Any) -> None:
 
 
 def check_model_untouched(probe: Probe[Any], model: Any) -> None:
-    """Parameters, gradients, modes, hooks and settings of the model are as before, also after an error."""
+    """Parameters, gradients, modes, hooks and settings of the model are unchanged, also after an error."""
     with _unchanged(model):
         _run(probe, model, PROMPTS)
     with _unchanged(model):
@@ -159,7 +159,7 @@ def check_model_untouched(probe: Probe[Any], model: Any) -> None:
 
 
 PROMISES: tuple[Callable[[Probe[Any], Any], None], ...] = (
-    check_model_untouched,  # first: what is changed once and for all is not seen to change again
+    check_model_untouched,  # first: a permanent change would not show in a later run
     check_batches,
     check_order,
     check_from_cache,
@@ -169,7 +169,7 @@ PROMISES: tuple[Callable[[Probe[Any], Any], None], ...] = (
 
 
 def check_model_classes_agree(probe: Probe[Any]) -> None:
-    """On TransformerLens 3.x: HookedTransformer and TransformerBridge give the same numbers, raw and processed."""
+    """On TransformerLens 3.x, HookedTransformer and TransformerBridge give the same numbers, raw and processed."""
     for architecture in ("gpt2", "llama"):
         for processed in (False, True):
             try:
@@ -186,16 +186,17 @@ def check_model_classes_agree(probe: Probe[Any]) -> None:
 
 
 def check_result(result: Result) -> None:
-    """Finite and in its stated range; figure, table and file work from what is stored."""
+    """Finite and in its declared range; figure, table and file need only what is stored."""
     for name in schema(type(result)).axes:
         tensor, quantity = getattr(result, name), result.quantity(name)
-        assert quantity.says != name, f"field {name!r} does not say what it is: declare it with measured(...)"
+        assert quantity.says != name, f"field {name!r} must have a description: declare it with measured(...)"
         if tensor is not None:
-            assert not torch.isinf(tensor).any(), f"{name!r} holds infinities"
+            assert not torch.isinf(tensor).any(), f"{name!r} must be finite; it contains Inf"
             known = torch.from_numpy(result.known(name)).flatten()
             known = known[~known.isnan()]
             assert ((known >= quantity.low - TOLERANCE) & (known <= quantity.high + TOLERANCE)).all(), (
-                f"{name!r} leaves its range {quantity.low} to {quantity.high}: {known.min():g} to {known.max():g}"
+                f"{name!r} must be {quantity.low} to {quantity.high}, its declared range; got {known.min():g} to "
+                f"{known.max():g}"
             )
     with mock.patch("torch.nn.Module.__call__", side_effect=AssertionError("figure() ran a module")):
         drawn = result.figure()
@@ -211,7 +212,7 @@ def check_result(result: Result) -> None:
 
 
 def assert_same(one: Result, other: Result, what: str, *, tolerance: float = TOLERANCE) -> None:
-    """Two results hold the same labels and numbers, up to rounding; provenance aside."""
+    """Two results have the same labels and numbers, up to rounding; provenance is ignored."""
     assert type(one) is type(other), f"{type(one).__name__} against {type(other).__name__}"
     for name in (field.name for field in dataclasses.fields(one) if field.name != "provenance"):
         _assert_same_value(
@@ -253,7 +254,7 @@ def _default_models() -> Iterator[Any]:
 
 
 def _refusal(probe: Probe[Any], model: Any) -> str:
-    """Why a probe refuses a model; "" if it does not."""
+    """The error with which a probe refuses a model; "" if it accepts it."""
     try:
         probe.hooks(ModelView(model))
     except (ValueError, TypeError) as error:
@@ -267,7 +268,7 @@ def _run(probe: Probe[Any], model: Any, prompts: Sequence[str], batch_size: int 
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """An error with a note of which promise was checked on which model."""
+    """Adds to errors a note that names the promise and the model."""
     try:
         yield
     except Exception as error:
@@ -276,7 +277,7 @@ def _told(what: str) -> Iterator[None]:
 
 
 def _with_prompts_reversed(result: Result) -> Result:
-    """The result as if its prompts had come in the opposite order."""
+    """The result as if its prompts had been given in reverse order."""
     n = result.provenance.n_prompts
     changed: dict[str, Any] = {}
     order: dict[str, Tensor] = {}
@@ -295,11 +296,11 @@ def _with_prompts_reversed(result: Result) -> Result:
 
 
 class _Deliberate(Exception):
-    """Raised by `_Failing`, so that no other error is taken for it."""
+    """Raised by `_Failing`; distinct from all other errors."""
 
 
 class _Failing(Probe[Any]):
-    """Reads what a probe reads, then fails."""
+    """Reads the same activations as a probe, then fails."""
 
     probe: Probe[Any]
 
@@ -314,8 +315,8 @@ class _Failing(Probe[Any]):
 
 @contextmanager
 def _unchanged(model: Any) -> Iterator[None]:
-    """What the caller can see of the model, and of torch, is the same afterwards."""
-    with undisturbed(model):  # a Bridge hangs some hooks on itself when it first runs, and they are no probe's
+    """The visible state of the model, and of torch, is the same afterwards."""
+    with undisturbed(model):  # a Bridge registers hooks of its own on its first run
         model.run_with_cache(_example(model))
     before = _seen(model)
     yield
@@ -325,7 +326,7 @@ def _unchanged(model: Any) -> Iterator[None]:
 
 
 def _example(model: Any) -> Tensor:
-    """The least that the model can be run on."""
+    """The smallest input of the model."""
     view = view_of(model)
     if isinstance(view, ImageView):
         return torch.zeros(1, *view.shape, device=view.device, dtype=view.dtype)
@@ -347,6 +348,6 @@ def _seen(model: Any) -> dict[str, Any]:
 
 
 def _digest(tensor: Tensor) -> str:
-    """The same for the same bits in the same order, and no copy kept."""
+    """A hash of a tensor's bits, so that no copy is kept."""
     bits = tensor.detach().cpu().flatten().contiguous().view(torch.uint8)
     return hashlib.blake2b(bits.numpy().tobytes()).hexdigest()

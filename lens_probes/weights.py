@@ -1,9 +1,9 @@
-"""Any direction of the residual stream, read into tokens: which entries would the model predict from it?
+"""Any direction of the residual stream, read into tokens: which tokens does the model predict from it?
 
     p[unit] = softmax of unembed(vector[unit])      through final norm (or an encoder's head), unembedding and cap
 
-The final norm makes it a question of direction, not of length. Both ends say something: the sign of a singular vector
-is arbitrary, and a neuron that is mostly negative writes the entries at the bottom.
+Because of the final norm, only the direction matters, not the length. Read both ends: the sign of a singular vector is
+arbitrary, and a neuron whose activation is mostly negative promotes the entries at the bottom.
 
 Source: Geva et al. 2021, "Transformer Feed-Forward Layers Are Key-Value Memories", arXiv 2012.14913; Millidge and Black
 2022, "The Singular Value Decompositions of Transformer Weight Matrices are Highly Interpretable",
@@ -25,7 +25,7 @@ from lens_probes.model import ModelView, undisturbed
 from lens_probes.result import Result, measured, provenance
 from lens_probes.text.prompts import whole_number
 
-AT_ONCE = 128  # vectors whose logits are held at a time
+AT_ONCE = 128  # number of vectors whose logits are in memory at a time
 ROWS = 30  # of the table figure
 COLUMNS = 10
 
@@ -69,9 +69,9 @@ def read_vector(
 ) -> VectorReading:
     """Read one vector, or a matrix with one per row, into the tokens that the model would predict from it.
 
-    `top_k`, `bottom_k`: how many of the most and of the least probable entries are kept. `names` label the vectors.
-    Raises ValueError for a model that is not read through its head (see LogitLens), for vectors of another width, and
-    for vectors that are zero or not finite.
+    `top_k`, `bottom_k`: numbers of most and least probable entries to keep. `names` label the vectors.
+    Raises ValueError for a model that cannot be read through its head (see LogitLens), for vectors of another width,
+    and for vectors that are zero or not finite.
 
     >>> import lens_probes as lp
     >>> model = lp.tiny.bridge("llama")
@@ -90,20 +90,20 @@ def read_vector(
     pointless = ~length.isfinite() | (length == 0)
     if pointless.any():
         raise ValueError(
-            f"every vector must be finite and not zero; got vector {int(pointless.nonzero()[0])}, which points "
-            f"nowhere: leave it out"
+            f"every vector must be finite and not zero; got vector {int(pointless.nonzero()[0])}, which is not: leave "
+            f"it out"
         )
     for name, k in (("top_k", top_k), ("bottom_k", bottom_k)):
         whole_number(name, k)
     if not 0 <= top_k <= view.d_vocab or not 0 <= bottom_k <= view.d_vocab or not top_k + bottom_k:
         raise ValueError(
-            f"top_k and bottom_k must be numbers of entries, 0 to {view.d_vocab} and not both 0; got {top_k} and "
-            f"{bottom_k}"
+            f"top_k and bottom_k must be 0 to {view.d_vocab}, the size of the vocabulary, and not both 0; got {top_k} "
+            f"and {bottom_k}"
         )
     labels = tuple(map(str, range(len(rows)) if names is None else names))
     if isinstance(names, str) or len(labels) != len(rows):
-        raise ValueError(f"names must be a list with one for each of the {len(rows)} vectors; got {brief(names)}")
-    # Of the size that the norm expects: its epsilon would tell short vectors from long ones.
+        raise ValueError(f"names must be a list of {len(rows)} names, one per vector; got {brief(names)}")
+    # Scaled to a length for which the epsilon of the norm is negligible.
     rows = rows / length[:, None] * view.d_model**0.5
     parts = []
     with undisturbed(view.model):
@@ -126,11 +126,11 @@ def read_vector(
 
 
 def neuron_vectors(model: Any, layer: int) -> Float[Tensor, "unit d_model"]:
-    """What each neuron of a layer's MLP adds to the residual stream when it is active: the rows of W_out.
+    """The vector that each neuron of a layer's MLP adds to the residual stream: the rows of W_out.
 
-    Times the factor with which the model adds it, where it has one (Granite). On models with a norm between MLP and
-    residual stream (Gemma 2) it is what comes before that norm. Raises for a model whose neurons do not add up to what
-    its MLP adds, such as one with a mixture of experts.
+    Includes the model's residual multiplier, if it has one (Granite). In models with a norm between MLP and residual
+    stream (Gemma 2), it is the vector before that norm. Raises for a model whose neurons do not add up to the output of
+    its MLP, such as a mixture of experts.
     """
     view = ModelView(model)
     (layer,) = view.layers([layer])
@@ -142,8 +142,8 @@ def neuron_vectors(model: Any, layer: int) -> Float[Tensor, "unit d_model"]:
 def ov_vectors(model: Any, layer: int, head: int, k: int = 5) -> Float[Tensor, "k d_model"]:
     """The k directions that a head writes most strongly: right singular vectors of W_V W_O, of unit length.
 
-    Strongest first; which of a direction's two ends is meant is arbitrary (its largest entry is made positive here). On
-    models with a norm between attention and residual stream (Gemma 2) they are what comes before that norm.
+    Strongest first. The sign of a direction is arbitrary; here its largest entry is positive. In models with a norm
+    between attention and residual stream (Gemma 2), they are the directions before that norm.
 
     >>> import lens_probes as lp
     >>> tuple(ov_vectors(lp.tiny.bridge("llama"), layer=1, head=3, k=2).shape)
@@ -153,9 +153,9 @@ def ov_vectors(model: Any, layer: int, head: int, k: int = 5) -> Float[Tensor, "
     (layer,) = view.layers([layer])
     W_V, W_O = view.W_V(layer).float(), view.W_O(layer).float()
     if not 0 <= head < len(W_O):
-        raise ValueError(f"head must be one of layer {layer} of {view.name}, 0 to {len(W_O) - 1}; got {head}")
+        raise ValueError(f"head {head} is out of range: layer {layer} of {view.name} has heads 0 to {len(W_O) - 1}")
     if not 1 <= k <= W_O.shape[1]:
-        raise ValueError(f"k must be a number of directions that a head writes, 1 to {W_O.shape[1]}; got {k}")
+        raise ValueError(f"k must be a number of directions, 1 to {W_O.shape[1]} for this head; got {k}")
     if not (W_V[head].isfinite().all() and W_O[head].isfinite().all()):
         raise ValueError(
             f"the values and outputs of head {head} in layer {layer} of {view.name} must be finite; got NaN or Inf: "

@@ -57,10 +57,10 @@ def test_a_wrong_kind_of_argument_is_refused_by_us_and_not_by_a_library(asked, g
 @pytest.mark.parametrize(
     ("asked", "arguments", "message"),
     [
-        ("figure_paths", {"token": 1.5}, r"token is a whole number; got 1\.5$"),
-        ("figure_paths", {"prompt": "arrow"}, "prompt is a whole number; got 'arrow'$"),
-        ("figure_paths", {"token": True}, "token is a whole number; got True$"),
-        ("figure_neighbours", {"token": [0]}, r"token is a whole number; got \[0\]$"),
+        ("figure_paths", {"token": 1.5}, r"token must be a whole number; got 1\.5$"),
+        ("figure_paths", {"prompt": "arrow"}, "prompt must be a whole number; got 'arrow'$"),
+        ("figure_paths", {"token": True}, "token must be a whole number; got True$"),
+        ("figure_neighbours", {"token": [0]}, r"token must be a whole number; got \[0\]$"),
         ("to_frame", {"name": ["rank"]}, r"to_frame takes the name of one tensor, such as 'rank'; got \['rank'\]$"),
     ],
 )
@@ -106,6 +106,8 @@ def test_figures_of_all_probes_of_tokens_take_a_word(gpt2):
 
 @pytest.mark.parametrize(("word", "times"), [("nowhere", 0), ("like", 2), ("", 0), ("fl", 0)])
 def test_a_word_that_a_prompt_lacks_or_has_twice_is_refused_with_the_positions(word, times, ranks):
-    message = f"token is a position, or a word that the prompt has once; got '{word}', which prompt 0 has {times} times"
+    message = (
+        f"token must be a position, or a word that the prompt has once; got '{word}', which prompt 0 has {times} times"
+    )
     with pytest.raises(ValueError, match=f"{message}: pass a position, 0 to {len(ranks.token) - 1}"):
         ranks.figure_paths(token=word)

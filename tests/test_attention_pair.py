@@ -151,7 +151,7 @@ def test_a_wrong_scale_is_found_at_a_query_that_sees_one_token():
 
 def test_scores_that_nothing_can_check_are_refused():
     for probe in (lp.AttentionPair(0, (0,)), lp.AttentionPair(-1, (0,), layers=[1])):
-        with pytest.raises(ValueError, match=r"one query that spreads.*layer [01].*in '#' got a weight of 1 on"):
+        with pytest.raises(ValueError, match=r"a query that spreads.*layer [01].*in '#' got a weight of 1 on"):
             probe.run(tiny.bridge("gpt2"), [torch.tensor([5])])
 
 
@@ -163,13 +163,13 @@ def test_values_that_heads_do_not_mix_and_writing_that_does_not_arrive_are_refus
     probe.from_cache(model, ids, cache)
     clipped = {name: x.clamp(-0.3, 0.3) if name == view.hook_value(1) else x for name, x in cache.items()}
     with pytest.raises(
-        ValueError, match=rf"values must sum to what the heads of layer 1 of tiny-{architecture} put out"
+        ValueError, match=rf"values must sum to the outputs of the heads of layer 1 of tiny-{architecture}"
     ):
         probe.from_cache(model, ids, clipped)
     after = view.hooks_written(1)[2]
     half = {name: x / 2 + cache[view.hook("resid_pre", 1)] / 2 if name == after else x for name, x in cache.items()}
     with pytest.raises(
-        ValueError, match=rf"heads of layer 1 of tiny-{architecture} write must add up to what attention"
+        ValueError, match=rf"outputs of the heads of layer 1 of tiny-{architecture} must add up to what attention"
     ):
         probe.from_cache(model, ids, half)
 
@@ -231,9 +231,7 @@ def test_pairs_whose_words_stand_elsewhere_do_not_count():
     moved[1] += 1
     table = replace(result, key_position=moved).contrast(permutations=9)
     assert table["pairs"][0] == 5 and table["pairs_given"][0] == 6
-    with pytest.raises(
-        ValueError, match="must stand at the same positions in both prompts of a pair; got none of 6 pairs"
-    ):
+    with pytest.raises(ValueError, match="must have the same positions in both prompts of a pair; got 6 pairs, none"):
         replace(result, key_position=result.key_position + torch.arange(12)[:, None]).contrast()
 
 
@@ -279,10 +277,10 @@ def test_what_cannot_be_asked_is_said():
     with pytest.raises(ValueError, match=r"got it 2 times in 'It rained.*': name one word that every prompt has once"):
         lp.AttentionPair("it", KEYS).run(model, TEXTS)
     with pytest.raises(
-        ValueError, match="after the query, since tiny-gpt2 looks back only; got one that does in 'The cat"
+        ValueError, match=r"keys must precede the query, since tiny-gpt2 .*; got a later key in 'The cat"
     ):
         lp.AttentionPair("cat", ("mat",)).run(model, TEXTS[0])
-    with pytest.raises(ValueError, match="a position must be within its prompt; got 99 and 'The cat"):
+    with pytest.raises(ValueError, match="a position must be within every prompt; got 99, and 'The cat"):
         lp.AttentionPair(99, (0,)).run(model, TEXTS[0])
     with pytest.raises(ValueError, match=r"must be a list of different keys, .*; got \('cat', 'cat'\)"):
         lp.AttentionPair("it", ("cat", "cat"))
@@ -291,7 +289,7 @@ def test_what_cannot_be_asked_is_said():
         result.written(model, 0, 0)
     with pytest.raises(ValueError, match="head 4 was asked for and this result has H0, H1, H2, H3"):
         result.figure_terms(1, 4)
-    with pytest.raises(ValueError, match="prompt must be 0 to 2, the prompts of this result; got 3"):
+    with pytest.raises(ValueError, match="prompt 3 is out of range: this result has prompts 0 to 2"):
         result.figure_terms(1, 0, prompt=3)
     with pytest.raises(ValueError, match="two per pair; got 2 keys and 3 prompts"):
         result.contrast()

@@ -160,7 +160,7 @@ def test_the_figure_draws_the_medians_of_the_table(gpt2):
 
 @pytest.mark.parametrize("k", [400, 401])
 def test_as_many_neighbours_as_the_vocabulary_has_entries_are_refused(gpt2, k):
-    with pytest.raises(ValueError, match=f"must be below the 400 entries of tiny-gpt2; got {k}"):
+    with pytest.raises(ValueError, match=f"must be below 400, the size of the vocabulary; got {k}"):
         lp.EmbeddingDensity(k=k).run(gpt2, PROMPTS, progress=False)
 
 

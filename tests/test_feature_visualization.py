@@ -145,13 +145,13 @@ def test_the_figure_has_a_row_a_unit(images):
 def test_it_refuses(images):
     model = tiny.vit()
     for settings, says in (
-        ({"units": []}, "names no unit, or one twice"),
-        ({"units": [3, 3]}, "names no unit, or one twice"),
+        ({"units": []}, "must name one unit or more, each once"),
+        ({"units": [3, 3]}, "must name one unit or more, each once"),
         ({"steps": 0}, r"\(steps=...\) must be a whole number, 1 or more; got 0"),
         ({"blur": -1.0}, r"\(blur=...\) must be a number, 0 or more; got -1"),
         ({"blur": float("nan")}, r"\(blur=...\) must be a number, 0 or more; got nan"),
         ({"rate": 0.0}, r"\(rate=...\) must be a number above 0; got 0"),
-        ({"units": [64]}, "unit 64 was asked for and .* units 0 to 63"),
+        ({"units": [64]}, "unit 64 is out of range: .* units 0 to 63"),
         ({"position": 17}, "must be one of the 17 tokens of an image in tiny-vit; got 17"),
         ({"layer": 3}, "layers 0 to 2"),
         ({"at": "resid"}, "must be 'neuron', 'resid_pre', 'resid_mid', .*; got 'resid'"),

@@ -88,5 +88,5 @@ def test_what_cannot_be_asked_is_said():
         lp.HeadAblation(steps=13).run(tiny.bridge("gpt2"), TEXTS)
     with pytest.raises(ValueError, match=r"fraction=...\) must be a number between 0 and 1; got 1.5"):
         lp.HeadAblation(fraction=1.5).run(tiny.bridge("gpt2"), TEXTS)
-    with pytest.raises(ValueError, match="predicts masked tokens"):
+    with pytest.raises(ValueError, match="predicts masked ones"):
         lp.HeadAblation().run(tiny.bridge("bert"), TEXTS)

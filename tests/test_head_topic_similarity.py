@@ -107,7 +107,9 @@ def test_head_outputs_that_are_not_what_attention_adds_are_refused():
     view, ids = ModelView(model), torch.arange(5, 15)[None]
     cache = view.activations(ids, torch.ones(1, 10, dtype=torch.bool), probe.hooks(view))
     half = cache | {view.hook_z(1): cache[view.hook_z(1)] / 2}
-    with pytest.raises(ValueError, match=r"heads of layer 1 of tiny-gpt2 write must add up.*off by 0\.\d+ of it: use"):
+    with pytest.raises(
+        ValueError, match=r"outputs of the heads of layer 1 of tiny-gpt2 must add up.*off by 0\.\d+ of it: use"
+    ):
         probe.from_cache(model, ids, half)
 
 
@@ -127,9 +129,9 @@ def test_pooling_takes_all_ordinary_tokens_or_one():
     assert pooling(tokens, "mean").tolist() == [[0, 0.5, 0.5, 0, 0], [0, 0, 0, 0.5, 0.5]]
     assert pooling(tokens, "last").tolist() == [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]]
     assert pooling(tokens, 1).tolist() == [[0, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
-    with pytest.raises(ValueError, match="position 2 was asked for and a prompt has 2 tokens"):
+    with pytest.raises(ValueError, match="pool=2 must be a position of every prompt; got a prompt of 2 tokens"):
         pooling(tokens, 2)
-    with pytest.raises(ValueError, match="has special tokens only"):
+    with pytest.raises(ValueError, match="must have a token that is not special; got special tokens only"):
         lp.HeadTopicSimilarity().run(tiny.bridge("gpt2"), [[0]])
 
 
@@ -263,7 +265,7 @@ def test_topics_that_are_templates_in_disguise_are_no_topics_within_templates():
     result = of_vectors(vectors, topics)
     assert result.test(permutations=199)["p"][0] < 0.05
     assert result.test(permutations=199, groups=template)["p"][0] > 0.05
-    with pytest.raises(ValueError, match="one group or more must have prompts of several topics"):
+    with pytest.raises(ValueError, match="at least one group must have prompts of several topics"):
         result.test(groups=topics)
     with pytest.raises(ValueError, match="groups must have one label per prompt, 40; got 3"):
         result.test(groups=["a", "b", "c"])
@@ -331,7 +333,7 @@ def test_what_was_chosen_on_one_half_is_told_on_the_other():
     groups = [str(i % 4) for i in range(60)]
     whole = planted(5, 1.0).held_out(groups=groups, basis="pca")
     assert whole["prompts_chosen"][0] == 30 and whole["prompts_held_out"][0] == 30
-    with pytest.raises(ValueError, match="parts of the prompts must have two of every topic or more; got 0"):
+    with pytest.raises(ValueError, match="parts of the prompts must have two prompts or more per topic; got 0"):
         planted(5, 1.0).held_out(fraction=0.02)
     with pytest.raises(
         ValueError, match=r"fraction must be between 0 and 1, the share of the prompts to choose on; got 1\.5"

@@ -559,7 +559,7 @@ def test_types_whose_first_tokens_share_no_stratum_are_not_compared():
     # Each stratum has tokens of both classes; but a type is in the stratum of its first token, and those differ.
     tokens = table([("content", 1), ("function", 2), ("function", 2), ("content", 1)])
     values = tokens.id.numpy().astype(float)[None]
-    with pytest.raises(ValueError, match="no stratum has tokens of both 'content' and 'function'"):
+    with pytest.raises(ValueError, match="a stratum must have tokens of both 'content' and 'function'; got none"):
         inference.compare_types(values, tokens, "content", "function", strata=["a", "b", "a", "b"])
 
 
@@ -578,7 +578,7 @@ def test_types_are_compared_within_strata_and_deciles_are_of_types():
     expected = won(values[0, :40], name == "content", frequency // 4)
     assert frame["effect"].iloc[0] == pytest.approx(expected)
     both = sum(len(set(name[frequency // 4 == decile])) == 2 for decile in range(10))
-    assert numbers(frame, "strata", "strata_dropped").tolist() == [[both, 10 - both]]
+    assert numbers(frame, "strata", "strata_with_one_class").tolist() == [[both, 10 - both]]
 
 
 # The effect
@@ -973,7 +973,7 @@ def test_a_comparison_says_its_numbers_and_its_null():
             for row in (0, 1):
                 found = [frame[f"{name}_{what}"].iloc[row] for what in ("tokens", "words", "types", "prompts")]
                 assert found == own
-        assert frame["strata"].tolist() == [1, 1] and frame["strata_dropped"].tolist() == [0, 0]
+        assert frame["strata"].tolist() == [1, 1] and frame["strata_with_one_class"].tolist() == [0, 0]
         assert frame.attrs["null"] == inference.TYPE_NULL
     by_default = inference.compare(values, tokens, "content", "function", permutations=19)
     assert by_default["effect"].tolist() == pytest.approx(expected["types"][0])
@@ -1157,11 +1157,11 @@ def test_a_unit_without_a_value_changes_nothing_of_the_others(compare):
 @pytest.mark.parametrize(
     ("values", "first", "second", "message"),
     [
-        ([1.0, 2.0, 3.0], "content", "content", "compare takes two different word classes; got 'content' twice"),
-        ([1.0, 2.0, 3.0], "verb", "function", "no token of class 'verb' .* classes here are content, function, adverb"),
-        ([1.0, 2.0, 3.0], "content", "", "no token of class ''"),
-        ([NAN, 2.0, 3.0], "content", "function", "no token of class 'content' has a value to compare"),
-        ([1.0, NAN, 3.0], "content", "function", "no token of class 'function' has a value to compare"),
+        ([1.0, 2.0, 3.0], "content", "content", "compare needs two different word classes; got 'content' twice"),
+        ([1.0, 2.0, 3.0], "verb", "function", "got none of class 'verb': choose from content, function, adverb"),
+        ([1.0, 2.0, 3.0], "content", "", "got none of class ''"),
+        ([NAN, 2.0, 3.0], "content", "function", "must have a value; got none of class 'content'"),
+        ([1.0, NAN, 3.0], "content", "function", "got none of class 'function'"),
     ],
 )
 @pytest.mark.parametrize("compare", [inference.compare, inference.compare_types])
@@ -1172,19 +1172,21 @@ def test_what_cannot_be_compared_is_refused(compare, values, first, second, mess
 
 
 def test_without_any_word_a_comparison_says_that_there_are_no_classes():
-    with pytest.raises(ValueError, match=r"no token of class 'content' .* the classes here are none"):
+    with pytest.raises(ValueError, match=r"got none of class 'content': choose from none"):
         inference.compare(np.array([[1.0]]), table([("", 1)]), "content", "function")
 
 
 def test_what_cannot_be_described_is_refused():
     tokens = table([("special", 0), ("content", 1), ("function", 1)])
     values = np.array([[1.0, NAN, 3.0]])
-    with pytest.raises(ValueError, match="no token of class content or number has a value"):
+    with pytest.raises(ValueError, match="a token of class content or number must have a value"):
         inference.describe(values, tokens, ["content", "number"])
-    with pytest.raises(ValueError, match="no token here belongs to a word of one class"):
+    with pytest.raises(ValueError, match="must belong to words of one class; got none"):
         inference.describe_types(values, tokens)
     nothing = table([("special", 0), ("", 1)])
-    with pytest.raises(ValueError, match="no token here belongs to a word: pass text, or ids that decode to text"):
+    with pytest.raises(
+        ValueError, match="must belong to words; got none that does: pass text, or ids that decode to text"
+    ):
         inference.by_word_class({"rank": np.array([[1.0, 2.0]])}, ["0_mid"], nothing, special=False)
 
 
@@ -1208,7 +1210,7 @@ def test_numbers_are_cut_into_deciles_of_the_tokens_compared(seed):
     for given in (strata, strata.astype(np.float32), -strata, torch.from_numpy(strata), strata.astype(float).tolist()):
         frame = inference.compare(all_values, tokens, "content", "function", strata=given, permutations=9)
         np.testing.assert_allclose(frame["effect"], expected, rtol=1e-12)
-        assert frame["strata"].tolist() == [both] * 2 and frame["strata_dropped"].tolist() == [10 - both] * 2
+        assert frame["strata"].tolist() == [both] * 2 and frame["strata_with_one_class"].tolist() == [10 - both] * 2
         assert frame["content_tokens"].iloc[0] + frame["function_tokens"].iloc[0] == sum(
             (number // 4 == decile).sum() for decile in range(10) if len(set(name[number // 4 == decile])) == 2
         )
@@ -1251,7 +1253,7 @@ def test_labels_are_strata_as_they_are_and_those_without_both_classes_are_droppe
     for given in (strata, np.array(strata), np.array(strata, dtype=object), pd.Series(strata).to_numpy()):
         frame = inference.compare(values, tokens, "content", "function", strata=given, permutations=9)
         assert frame["effect"].tolist() == [2 / 3]
-        assert numbers(frame, "strata", "strata_dropped").tolist() == [[2, 2]]
+        assert numbers(frame, "strata", "strata_with_one_class").tolist() == [[2, 2]]
         assert numbers(frame, "content_tokens", "function_tokens").tolist() == [[3, 2]]
         assert numbers(frame, "content_prompts", "function_prompts").tolist() == [[2, 1]]
 
@@ -1286,7 +1288,7 @@ def test_tokens_without_a_number_are_left_out():
             permutations=19,
         ),
     )
-    with pytest.raises(ValueError, match="no token of class 'content' has a value to compare"):
+    with pytest.raises(ValueError, match="must have a value; got none of class 'content'"):
         inference.compare(values, tokens, "content", "function", strata=np.full(len(tokens), NAN))
 
 
@@ -1295,17 +1297,19 @@ def test_strata_of_another_length_are_refused(compare):
     tokens = table([("content", 1), ("function", 2), ("special", 0)])
     values = np.array([[1.0, 2.0, 3.0]])
     with pytest.raises(
-        ValueError, match=r"one label or number per token, special .* 3 tokens, .* of shape \(2,\) came"
+        ValueError, match=r"one label or number per token, special .*, 3 in all; got .* of shape \(2,\)"
     ):
         compare(values, tokens, "content", "function", strata=["a", "a"])
-    with pytest.raises(ValueError, match=r"there are 3 tokens, and an array of shape \(1, 3\) came"):
+    with pytest.raises(ValueError, match=r"3 in all; got an array of shape \(1, 3\)"):
         compare(values, tokens, "content", "function", strata=torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("compare", [inference.compare, inference.compare_types])
 def test_strata_that_separate_the_classes_are_refused(compare):
     tokens = table([("content", 1), ("function", 2), ("number", 0)])
-    with pytest.raises(ValueError, match="no stratum has tokens of both 'content' and 'function': use coarser strata"):
+    with pytest.raises(
+        ValueError, match=r"a stratum must have tokens of both 'content' and 'function'; .*: use coarser strata"
+    ):
         compare(np.array([[1.0, 2.0, 3.0]]), tokens, "content", "function", strata=["a", "b", "a"])
 
 

@@ -37,7 +37,7 @@ def test_every_decoder_gives_its_input_back_token_by_token(decoder):
     assert result.exact.tolist() == [1.0]
     assert (result.distance < 1e-4 * result.state_norm).all()
     asked = ~result.token.special
-    assert (result.tried[asked] > 0).all() and (result.tried[~asked] == -1).all()
+    assert (result.candidates[asked] > 0).all() and (result.candidates[~asked] == -1).all()
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -72,9 +72,9 @@ def test_a_linear_map_is_inverted_in_the_first_batch():
 
 def test_blocks_that_do_nothing_give_everything_back(idle):
     found = sequential(2).run(idle, TEXT, progress=False)
-    assert found.exact.tolist() == [1.0] and found.tried.max() == 32
+    assert found.exact.tolist() == [1.0] and found.candidates.max() == 32
     soft = lp.InputReconstruction(2, steps=200).run(idle, TEXT, progress=False)
-    assert soft.exact.tolist() == [1.0] and (soft.soft_distance < soft.yardstick)[~soft.token.special].all()
+    assert soft.exact.tolist() == [1.0] and (soft.soft_distance < soft.noise_distance)[~soft.token.special].all()
 
 
 def test_equal_vocabulary_rows_count_as_one_token():
@@ -92,12 +92,16 @@ def test_what_is_not_found_is_said_and_ends_the_prompt():
     result = sequential(2, max_candidates=2).run(tiny.bridge("gpt2"), [[5, 6, 7], [250, 251, 252]], progress=False)
     for own in (result.token.prompt == 0, result.token.prompt == 1):
         given_up = int((result.found[own] >= 0).sum())
-        assert given_up < 3 and result.tried[own][given_up] == 2 and (result.tried[own][given_up + 1 :] == -1).all()
+        assert (
+            given_up < 3
+            and result.candidates[own][given_up] == 2
+            and (result.candidates[own][given_up + 1 :] == -1).all()
+        )
         assert result.found[own][given_up:].eq(-1).all() and result.distance[own][given_up:].isnan().all()
         assert result.correct[own][given_up] == 0 and result.correct[own][given_up + 1 :].isnan().all()
     assert result.exact.tolist() == [0.0, 0.0]
     table = result.gave_up()
-    assert table["prompt"].tolist() == [0, 1] and table["tried"].tolist() == [2, 2]
+    assert table["prompt"].tolist() == [0, 1] and table["candidates"].tolist() == [2, 2]
     assert table["position"].tolist() == [int((result.found[result.token.prompt == i] >= 0).sum()) for i in range(2)]
     assert len(sequential(2).run(tiny.bridge("gpt2"), TEXT, progress=False).gave_up()) == 0
     assert result.path_loss.isnan().all()
@@ -134,12 +138,12 @@ def test_special_tokens_are_given_and_a_token_not_found_is_none():
 def test_what_was_never_asked_counts_for_no_candidates():
     texts = ["Time flies like an arrow", "The old man the boat"]
     result = sequential(2, max_candidates=5).run(tiny.bridge("gpt2"), texts, progress=False)
-    asked = result.tried > 0
-    assert asked.sum() == 2 and (result.tried[~asked] == -1).all()
-    assert result.accuracy_by_word_class()["median_tried"].dropna().eq(5).all()
+    asked = result.candidates > 0
+    assert asked.sum() == 2 and (result.candidates[~asked] == -1).all()
+    assert result.accuracy_by_word_class()["median_candidates"].dropna().eq(5).all()
     assert result.accuracy_by_word_class()["tokens"].sum() == 2 and result.by_position()["tokens"].tolist() == [2]
     assert result.table()["found"].tolist() == list(result.found_text.text)
-    table = result.compare(quantity="tried")
+    table = result.compare(quantity="candidates")
     assert table[["content_tokens", "function_tokens"]].sum(axis=1).item() == 2
 
 
@@ -158,7 +162,7 @@ def test_padding_inside_a_prompt_keeps_its_place_on_roberta():
         pytest.skip("TransformerLens 3 has no bridge for RoBERTa")
     result = lp.InputReconstruction(0, at="resid_pre", **QUICK).run(model, [[50, 1, 60, 70]], progress=False)
     plain = lp.InputReconstruction(0, at="resid_pre", **QUICK).run(model, [[50, 9, 60, 70]], progress=False)
-    assert (result.yardstick < 2 * plain.yardstick.max()).all()
+    assert (result.noise_distance < 2 * plain.noise_distance.max()).all()
 
 
 def test_results_of_prompts_apart_are_merged():
@@ -179,7 +183,7 @@ def test_values_that_are_not_finite_are_refused():
 def test_a_wider_tolerance_is_content_with_another_token():
     result = sequential(2, tolerance=10.0).run(tiny.bridge("gpt2"), TEXT, progress=False)
     asked = ~result.token.special
-    assert (result.found >= 0).all() and result.accuracy < 1 and (result.tried[asked] == 32).all()
+    assert (result.found >= 0).all() and result.accuracy < 1 and (result.candidates[asked] == 32).all()
     assert (result.distance[asked] <= 10 * result.state_norm[asked]).all() and result.distance.max() > 0.1
 
 
@@ -216,7 +220,7 @@ def test_a_prompt_has_the_same_numbers_in_any_company():
     for search in (lp.InputReconstruction(1, **QUICK), sequential(1)):
         alone, company = (search.run(model, texts, progress=False) for texts in (PROMPTS[1], list(PROMPTS)))
         own = company.token.prompt == 1
-        assert torch.equal(company.found[own], alone.found) and torch.equal(company.tried[own], alone.tried)
+        assert torch.equal(company.found[own], alone.found) and torch.equal(company.candidates[own], alone.candidates)
         torch.testing.assert_close(company.path_loss[:, 1], alone.path_loss[:, 0], rtol=1e-3, atol=1e-5)
 
 
@@ -226,8 +230,8 @@ def by_hand():
     result = sequential(1).run(tiny.bridge("gpt2"), [[10, 11, 12], [10, 13]], progress=False)
     token = replace(result.token, word_class=("content", "function", "content", "content", "function"))
     correct = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
-    tried = torch.tensor([64, 2000, 128, 64, 2000])
-    return replace(result, token=token, correct=correct, tried=tried)
+    candidates = torch.tensor([64, 2000, 128, 64, 2000])
+    return replace(result, token=token, correct=correct, candidates=candidates)
 
 
 def test_tables_by_hand(by_hand):
@@ -235,22 +239,22 @@ def test_tables_by_hand(by_hand):
     assert by_hand.chance.tolist() == pytest.approx([1 / 2, 0, 0, 1 / 3, 0])
     classes = by_hand.accuracy_by_word_class().set_index("word_class")
     assert classes["accuracy"].to_dict() == {"content": 1.0, "function": 0.0}
-    assert classes.loc["content", ["tokens", "prompts", "median_tried"]].tolist() == [3, 2, 64]
+    assert classes.loc["content", ["tokens", "prompts", "median_candidates"]].tolist() == [3, 2, 64]
     assert classes.loc["content", "chance"] == pytest.approx((1 / 4 + 1 / 3) / 2)  # prompts weigh alike
     positions = by_hand.by_position().set_index("position")
     assert positions["accuracy"].to_dict() == {0: 1.0, 1: 0.0, 2: 1.0} and positions["prompts"].tolist() == [2, 2, 1]
-    row = by_hand.compare(quantity="tried").iloc[0]
+    row = by_hand.compare(quantity="candidates").iloc[0]
     assert row["effect"] == 0.0 and (row["content_tokens"], row["function_tokens"]) == (3, 2)
 
 
 def test_the_distance_over_the_yardstick_and_the_classes_of_all_quantities(by_hand):
-    torch.testing.assert_close(by_hand.relative_distance, by_hand.distance / by_hand.yardstick)
+    torch.testing.assert_close(by_hand.relative_distance, by_hand.distance / by_hand.noise_distance)
     assert by_hand.by_position()["median_distance"][2] == pytest.approx(float(by_hand.relative_distance[2]))
     described = by_hand.by_word_class()
-    assert {"correct", "tried", "distance", "relative_distance"} <= set(described["quantity"])
+    assert {"correct", "candidates", "distance", "relative_distance"} <= set(described["quantity"])
     assert not {"found", "soft_distance"} & set(described["quantity"])  # ids, and what a search has not
     descended = lp.InputReconstruction(1, **QUICK).run(tiny.bridge("gpt2"), TEXT, progress=False)
-    torch.testing.assert_close(descended.relative_distance, descended.soft_distance / descended.yardstick)
+    torch.testing.assert_close(descended.relative_distance, descended.soft_distance / descended.noise_distance)
 
 
 def test_the_interval_of_a_share_ends_at_0_and_1():
@@ -330,9 +334,9 @@ def test_what_cannot_be_asked_is_said():
         ask(1, restarts=0)
     with pytest.raises(ValueError, match=r"\(tolerance=...\) must be a number above 0 or None; got -1"):
         ask(1, tolerance=-1)
-    with pytest.raises(ValueError, match="every state depends on what follows it: use method='gradient'"):
+    with pytest.raises(ValueError, match="every state depends on later ones too: use method='gradient'"):
         sequential(1).run(tiny.bridge("bert"), TEXT)
-    with pytest.raises(ValueError, match="layer 3 was asked for and tiny-gpt2 has layers 0 to 2"):
+    with pytest.raises(ValueError, match="layer 3 is out of range: tiny-gpt2 has layers 0 to 2"):
         ask(3).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match="got special tokens only in prompt 0: pass text"):
         ask(1).run(tiny.bridge("llama"), [[1]], progress=False)

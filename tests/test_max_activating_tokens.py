@@ -143,7 +143,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(monkeypatch):
         experiment.run(model, TEXT, progress=False, resume=part)
     with pytest.raises(ValueError, match="on the same model and prompts; got one of MaxActivatingTokens"):
         features(seed=1).run(model, list(PROMPTS[:2]), progress=False, resume=part)
-    with pytest.raises(ValueError, match="make it with that model"):
+    with pytest.raises(ValueError, match="make it with the same model"):
         experiment.run(tiny.bridge("gpt2", seed=1), list(PROMPTS[:2]), progress=False, resume=part)
     split = experiment.run(model, [[50, 60], [70]], progress=False)
     with pytest.raises(ValueError, match="on the same model and prompts; got one of MaxActivatingTokens"):
@@ -209,14 +209,14 @@ def test_a_key_value_cache_that_stays_empty_changes_no_value(monkeypatch):
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_is_said():
     for units in ([], [3, 3]):
-        with pytest.raises(ValueError, match=r"names no unit, or one twice"):
+        with pytest.raises(ValueError, match=r"must name one unit or more, each once"):
             features(units=units).run(tiny.bridge("gpt2"), TEXT)
     for units in (3, [2.5], torch.tensor([3])):
         with pytest.raises(
             TypeError, match=r"\(units=...\) must be a list of whole numbers, such as \[3\] or range\(8\), or"
         ):
             features(units=units)
-    with pytest.raises(ValueError, match=r"\(k=...\) must be at most the 400 entries of tiny-gpt2; got 500"):
+    with pytest.raises(ValueError, match=r"\(k=...\) must be at most 400, the size of the vocabulary; got 500"):
         features(k=500).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(
         TypeError, match=r"\(directions=...\) must be a tensor \[unit d_model\] of floats or None; got <ndarray of"
@@ -226,9 +226,9 @@ def test_what_cannot_be_asked_is_said():
         features(units=None, at="resid_post", directions=torch.eye(32) / 0).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match=r"\(steps=...\) must be a whole number, 1 or more; got 0"):
         lp.MaxActivatingTokens(1, steps=0)
-    with pytest.raises(ValueError, match=r"must come without units, at a read point; got at='neuron'"):
+    with pytest.raises(ValueError, match=r"must have units=None and a read point; got at='neuron'"):
         lp.MaxActivatingTokens(1, directions=torch.eye(32))
-    with pytest.raises(ValueError, match=r"unit 128 was asked for and blocks.1.mlp.hook_post of tiny-gpt2 has units 0"):
+    with pytest.raises(ValueError, match=r"unit 128 is out of range: blocks.1.mlp.hook_post of tiny-gpt2 has units 0"):
         features(units=[128]).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(ValueError, match=r"\[unit d_model\] with d_model 32; got one of shape \(1, 7\)"):
         features(units=None, at="resid_post", directions=torch.zeros(1, 7)).run(tiny.bridge("gpt2"), TEXT)
@@ -240,14 +240,14 @@ def test_what_cannot_be_asked_is_said():
         features(position=None).run(tiny.bridge("llama"), [[1]])
     with pytest.raises(TypeError, match=r"\(layer=...\) must be a whole number; got '5'"):
         features("5")
-    with pytest.raises(ValueError, match="layer 7 was asked for and tiny-gpt2 has layers 0 to 2"):
+    with pytest.raises(ValueError, match="layer 7 is out of range: tiny-gpt2 has layers 0 to 2"):
         features(7).run(tiny.bridge("gpt2"), TEXT)
     with pytest.raises(
-        ValueError, match=r"needs units of the residual stream, which holds the embedding; got those of blocks.1"
+        ValueError, match=r"needs units of the residual stream, which contains the embedding; got those of blocks.1"
     ):
         features().run(tiny.bridge("gpt2"), TEXT, progress=False).embedding_path()
     with pytest.raises(
-        ValueError, match=r"needs units of the residual stream, which holds the embedding; got those of blocks.1"
+        ValueError, match=r"needs units of the residual stream, which contains the embedding; got those of blocks.1"
     ):
         features(at="attn_out").run(tiny.bridge("gpt2"), TEXT, progress=False).embedding_path()
     with pytest.raises(ValueError, match="must be 1 to 400, the size of the vocabulary; got 401"):

@@ -116,7 +116,7 @@ def test_a_state_is_labelled_by_its_layer_and_the_place_in_it(gpt2: Any) -> None
 
 def test_an_unknown_read_point_is_refused_with_those_there_are(gpt2: Any, as_users_run_it: None) -> None:
     at: Any = "resid_final"
-    with pytest.raises(ValueError, match="read point 'resid_final' is not one of resid_pre, resid_mid, resid_post"):
+    with pytest.raises(ValueError, match=r"read point must be one of resid_pre, .*; got 'resid_final'"):
         ModelView(gpt2).hook(at, 0)
 
 
@@ -124,7 +124,7 @@ def test_an_unknown_read_point_is_refused_with_those_there_are(gpt2: Any, as_use
 def test_a_hook_of_a_layer_that_does_not_exist_is_refused_as_such(architecture: str) -> None:
     view = ModelView(tiny.bridge(architecture))
     for at in READ_POINTS:
-        with pytest.raises(ValueError, match=f"layer 3 was asked for and tiny-{architecture} has layers 0 to 2"):
+        with pytest.raises(ValueError, match=f"layer 3 is out of range: tiny-{architecture} has layers 0 to 2"):
             view.hook(at, 3)
 
 
@@ -134,10 +134,10 @@ def test_layers_are_all_or_those_asked_for_and_negative_ones_count_from_the_end(
     assert view.layers([2, 0]) == (2, 0)
     assert view.layers(range(-2, 0)) == (1, 2)
     for layers, message in (
-        ([3], "layer 3 was asked for and tiny-gpt2 has layers 0 to 2"),
-        ([0, -4], "layer -4 was asked for"),
-        ([], "names no layer, or one twice: list each layer once"),
-        ([2, -1], r"layers=\[2, -1\] names no layer, or one twice"),
+        ([3], "layer 3 is out of range: tiny-gpt2 has layers 0 to 2"),
+        ([0, -4], "layer -4 is out of range"),
+        ([], r"must name one layer or more, each once; got \[\]: list each layer once"),
+        ([2, -1], r"must name one layer or more, each once; got \[2, -1\]"),
     ):
         with pytest.raises(ValueError, match=message):
             view.layers(layers)
@@ -171,11 +171,14 @@ def test_layers_may_come_as_a_slice_an_array_or_a_set(layers: Any, expected: tup
         (lambda: {0: 1}, "layers must be a list of layer numbers, as layers=[0, 3]; got layers={0: 1}"),
         (lambda: iter([0, 1]), "layers must be a list of layer numbers, as layers=[0, 3]; got layers=<list_iterator"),
         (tiny.bridge, "layers must be a list of layer numbers, as layers=[0, 3]; got layers=<TransformerBridge>"),
-        (lambda: [tiny.bridge()], "layers are whole numbers, counted from 0; <TransformerBridge> came"),
-        (lambda: np.int64(1), "layers=1 is one number: write layers=[1], or None for all layers"),
-        (lambda: [True], "layers are whole numbers, counted from 0; True came"),
-        (lambda: np.array([True, False, True]), "layers are whole numbers, counted from 0; True came"),
-        (lambda: slice(5, 9), "layers=slice(5, 9, None) names no layer, or one twice: list each layer once"),
+        (lambda: [tiny.bridge()], "layers must be whole numbers, counted from 0; got <TransformerBridge>"),
+        (lambda: np.int64(1), "layers must be a list; got one number: write layers=[1], or None for all layers"),
+        (lambda: [True], "layers must be whole numbers, counted from 0; got True"),
+        (lambda: np.array([True, False, True]), "layers must be whole numbers, counted from 0; got True"),
+        (
+            lambda: slice(5, 9),
+            "layers must name one layer or more, each once; got slice(5, 9, None): list each layer once",
+        ),
     ],
 )
 def test_layers_in_any_other_form_are_refused_in_one_sentence(layers: Any, message: str, gpt2: Any) -> None:
@@ -188,7 +191,7 @@ def test_an_unknown_hook_is_refused_with_names_that_are_close(view: ModelView) -
         view.check_hooks(["blocks.0.hook_resid_pre", "blocks.1.hook_resid_pots"])
     with pytest.raises(ValueError, match=r"did you mean .*blocks\.1\.hook_resid_post.*\?$"):
         view.check_hooks(["blocks.1.hook_resid_pots"])
-    with pytest.raises(ValueError, match=r"'§' does not exist .*: list\(model.hook_dict\) names those that do$"):
+    with pytest.raises(ValueError, match=r"'§' does not exist .*: see list\(model.hook_dict\)$"):
         view.check_hooks(["§"])
 
 
@@ -223,7 +226,9 @@ def test_without_names_the_model_does_not_run(own_gpt2: Any, monkeypatch: pytest
 def test_an_activation_that_is_switched_off_is_refused_with_how_to_switch_it_on(own_gpt2: Any) -> None:
     view = ModelView(own_gpt2)
     names = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_result"]
-    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.hook_result' exists in tiny-gpt2 but was not computed: it"):
+    with pytest.raises(
+        ValueError, match=r"blocks\.1\.attn\.hook_result' must be computed by tiny-gpt2; got none: switch it on"
+    ):
         view.activations(*batch_of(view), names)
     own_gpt2.set_use_attn_result(True)
     assert view.activations(*batch_of(view), names)[names[1]].shape[2:] == (4, 32)
@@ -248,7 +253,9 @@ def test_raw_weights_are_those_of_hugging_face(raw: Any) -> None:
 def test_embedding_at_a_position_is_the_first_state_of_that_token_there(side: Any, cell: Any) -> None:
     view = ModelView(cell.build(padding_side=side))
     if cell.architecture not in LEARNED_POSITIONS:
-        with pytest.raises(ValueError, match=f"needs learned absolute positions and tiny-{cell.architecture} has none"):
+        with pytest.raises(
+            ValueError, match=f"needs learned absolute positions; got tiny-{cell.architecture}, which has none"
+        ):
             view.embedding_at(0)
         return
     tokens = tokenize(TEXTS, view)
@@ -310,7 +317,7 @@ def test_a_bert_with_another_activation_in_its_head_is_unembedded_with_that() ->
 def test_a_model_without_a_trained_head_is_not_unembedded() -> None:
     model = tiny.bridge("bert")
     model.cfg.model_name = "/home/someone/all-minilm-l6-v2"
-    with pytest.raises(ValueError, match="all-minilm-l6-v2 was trained without a language-model head"):
+    with pytest.raises(ValueError, match="must have a trained language-model head; got all-minilm-l6-v2"):
         ModelView(model).unembed(torch.zeros(1, 32))
 
 
@@ -367,7 +374,7 @@ def test_a_model_with_two_stacks_is_refused() -> None:
     model = TransformerBridge.boot_transformers(
         "tiny-t5", hf_model=source, tokenizer=tiny.tokenizer("gpt2"), device="cpu"
     )
-    with pytest.raises(TypeError, match=r"one stack of blocks .*; tiny-t5 \(TransformerBridge\) is another kind: use"):
+    with pytest.raises(TypeError, match=r"one stack of blocks .*; got tiny-t5 \(TransformerBridge\): use"):
         ModelView(model)
 
 
@@ -381,7 +388,9 @@ def test_hooked_encoder_is_refused_because_its_names_mean_other_states() -> None
     config = lens.HookedTransformerConfig(
         n_layers=1, d_model=32, n_ctx=16, d_head=8, d_vocab=400, act_fn="gelu", model_name="small", device="cpu"
     )
-    with pytest.raises(TypeError, match="HookedEncoder gives other states under the same hook names: load small as a"):
+    with pytest.raises(
+        TypeError, match="got a HookedEncoder, whose hooks of the same names hold other states: load small as a"
+    ):
         ModelView(HookedEncoder(config))
 
 
@@ -509,7 +518,7 @@ def test_a_continuation_past_the_attention_window_gives_the_states_of_whole_prom
 
 def test_an_encoder_has_no_continuation() -> None:
     view = ModelView(tiny.bridge("bert"))
-    with pytest.raises(ValueError, match="a state of tiny-bert depends on what follows it: only decoders continue"):
+    with pytest.raises(ValueError, match="must be a decoder; got tiny-bert, where every state depends on later"):
         Continuation(view, torch.tensor([3]), view.hook("resid_post", 1))
 
 

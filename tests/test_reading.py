@@ -206,12 +206,18 @@ def test_only_the_named_activations_are_kept_and_shown(own_gpt2: Any, passes: li
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda model: lp.ResidualUpdate(layers=[3]).run(model, "one"), "layer 3 was asked for"),
+        (lambda model: lp.ResidualUpdate(layers=[3]).run(model, "one"), "layer 3 is out of range"),
         (lambda model: Spy(("blocks.9.hook_resid_pre",)).run(model, "one"), r"'blocks\.9\.hook_resid_pre' does not"),
-        (lambda model: lp.ResidualUpdate().run(model, []), "there are no prompts"),
-        (lambda model: lp.ResidualUpdate().run(model, [[1], [1] * 65]), "prompt 1 has 65 tokens"),
-        (lambda model: lp.ResidualUpdate().run(model, [[1], [400]]), "prompt 1 holds token id 400"),
-        (lambda model: lp.ResidualUpdate().run(model, {"one": "text"}), "topic 'one' has 1 prompt"),
+        (lambda model: lp.ResidualUpdate().run(model, []), "prompts must be one or more; got none: pass a text"),
+        (
+            lambda model: lp.ResidualUpdate().run(model, [[1], [1] * 65]),
+            "must have at most 64 tokens; got 65 in prompt 1",
+        ),
+        (lambda model: lp.ResidualUpdate().run(model, [[1], [400]]), "must be 0 to 399; got 400 in prompt 1"),
+        (
+            lambda model: lp.ResidualUpdate().run(model, {"one": "text"}),
+            "must have two prompts or more; got 1 for 'one'",
+        ),
         (
             lambda model: lp.ResidualUpdate().run(model, "one", batch_size=0),
             "must be a number of prompts, 1 or more; got 0",
@@ -428,7 +434,7 @@ MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
         (IDS[:, :2], None, r"in the cache has shape \(2, 3, 32\) and the prompts make a batch of \(2, 2\): pass the"),
         ([[7, 8, 9]] * 3, None, r"make a batch of \(3, 3\)"),
         ([[7] * 32, [8] * 32], None, r"make a batch of \(2, 32\)|has no token axis"),  # 32 is also d_model
-        ([[7, 8, 400], [1, 2, 3]], None, "prompt 0 holds token id 400"),
+        ([[7, 8, 400], [1, 2, 3]], None, "must be 0 to 399; got 400 in prompt 0"),
         ("a text of other length than the cache", None, "pass the token ids that the model was run with"),
     ],
 )

@@ -216,11 +216,11 @@ def test_labels_of_another_kind_or_number_and_ids_outside_the_vocabulary_are_ref
             "chosen_layer goes from 3 to 3, and layer has 3 ent",
         ),
         ("InputReconstruction", {"found_text.text": ["a"]}, "a text for every token; got 1 texts for 18 tokens"),
-        ("PositionReach", {"pair.key": torch.full((171,), 18)}, "key 18 are not both tokens of prompt 0, which has 18"),
+        ("PositionReach", {"pair.key": torch.full((171,), 18)}, "and key 18 in prompt 0, which has 18 tokens"),
         (
             "AttentionPatterns",
             {"pair.query": torch.full((171,), -1)},
-            "query -1 and key 0 are not both tokens of prompt 0",
+            "got query -1 and key 0 in prompt 0",
         ),
         (
             "InputReconstruction",

@@ -282,7 +282,7 @@ def test_ten_thousand_tokens_are_drawn_sixty_at_a_time_and_a_wrong_first_is_refu
     for first in (-1, 100):
         with pytest.raises(ValueError, match=rf"first must be the number of a token of prompt 0, 0 to 99; got {first}"):
             one.rows_shown(0, first)
-    with pytest.raises(TypeError, match="first is a whole number"):
+    with pytest.raises(TypeError, match="first must be a whole number"):
         one.rows_shown(0, "one")
 
 

@@ -122,9 +122,9 @@ def test_the_toy_without_a_fault_passes(own_gpt2: Any) -> None:
         ("random", "check_batches", "NormResult.norm differs from that of batches of 1"),
         ("seed of the batch", "check_batches", "NormResult.norm differs from that of batches of 1"),
         ("constant", "check_batches", "results that differ in 'constant' cannot be merged"),
-        ("below", "check_measured", "'norm' leaves its range 0 to 1000: -"),
-        ("above", "check_measured", "'norm' leaves its range 0 to 1000: 10"),
-        ("infinite", "check_measured", "'norm' holds infinities"),
+        ("below", "check_measured", "'norm' must be 0 to 1000, its declared range; got -"),
+        ("above", "check_measured", "'norm' must be 0 to 1000, its declared range; got .* to 10"),
+        ("infinite", "check_measured", "'norm' must be finite; it contains Inf"),
         ("figure runs a module", "check_measured", r"figure\(\) ran a module"),
         ("no figure", "check_measured", r"figure\(\) gave a NoneType"),
         ("weights", "check_model_untouched", r"the model was changed: tensor \S*ln_f"),
@@ -169,7 +169,7 @@ class Nowhere(Probe[Any]):
 
 
 def test_a_probe_that_refuses_every_default_model_is_not_passed_over() -> None:
-    message = r"Nowhere\(\) refuses every model of the kit: pass models=.*\(not this one\)"
+    message = r"Nowhere\(\) must accept at least one default model; it refused all \(not this one\): pass models="
     with pytest.raises(AssertionError, match=message):
         check_probe(Nowhere())
     with pytest.raises(ValueError, match="not this one"):
@@ -191,7 +191,9 @@ class Misspelt(Probe[Any]):
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_a_wrong_read_point_or_hook_name_is_said_once_with_those_there_are() -> None:
-    with pytest.raises(AssertionError, match=r"\(read point 'resid_mdi' is not one of resid_pre, resid_mid, [^;]*\)$"):
+    with pytest.raises(
+        AssertionError, match=r"refused all \(a read point must be one of resid_pre, .*; got 'resid_mdi'\)"
+    ):
         check_probe(Misspelt(by_name=False))
     with pytest.raises(
         ValueError, match=r"'blocks\.0\.hook_resid_mdi' does not exist .* did you mean blocks\.0\.hook_resid_mid"
@@ -214,10 +216,10 @@ def in_module(docstring: str | None, monkeypatch: pytest.MonkeyPatch) -> Probe[A
 @pytest.mark.parametrize(
     ("docstring", "message"),
     [
-        (None, "the docstring of somewhere has no indented equation"),
-        ("Says nothing. Source: arXiv 1234.5678", "the docstring of somewhere has no indented equation"),
-        ("An x = y in the text.\n\nSource: arXiv", "the docstring of somewhere has no indented equation"),
-        ("Says it.\n\n    x = y\n\nAnd not whence.", "the docstring of somewhere names no source"),
+        (None, "the docstring of somewhere must have an indented equation"),
+        ("Says nothing. Source: arXiv 1234.5678", "the docstring of somewhere must have an indented equation"),
+        ("An x = y in the text.\n\nSource: arXiv", "the docstring of somewhere must have an indented equation"),
+        ("Says it.\n\n    x = y\n\nAnd not whence.", "the docstring of somewhere must name a source"),
         ("Says it.\n\n    x = y\n\nAs in arXiv 1234.5678.", ""),
         ("Says it.\n\n    x[layer] = y\n\nSource: own.", ""),
     ],
@@ -270,9 +272,9 @@ class Child(Parent):
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        (Mute(), "repr is the call that makes it, not <Mute>"),
+        (Mute(), "repr must be the call that makes it; got <Mute>"),
         (Forgetful(1), r"Forgetful\(\) makes Forgetful\(setting=0\)"),
-        (Parent(), "Parent has subclasses: probes are final, add a field or wrap it"),
+        (Parent(), "Parent must have no subclasses: add a field or wrap it"),
     ],
 )
 def test_what_is_not_final_or_does_not_print_as_its_call_is_named(probe: Probe[Any], message: str) -> None:
@@ -299,7 +301,7 @@ def test_a_field_that_does_not_say_its_unit_is_named(gpt2: Any) -> None:
             return go.Figure()
 
     tokens = tokenize("one", ModelView(gpt2))
-    with pytest.raises(AssertionError, match=r"field 'bare' does not say what it is: declare it with measured\(...\)"):
+    with pytest.raises(AssertionError, match=r"field 'bare' must have a description: declare it with measured\(...\)"):
         check_result(BareResult(token=tokens, bare=torch.zeros(len(tokens))))
 
 
@@ -357,7 +359,7 @@ def test_a_good_experiment_passes(own_gpt2: Any) -> None:
             "random",
             r"NormResult.norm differs from that of a second run, .* \(is everything random seeded\?\)",
         ),
-        ("below", "'norm' leaves its range 0 to 1000"),
+        ("below", "'norm' must be 0 to 1000, its declared range"),
         ("figure runs a module", r"figure\(\) ran a module"),
         ("weights swapped", r"the model was changed: tensor \S*ln_f"),
         ("hook point", r"the model was changed: mode and hooks of blocks\.1\.hook_out"),

@@ -235,7 +235,7 @@ def test_what_cannot_be_asked_is_said():
         lp.TopicAblation(statistic="max")
     with pytest.raises(ValueError, match=r"k=...\) must be at most the 12 heads of these layers; got 13"):
         lp.TopicAblation(component="head", k=13).run(tiny.bridge("gpt2"), TOPICS)
-    with pytest.raises(ValueError, match="predicts masked tokens, and the next token's loss is asked"):
+    with pytest.raises(ValueError, match="must predict the next token; got tiny-bert, which predicts masked ones"):
         lp.TopicAblation().run(tiny.bridge("bert"), TOPICS)
     view = ModelView(tiny.bridge("gpt2"))
     one_token = tokenize([[5]], view)

@@ -287,7 +287,7 @@ def test_what_cannot_be_asked_is_said():
         ValueError, match=r"TopicActivity\(pool=...\) must be 'mean' or 'last' or a whole number; got 'max'"
     ):
         lp.TopicActivity(pool="max")
-    with pytest.raises(ValueError, match=r"must be left out for component='embed', which has no layers; got \[1\]"):
+    with pytest.raises(ValueError, match=r"must be None for component='embed', which has no layers; got \[1\]"):
         lp.TopicActivity(component="embed", layers=[1])
     result = planted(0, 1.0)
     with pytest.raises(ValueError, match="topic must be one of 'a', 'b', 'c'; got 'd'"):
@@ -298,6 +298,8 @@ def test_what_cannot_be_asked_is_said():
     for ask in (sums.selectivity, lambda: sums.most_active("food"), sums.contrast, lambda: sums.rms):
         with pytest.raises(ValueError, match=r"run TopicActivity\(keep_rows=True\)"):
             ask()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'permutation'"):
+        sums.most_active("food", permutation=9)  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValueError, match="prompts must have two topics or more to compare; got 1: pass them as"):
         lp.TopicActivity().run(tiny.bridge("gpt2"), ["One text.", "Another one."]).selectivity()
 

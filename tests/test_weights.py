@@ -75,7 +75,7 @@ def test_neurons_that_do_not_add_up_to_what_the_mlp_adds_are_refused(architectur
     for block in model.blocks:  # a factor that stands nowhere
         block.mlp.out.original_component.register_forward_hook(lambda module, given, output: 3 * output)
     with pytest.raises(
-        ValueError, match=rf"neurons of layer 1 of tiny-{architecture} write must add up to what the MLP"
+        ValueError, match=rf"outputs of the neurons of layer 1 of tiny-{architecture} must add up to what the MLP"
     ):
         lp.neuron_vectors(model, 1)
 
@@ -104,19 +104,19 @@ def test_what_is_no_vector_of_the_model_is_refused():
     ):
         lp.read_vector(model, torch.ones(3, 31))
     for bad in (torch.zeros(2, 32), torch.full((1, 32), torch.nan)):
-        with pytest.raises(ValueError, match="must be finite and not zero; got vector 0, which points nowhere"):
+        with pytest.raises(ValueError, match="must be finite and not zero; got vector 0, which is not"):
             lp.read_vector(model, bad)
-    with pytest.raises(ValueError, match="numbers of entries, 0 to 400 and not both 0; got 0 and 0"):
+    with pytest.raises(ValueError, match=r"must be 0 to 400, .* and not both 0; got 0 and 0"):
         lp.read_vector(model, torch.ones(32), top_k=0)
-    with pytest.raises(ValueError, match="head must be one of layer 1 of tiny-gpt2, 0 to 3; got 4"):
+    with pytest.raises(ValueError, match="head 4 is out of range: layer 1 of tiny-gpt2 has heads 0 to 3"):
         lp.ov_vectors(model, 1, 4)
-    with pytest.raises(ValueError, match="k must be a number of directions that a head writes, 1 to 8; got 9"):
+    with pytest.raises(ValueError, match="k must be a number of directions, 1 to 8 for this head; got 9"):
         lp.ov_vectors(model, 1, 0, k=9)
-    with pytest.raises(TypeError, match=r"top_k is a whole number; got 2\.5"):
+    with pytest.raises(TypeError, match=r"top_k must be a whole number; got 2\.5"):
         lp.read_vector(model, torch.ones(32), top_k=2.5)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="layer 3 was asked for"):
+    with pytest.raises(ValueError, match="layer 3 is out of range"):
         lp.neuron_vectors(model, 3)
-    with pytest.raises(ValueError, match=r"names must be a list with one for each of the 2 vectors; got \['one'\]"):
+    with pytest.raises(ValueError, match=r"names must be a list of 2 names, one per vector; got \['one'\]"):
         lp.read_vector(model, torch.ones(2, 32), names=["one"])
 
 

@@ -231,5 +231,5 @@ def test_merge_order_knows_the_marks_that_some_tokenizers_put_on_the_pieces_of_a
     ],
 )
 def test_a_tokenizer_without_merges_is_refused_in_one_sentence(tokenizer: object, kind: str) -> None:
-    with pytest.raises(ValueError, match=rf"asked for the merge order of a {kind} tokenizer.*token counts"):
+    with pytest.raises(ValueError, match=rf"must have a list of merges; got a {kind} tokenizer.*token counts"):
         merge_order(tokenizer)

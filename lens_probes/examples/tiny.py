@@ -1,10 +1,10 @@
-"""Tiny seeded models of many architectures, made in memory: for examples, for our tests and for yours.
+"""Tiny seeded models of many architectures, built in memory, for examples and tests (also yours).
 
 Each has 3 layers of 4 heads, d_model 32, 400 tokens and a context of 64, and is built in a tenth of a second
-without a model hub. They differ where architectures do: learned and rotary positions, tied and untied
-embeddings, grouped queries, parallel blocks, soft caps, norms before, after and inside attention, what the
-tokenizer adds to a text. The weights are random, so the numbers say nothing about language; but what must
-hold for every model can be tested on them.
+without a model hub. Together they cover what differs between architectures: learned and rotary positions, tied
+and untied embeddings, grouped queries, parallel blocks, soft caps, norms before, after and inside attention,
+and the special tokens of the tokenizer. The weights are random: the numbers say nothing about language, but
+whatever must hold for every model can be tested on them.
 """
 
 import atexit
@@ -38,33 +38,33 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2ForCausalLM",
         _GROUPED
         | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 2 * CONTEXT}
-        # The real caps, 50 and 30, are far beyond what random weights reach: nobody would miss them.
+        # Random weights never reach the real caps, 50 and 30, so these are lower.
         | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
     ),
-    # As in the real one, all heads together are wider than the residual stream: 4 x 16 > 32.
+    # As in the real model, all heads together are wider than the residual stream: 4 x 16 > 32.
     "qwen3": ("Qwen3ForCausalLM", _GROUPED | {"head_dim": 16, "tie_word_embeddings": True}),
     "bert": ("BertForMaskedLM", {"intermediate_size": 64}),
     # RoBERTa counts its positions from pad_token_id + 1.
     "roberta": ("RobertaForMaskedLM", {"intermediate_size": 64, "max_position_embeddings": CONTEXT + 2}),
 }
-# For what they alone do; too few to be worth their time in every test.
+# Architectures with a peculiarity of their own, not used in every test.
 _RARE: dict[str, tuple[str, dict[str, Any]]] = {
-    # Multiplies embeddings, scores, what attention and MLP put out, and divides logits.
+    # Multiplies embeddings, scores and the outputs of attention and MLP, and divides logits.
     "granite": (
         "GraniteForCausalLM",
         _GROUPED
         | {"embedding_multiplier": 6.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22}
         | {"logits_scaling": 4.0},
     ),
-    # Does not scale scores; layer 1 looks at a window.
+    # Does not scale scores; layer 1 has local attention.
     "gpt_neo": (
         "GPTNeoForCausalLM",
         {"num_layers": 3, "num_heads": 4, "window_size": 8} | {"attention_types": [[["global", "local", "global"], 1]]},
     ),
-    # Turn neighbouring dimensions; CodeGen has queries, values and keys in one matrix.
+    # Rotate neighbouring dimensions; CodeGen has queries, values and keys in one matrix.
     "gptj": ("GPTJForCausalLM", {"rotary_dim": 4, "tie_word_embeddings": False}),
     "codegen": ("CodeGenForCausalLM", {"rotary_dim": 4, "tie_word_embeddings": False}),
-    # Clips queries, keys and values, here more of them than the real one.
+    # Clips queries, keys and values; more of them here than in the real model.
     "olmo": ("OlmoForCausalLM", _GROUPED | {"clip_qkv": 0.5}),
     "cohere": ("CohereForCausalLM", _GROUPED),
 }
@@ -82,13 +82,13 @@ _TOKENIZERS = {
     "bert": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
     "roberta": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     | {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
-    # TransformerLens reloads a tokenizer to make it add bos; only the real class then still adds eos.
+    # TransformerLens reloads a tokenizer so that it adds bos; only the real class still adds eos then.
     | {"tokenizer_class": "RobertaTokenizer"},
 }
 _TEMPLATES = {"opt": "</s> $A", "bert": "[CLS] $A [SEP]", "roberta": "<s> $A </s>"}
 
 
-@torch.random.fork_rng(devices=[])  # building draws random numbers; the caller's stay as they were
+@torch.random.fork_rng(devices=[])  # building draws random numbers: keep the caller's generator unchanged
 def bridge(
     architecture: str = "gpt2",
     *,
@@ -107,7 +107,7 @@ def bridge(
     ('tiny-llama', 3, (32, 400))
 
     Args:
-        architecture: One of `ARCHITECTURES`, or of `RARE`: what `check_probe` does not use unless told to.
+        architecture: One of `ARCHITECTURES`, or of `RARE`, which `check_probe` does not use by default.
         processed: Process the weights as `enable_compatibility_mode()` does, where that applies.
         seed: Of the weights.
         dtype: Of the weights, which are drawn in float32 and then rounded.
@@ -119,19 +119,19 @@ def bridge(
     source = huggingface(architecture, seed=seed, dtype=dtype)
     if type(source).__name__ not in SUPPORTED_ARCHITECTURES:
         raise ValueError(
-            f"asked for a bridge of {architecture!r}, which this TransformerLens cannot make; install"
-            " transformer-lens>=4, or take another architecture."
+            f"architecture must be one that this TransformerLens has a bridge for; got {architecture!r}: install"
+            " transformer-lens>=4, or use another architecture"
         )
-    source.set_attn_implementation("eager")  # as booting by name does: else 3.x has no patterns of OPT and BERT
+    source.set_attn_implementation("eager")  # as when booting by name: otherwise 3.x has no patterns of OPT and BERT
     model = TransformerBridge.boot_transformers(
         f"tiny-{architecture}",
         hf_model=source,
         tokenizer=tokenizer(architecture, padding_side),
-        dtype=dtype,  # only recorded in cfg: a model that is handed over keeps the dtype it has
+        dtype=dtype,  # only recorded in cfg: a model that is passed keeps its dtype
         device="cpu",
     )
     if processed:
-        # What an architecture does not allow would be skipped, but with a warning.
+        # A step that an architecture does not allow would be skipped with a warning.
         model.enable_compatibility_mode(fold_ln=architecture not in ENCODERS, center_unembed=architecture != "gemma2")
     return model
 
@@ -170,19 +170,19 @@ def hooked(
     Arguments as for `bridge`; `processed` is what `HookedTransformer.from_pretrained` does by default.
     """
     if architecture in ENCODERS:
-        raise ValueError(f"asked for a HookedTransformer of {architecture!r}, which holds no encoders; use bridge().")
+        raise ValueError(f"a HookedTransformer must be a decoder; got {architecture!r}: use bridge()")
     try:
         loading: Any = import_module("transformer_lens.loading_from_pretrained")
         lens: Any = import_module("transformer_lens")
     except ModuleNotFoundError as error:
         raise ImportError(
-            "asked for a HookedTransformer, which TransformerLens 4 no longer has; use bridge(), or install"
-            " transformer-lens<4."
+            "HookedTransformer needs TransformerLens 3; got version 4, which has none: use bridge(), or install"
+            " transformer-lens<4"
         ) from error
     source = huggingface(architecture, seed=seed, dtype=dtype)
 
-    # from_pretrained takes official names only, but the loaders beneath it also take a path. They read the
-    # architecture off it if it spells a family's name, so here it must not.
+    # from_pretrained takes official names only, but the loaders beneath it also take a path. They guess the
+    # architecture from a path that contains a family's name, so this path must not contain one.
     with tempfile.TemporaryDirectory(prefix="lens_probes-") as folder:
         source.config.n_ctx = CONTEXT  # read for GPT-2, and no longer written by transformers 5
         source.config.save_pretrained(folder)
@@ -194,7 +194,7 @@ def hooked(
     cfg.model_name = f"tiny-{architecture}"
 
     with warnings.catch_warnings():
-        # 3.x announces the end of this class, which is no news to a caller who asked for it by name.
+        # 3.x warns that this class is deprecated; the caller chose it by name.
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
         model = lens.HookedTransformer(cfg, tokenizer(architecture, padding_side), move_to_device=False)
     model.load_and_process_state_dict(
@@ -209,7 +209,7 @@ def hooked(
 
 @torch.random.fork_rng(devices=[])
 def huggingface(architecture: str = "gpt2", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """Build the same weights as an untouched Hugging Face model, the independent reference, in eval mode."""
+    """Build the same weights as a plain Hugging Face model, the independent reference, in eval mode."""
     import transformers
 
     special = tokenizer(architecture)
@@ -230,16 +230,16 @@ def huggingface(architecture: str = "gpt2", *, seed: int = 0, dtype: torch.dtype
 
 
 def _randomise(model: Any, seed: int, dtype: torch.dtype) -> None:
-    """Draw the weights, in float32 and the order of their names, then round them."""
+    """Draw the weights in float32, in the order of their names, then round them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                # Ten times the usual spread, so that three layers turn a state well away from its embedding.
+                # Ten times the usual spread, so that three layers move a state far from its embedding.
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
             else:
-                # Fresh norm weights are 1 (Gemma's 0, to which it adds 1) and fresh biases 0: code that
-                # forgets them would be right by accident.
+                # Initial norm weights are 1 (Gemma's 0, to which it adds 1) and initial biases 0: code that
+                # ignores them would be right by accident.
                 spread = 0.2 if name.endswith("weight") else 0.1
                 parameter += spread * (2 * torch.rand(parameter.shape, generator=generator) - 1)
             # model.to(dtype) would round the rotary frequencies too, which from_pretrained does not do.
@@ -251,15 +251,13 @@ def tokenizer(architecture: str = "gpt2", padding_side: Literal["left", "right"]
     from transformers import AutoTokenizer
 
     if architecture not in _MODELS | _RARE:
-        raise ValueError(
-            f"asked for a tiny {architecture!r}, which does not exist; there are {', '.join(ARCHITECTURES + RARE)}."
-        )
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES + RARE)}; got {architecture!r}")
     return AutoTokenizer.from_pretrained(_tokenizer_folder(architecture), padding_side=padding_side)
 
 
 @cache
 def _tokenizer_folder(architecture: str) -> str:
-    """Train the tokenizer, once in a process, into a folder, whence TransformerLens will load it again."""
+    """Train the tokenizer, once per process, and save it in a folder, from which TransformerLens reloads it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     entries = {"tokenizer_class": "PreTrainedTokenizerFast"} | _TOKENIZERS.get(architecture, _MARKS)

@@ -1,7 +1,7 @@
 """A worked example of attention with four dimensions: what `it` looks for in `cat` and `mat`.
 
 "The cat sat on the mat because it was tired." The four dimensions are animacy, number, syntactic role and content; the
-vectors of three tokens are given, not learned. Four functions take them through one head:
+vectors of three tokens are given, not learned. Four functions compute one head:
 
     raw[query, key] = q . k          score = raw / sqrt(d_head)
     weight = softmax over keys       output[query] = sum over keys of weight v
@@ -10,8 +10,8 @@ vectors of three tokens are given, not learned. Four functions take them through
     >>> [round(float(each), 4) for each in weight[TOKENS.index("it")]]
     [0.4446, 0.304, 0.2514]
 
-So `it` looks more at `cat` than at `mat`, 0.44 to 0.25: less than the raw products, 2.11 and 0.97, suggest. And cat and
-mat have the same fourth value: what kind of thing they are, which that dimension was to carry, is not in it.
+So `it` attends more to `cat` than to `mat`, 0.44 to 0.25. The raw products, 2.11 and 0.97, suggest a larger difference.
+cat and mat have the same fourth value, so that dimension, which should say what kind of thing they are, does not.
 
 Source: Henry Dashwood, "How to Think About Self-Attention Intuitively"; the post stops at the raw products.
 """
@@ -28,7 +28,7 @@ V = torch.tensor([[0.7, 0.6, 0.4, 0.9], [0.1, 0.5, 0.3, 0.1], [0.1, 0.6, 0.3, 0.
 
 
 def project(q: Float[Tensor, "query d_head"], k: Float[Tensor, "key d_head"]) -> Float[Tensor, "query key d_head"]:
-    """What each dimension adds to the product of a query and a key: their sum over dimensions is raw.
+    """What each dimension adds to the product of a query and a key; the sum over dimensions is `raw`.
 
     >>> round(float(project(Q, K).sum(-1)[1, 0]), 2)
     2.11
@@ -37,17 +37,17 @@ def project(q: Float[Tensor, "query d_head"], k: Float[Tensor, "key d_head"]) ->
 
 
 def score(terms: Float[Tensor, "query key d_head"]) -> Float[Tensor, "query key"]:
-    """The sum over dimensions, over the square root of their number."""
+    """The sum over dimensions, divided by the square root of their number."""
     return terms.sum(-1) / terms.shape[-1] ** 0.5
 
 
 def weigh(scores: Float[Tensor, "query key"]) -> Float[Tensor, "query key"]:
-    """Each query's shares of attention, which sum to 1."""
+    """The attention weights of each query, which sum to 1."""
     return scores.softmax(-1)
 
 
 def mix(weights: Float[Tensor, "query key"], v: Float[Tensor, "key d_head"]) -> Float[Tensor, "query d_head"]:
-    """What each query takes home: the values of the keys by their weights.
+    """The output of each query: the sum of the keys' values, weighted by attention.
 
     >>> mix(weigh(score(project(Q, K))), V)[1, 3].item().__round__(4)
     0.6568

@@ -1,1 +1,1 @@
-"""The experiments, one file each: what fits, searches, intervenes or differentiates."""
+"""The experiments, one file each: they fit, search, intervene or differentiate."""

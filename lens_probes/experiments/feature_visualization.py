@@ -1,20 +1,20 @@
-"""FeatureVisualization: which pictures activate a unit of a vision transformer most?
+"""FeatureVisualization: which images activate a unit of a vision transformer most?
 
-A unit is a neuron (its value after the activation function) or a dimension of the residual stream, a(x) its activation
-for the pixels x, at one token (0 is the class token, then the patches row by row) or in the mean over all:
+A unit is a neuron (its value after the activation function) or a dimension of the residual stream. a(x) is its
+activation for the pixels x, at one token (0 is the class token, then the patches row by row) or as the mean over all:
 
-    value[image, unit]          = a(image)                              for each image given, in the unit's own units
+    value[image, unit]          = a(image)                              for each given image, in the unit's own units
     pixels[unit, restart, ...]  = argmax a(x) by gradient ascent from noise            x within the range of the images
     ascended[unit, restart]     = a(pixels)
     alike, by_unit()            = mean correlation of the pixels found by two restarts                       -1 to 1
 
-Noise has the mean and the spread of the images, one channel at a time. A feature that is one picture comes out alike
-from every start. The control, `other`, is the correlation with pictures of other units. With the mean over all patches
-a pattern may stand anywhere, so even a feature that is one pattern need not be alike pixel by pixel.
+The noise has the mean and standard deviation of the images, per channel. If a feature is one image, all restarts find
+similar pixels. The baseline, `other`, is the correlation with pixels found for other units. With the mean over all
+patches a pattern may be anywhere, so the pixels of one pattern need not correlate.
 
-Where a neuron is off its gradient is 0, and an ascent that starts there stays; the other restarts give the answer.
-`blur` and `jitter` keep the ascent from patterns of single pixels. After each step comes a Gaussian blur whose width
-falls to 0, before each step a random shift by some pixels; the activation at the end is read without the shift.
+The gradient of an inactive neuron is 0: an ascent that starts there does not move, and the other restarts count. `blur`
+and `jitter` suppress single-pixel patterns: a Gaussian blur, whose width falls to 0, after each step, and a random
+shift by some pixels before it. The activation at the end is computed without the shift.
 
 Source: blbadger.github.io, "Language Model Features" (features of vision transformers); Mordvintsev et al. 2015,
 "Inceptionism"; Olah et al. 2017, "Feature Visualization", doi.org/10.23915/distill.00007.
@@ -46,24 +46,24 @@ SHOWN = 4  # restarts of a unit in the figure
 
 
 class FeatureVisualizationResult(Result):
-    """How every image given activates every unit, and the pictures that the ascents found."""
+    """The activation of every unit by every given image, and the pixels that the ascents found."""
 
     unit: tuple[str, ...]
-    value: Float[Tensor, "image unit"] = measured("activation for the image given")
+    value: Float[Tensor, "image unit"] = measured("activation for the given image")
     ascended: Float[Tensor, "unit restart"] = measured("activation at the end of the ascent")
     pixels: Float[Tensor, "unit restart channel height width"] = measured("pixels at the end of the ascent")
     best: Float[Tensor, "unit channel height width"] = measured(
-        "pixels of the image given that activates the unit most"
+        "pixels of the given image that activates the unit most"
     )
-    low: Float[Tensor, " channel"] = measured("smallest value in the images given")
-    high: Float[Tensor, " channel"] = measured("largest value in the images given")
+    low: Float[Tensor, " channel"] = measured("smallest value in the given images")
+    high: Float[Tensor, " channel"] = measured("largest value in the given images")
 
     def by_unit(self) -> pd.DataFrame:
-        """One row per unit: the best image and its value, the ends of the ascents, and whether they are one picture.
+        """One row per unit: the best image and its value, the ends of the ascents, and how similar they are.
 
-        `percentile`: the share of the images given that activate the unit less than the end of an ascent, with its
-        interval over restarts. `alike` is the mean correlation of the pixels of a unit's restarts, `other` that with
-        the restarts of other units.
+        `percentile`: the share of the given images that activate the unit less than the end of an ascent, with its
+        interval over restarts. `alike`: the mean correlation between the pixels of a unit's restarts. `other`: their
+        mean correlation with restarts of other units.
         """
         correlation = np.corrcoef(self.pixels.flatten(0, 1).flatten(1).double().numpy())
         of_unit = np.arange(len(self.unit)).repeat(self.pixels.shape[1])
@@ -105,17 +105,17 @@ class FeatureVisualizationResult(Result):
         return self.provenance.read
 
     def _shown(self, image: Float[Tensor, "channel height width"]) -> np.ndarray:
-        """From 0 to 1 in three channels; of other numbers of channels their mean."""
+        """Pixels from 0 to 1 in three channels; images with another number of channels are averaged over them."""
         unit = (image - self.low[:, None, None]) / (self.high - self.low).clamp(min=1e-12)[:, None, None]
         return (unit if len(unit) == 3 else unit.mean(0).expand(3, -1, -1)).movedim(0, -1).numpy()
 
 
 class FeatureVisualization(Experiment[FeatureVisualizationResult]):
-    """Search the images given, and ascend from noise, for some units of one layer of a vision transformer.
+    """Search the given images, and ascend from noise, for some units of one layer of a vision transformer.
 
     `position`: the token at which units are read, or None for the mean over all. `blur` is the width (standard
-    deviation) of the first blur and `jitter` the largest shift, both in pixels; `rate` is that of Adam, in standard
-    deviations of the images. After an interrupt the result holds the units done so far.
+    deviation) of the first blur and `jitter` the largest shift, both in pixels. `rate` is Adam's learning rate, in
+    standard deviations of the images. After an interrupt the result holds the units done so far.
 
     >>> import lens_probes as lp
     >>> images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))  # as the model's processor gives
@@ -138,7 +138,7 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
     def run(  # pyright: ignore[reportIncompatibleMethodOverride]  (its prompts are images)
         self, model: Any, images: Float[Tensor, "image channel height width"], *, progress: bool = True
     ) -> FeatureVisualizationResult:
-        """The images, as the model's processor makes them, are searched first; then every unit's ascents."""
+        """Search the images (as the model's processor makes them), then ascend for every unit."""
         view = ImageView(model)
         hook = view.hook_units(self.at, self.layer)
         images = self._checked(view, images)
@@ -146,7 +146,7 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
         units, n = view.units(self.units, hook, given.shape[-1]), given.shape[1]
         if self.position is not None and not -n <= self.position < n:
             raise ValueError(
-                f"FeatureVisualization(position=...) must be one of the {n} tokens of an image in {view.name}; got "
+                f"FeatureVisualization(position=...) must be 0 to {n - 1}, the tokens of an image in {view.name}; got "
                 f"{self.position}"
             )
         value = self._read(given, hook).cpu()
@@ -181,8 +181,8 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
         images = images.detach().clone().float().cpu()
         if not images.std((0, 2, 3)).sum() > 0:
             raise ValueError(
-                "images must have a range in which to ascend; got the same value in every pixel of a channel: pass "
-                "several different images"
+                "images must differ in their pixels, to have a range; got the same value in every pixel of a channel: "
+                "pass several different images"
             )
         return images
 
@@ -193,7 +193,7 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
     def _ascend(
         self, view: ImageView, hook: str, u: int, images: Float[Tensor, "image channel height width"]
     ) -> tuple[Float[Tensor, " restart"], Float[Tensor, "restart channel height width"]]:
-        """One unit's ascents, side by side, each step kept within the range of the images."""
+        """One unit's ascents, in parallel. After each step pixels are clamped to the range of the images."""
         random = seeded(str(self.units[u]), self.seed)
         statistics = (images.amin, images.amax, images.mean, images.std)
         low, high, mean, spread = (statistic((0, 2, 3), keepdim=True) for statistic in statistics)
@@ -201,7 +201,7 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
         low, high, start = (each.to(view.device) for each in (low, high, mean + noise * spread))
 
         def height(pixels: Tensor, step: int) -> Tensor:
-            if step < self.steps:  # the end is read as it is
+            if step < self.steps:  # no shift at the end
                 shift = torch.randint(-self.jitter, self.jitter + 1, (2,), generator=random).tolist()
                 pixels = pixels.roll(shift, (2, 3))
             return self._read(view.activation(pixels, hook), hook)[:, u]
@@ -217,9 +217,9 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
 def blurred(
     images: Float[Tensor, "image channel height width"], width: float
 ) -> Float[Tensor, "image channel height width"]:
-    """Images through a Gaussian of this standard deviation in pixels; what is beyond an edge is its mirror image.
+    """Gaussian blur with this standard deviation in pixels, with reflection at the edges.
 
-    The Gaussian ends at three standard deviations, and within the image.
+    The Gaussian is truncated at three standard deviations, and at the size of the image.
 
     >>> bar = torch.tensor([0.0, 0.0, 4.0, 0.0, 0.0]).expand(1, 1, 5, 5)
     >>> blurred(bar, 1.0)[0, 0, 0].round(decimals=2)

@@ -6,8 +6,8 @@ of a statistic of `AttentionPatterns`, highest first, and in random orders:
     L[step, prompt] = mean -log p(next token) of a prompt with the first count[step] heads ablated           nats
     effect[step]    = mean over prompts of (L in the order of the statistic - mean L over random orders)     nats
 
-If the effect is 0, the statistic does not tell which heads matter. Table 3 of the source varies the number of heads
-too, but trains every variant anew: a model can learn to do with fewer heads, while here trained heads are taken away.
+If the effect is 0, the statistic does not predict which heads matter. Table 3 of the source also varies the number of
+heads, but trains each variant from scratch: a model can learn to use fewer heads. Here trained heads are ablated.
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", arXiv 1706.03762, Table 3; Michel et al. 2019, "Are Sixteen
 Heads Really Better than One?", arXiv 1905.10650.
@@ -35,25 +35,25 @@ NULL = "ablating heads in the order of the statistic is no different from a rand
 
 
 class HeadAblationResult(Result):
-    """The loss of every prompt with more and more heads ablated, in order and in random orders."""
+    """The loss of every prompt for increasing numbers of ablated heads, in order and in random orders."""
 
     statistic: Statistic
     prompt: PromptTable
     step: tuple[str, ...]
-    loss: Float[Tensor, " prompt"] = measured("loss of a prompt with all heads", unit="nats", low=0)
-    count: Int[Tensor, " step"] = measured("heads ablated", low=0)
+    loss: Float[Tensor, " prompt"] = measured("loss without ablation", unit="nats", low=0)
+    count: Int[Tensor, " step"] = measured("number of heads ablated", low=0)
     ordered: Float[Tensor, "step prompt"] = measured("loss, ablated in the order of the statistic", unit="nats", low=0)
     random: Float[Tensor, "draw step prompt"] = measured("loss, ablated in random orders", unit="nats", low=0)
     order: Int[Tensor, " head"] = measured("heads in order, numbered with layers laid end to end", low=0)
 
     def table(self) -> pd.DataFrame:
-        """One row per step: `effect` is the loss in order less that of random orders, with interval, p and q.
+        """One row per step: `effect` is the loss in order minus that in random orders, with interval, p and q.
 
-        The 95 % interval is Student's t over prompts. `p` is two-sided, over random orders. `loss` is that in order,
-        with its own interval `loss_low` to `loss_high`; `random` the mean of random orders, `random_low` and
+        The 95 % interval is Student's t over prompts. `p` is two-sided, over random orders. `loss` is the loss in
+        order, with its interval `loss_low` to `loss_high`; `random` the mean over random orders, `random_low` and
         `random_high` the smallest and largest. The null is in `attrs["null"]`.
         """
-        by_text = np.argsort(np.asarray(self.prompt.text), kind="stable")  # sums do not depend on the order of prompts
+        by_text = np.argsort(np.asarray(self.prompt.text), kind="stable")  # so that the order of prompts changes no sum
         ordered, drawn = (losses.double().numpy()[..., by_text] for losses in (self.ordered, self.random))
         excess, orders = ordered - drawn.mean(0), self.random.double().mean(-1).numpy()
         low, high = inference.mean_interval(excess)
@@ -73,7 +73,7 @@ class HeadAblationResult(Result):
             prompts=ordered.shape[1],
             draws=len(orders),
             loss_of_all=float(self.loss.mean()),
-            says="loss less that of random orders (nats)",
+            says="loss minus that of random orders (nats)",
             null=NULL,
         )
 
@@ -97,8 +97,8 @@ class HeadAblationResult(Result):
 class HeadAblation(TextExperiment[HeadAblationResult]):
     """Mean-ablate heads in the order of a statistic, at `steps` numbers of heads: steps x (1 + draws) passes.
 
-    Ordered on one part of the prompts (`fraction`) and measured on the other. Interrupted, it returns the random orders
-    done so far.
+    Heads are ordered on one part of the prompts (`fraction`), and the loss is measured on the other. After an interrupt
+    the result holds the random orders done so far.
 
     >>> import lens_probes as lp
     >>> result = lp.HeadAblation(steps=3, draws=2).run(lp.tiny.bridge(), lp.demo.sentences()[:6], progress=False)
@@ -114,7 +114,7 @@ class HeadAblation(TextExperiment[HeadAblationResult]):
     seed: Seed = 0
 
     def perform(self, study: Study) -> HeadAblationResult:
-        """Order heads on one part of the prompts, ablate and measure on the other, one whole order at a time."""
+        """Order heads on one part of the prompts; ablate and measure on the other, order by order."""
         view, tokens = study.view, study.tokens
         view.check_predicts_next()
         first, layers = first_part(tokens, self.fraction), view.layers(self.layers)
@@ -147,8 +147,8 @@ class HeadAblation(TextExperiment[HeadAblationResult]):
         """Heads by their statistic, highest first."""
         if values.isnan().any():
             raise ValueError(
-                f"prompts on which heads are ordered must have a query with a value of {self.statistic!r}; got none, "
-                f"since no token comes twice: use longer prompts, or another statistic"
+                f"prompts must have a query with a value of {self.statistic!r}, to order heads; got none, since no "
+                f"token occurs twice: use longer prompts, or another statistic"
             )
         if self.steps > len(values):
             raise ValueError(f"HeadAblation(steps=...) must be at most the {len(values)} heads; got {self.steps}")

@@ -1,28 +1,29 @@
-"""InputReconstruction: how much of its input does a layer still hold?
+"""InputReconstruction: how much of its input can be reconstructed from a layer?
 
-Find an input whose states h at a layer equal those of the prompt, h*. A token that is found shows that the layer holds
-it; one that is not was lost, or is out of this search's reach.
+Search for an input whose states h at a layer equal those of the prompt, h*. If a token is found, the layer still
+contains it. If not, it was lost, or the search failed.
 
-`method="gradient"` descends on soft embeddings e [token d_model], from noise with mean and spread of the vocabulary:
+`method="gradient"` optimises soft embeddings e [token d_model], starting from noise with the vocabulary's mean and
+standard deviation:
 
     loss = mean over tokens of 1 - cos(h(e), h*)               "cosine", 0 to 2
            mean over tokens of |h(e) - h*| / |h*|              "l2" or "l1", at least 0
-    found[token] = the vocabulary entry with the largest cosine to e[token]; learned positions are no part of e
+    found[token] = the vocabulary entry with the largest cosine to e[token]; e does not include learned positions
 
-`method="sequential"` (decoders) finds one token after the other, since a state depends only on what came before. It
-checks candidates for the next token by a forward pass, in an order that gradients give (`maths/token_search.py`), and
-takes the closest of the first batch that has one with |h - h*| <= tolerance |h*|. Both methods are given the special
-tokens, which the tokenizer adds.
+`method="sequential"` (decoders) finds one token after the other, since a state depends on earlier tokens only. It
+checks candidates for the next token by forward passes, in an order given by gradients (`maths/token_search.py`), and
+takes the closest of the first batch that has one with |h - h*| <= tolerance |h*|. Both methods know the special tokens,
+which the tokenizer adds.
 
-    accuracy = share of the tokens asked for that are found; equal vocabulary rows count as one token        0 to 1
-    yardstick[token] = |h(e* + noise) - h*|, the noise 1/20 of the embeddings' standard deviation     in units of h
+    accuracy = share of the searched tokens that are found; equal vocabulary rows count as one token         0 to 1
+    noise_distance[token] = |h(e* + noise) - h*|, noise of 1/20 of the embeddings' SD           in units of h
 
-Baselines: decoding alone (the nearest entry of e* + noise), tokens drawn by their frequency in the other prompts, and
+Baselines: decoding alone (the nearest entry to e* + noise), tokens drawn by their frequency in the other prompts, and
 `lp.untrained(model)`, which `compare_with` compares at equal loss.
 
 Source: blbadger.github.io, "Language Model Representations and Features" (whose scripts give every token position 0 and
 no context); sequential: Nikolaou et al. 2025, "Language Models are Injective and Hence Invertible", arXiv
-2510.15511; what fails there: arXiv 2607.00852.
+2510.15511; limits of that: arXiv 2607.00852.
 """
 
 from dataclasses import dataclass
@@ -48,37 +49,37 @@ from lens_probes.text.prompts import PromptTable, Table, Tokens, prompt_table
 
 Loss = Literal["cosine", "l1", "l2"]
 
-NOISE = 1 / 20  # of the embeddings' standard deviation: the yardstick of the source
+NOISE = 1 / 20  # of the embeddings' standard deviation, as in the source
 CHECKPOINTS = 20
 DIRECTIONS = 16  # random directions in which the sequential search predicts errors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Texts(Table):
-    """The texts of the tokens found, one row per token; empty where none was."""
+    """The texts of the tokens found, one row per token; empty if none was found."""
 
     text: tuple[str, ...]
 
 
 class InputReconstructionResult(TokenResult):
-    """What was found for every token, and how near its state came. Memory scales with the number of tokens."""
+    """The token found for every token, and the distance of its state. Memory scales with the number of tokens."""
 
     prompt: PromptTable
     step: tuple[str, ...]
     found_text: Texts
     correct: Float[Tensor, " token"] = measured(
-        "whether the token found is that of the prompt, or has its embedding", low=0, high=1
+        "whether the token found is that of the prompt, or has the same embedding", low=0, high=1
     )
     found: Int[Tensor, " token"] = measured("id of the token found", low=0, missing=-1, into="vocab")
     decoded: Float[Tensor, " token"] = measured("whether the embedding plus noise decodes to its token", low=0, high=1)
-    tried: Int[Tensor, " token"] = measured("candidates that the sequential search checked", low=0, missing=-1)
+    candidates: Int[Tensor, " token"] = measured("number of candidate tokens that were checked", low=0, missing=-1)
     distance: Float[Tensor, " token"] = measured("distance of the state of the token found", low=0)
     soft_distance: Float[Tensor, " token"] = measured("distance of the state of the soft embedding", low=0)
-    yardstick: Float[Tensor, " token"] = measured("distance of the state of the embedding plus noise", low=0)
+    noise_distance: Float[Tensor, " token"] = measured("distance of the state of the embedding plus noise", low=0)
     state_norm: Float[Tensor, " token"] = measured("length of the prompt's state", low=0)
-    steps: Int[Tensor, " prompt"] = measured("gradients computed", low=0)
-    path_loss: Float[Tensor, "step prompt"] = measured("loss on the way", low=0)
-    path_accuracy: Float[Tensor, "step prompt"] = measured("share of the tokens found on the way", low=0, high=1)
+    steps: Int[Tensor, " prompt"] = measured("number of gradients computed", low=0)
+    path_loss: Float[Tensor, "step prompt"] = measured("loss during the search", low=0)
+    path_accuracy: Float[Tensor, "step prompt"] = measured("share of tokens found during the search", low=0, high=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,14 +89,14 @@ class InputReconstructionResult(TokenResult):
                 f"{len(self.token)} tokens"
             )
 
-    @derived("state distance / yardstick", low=0)
+    @derived("state distance / noise distance", low=0)
     def relative_distance(self) -> Float[Tensor, " token"]:
-        """Distance of the state of the soft embedding, or of the token that a search found, over the yardstick."""
-        return (self.soft_distance if self._descended else self.distance) / self.yardstick
+        """Distance of the state of the soft embedding (gradient) or of the token found, divided by `noise_distance`."""
+        return (self.soft_distance if self._descended else self.distance) / self.noise_distance
 
     @derived("share of the other prompts' tokens that are this token", low=0, high=1)
     def chance(self) -> Float[Tensor, " token"]:
-        """How often a token drawn at random from the other prompts is this one; missing with one prompt."""
+        """The probability that a token drawn from the other prompts is this one; NaN with a single prompt."""
         shares = torch.full((len(self.token),), torch.nan)
         for number, own in self.token.by_prompt():
             others = self.token.id[(self.token.prompt != number) & ~self.token.special]
@@ -105,26 +106,28 @@ class InputReconstructionResult(TokenResult):
 
     @derived("share of tokens found", low=0, high=1)
     def accuracy(self) -> Float[Tensor, " prompt"]:
-        """The share of each prompt's tokens that was found, of those asked for: a search ends where it gives up."""
+        """The share of each prompt's searched tokens that was found. A sequential search ends where it gives up."""
         return torch.stack([self.correct[self.token.prompt == number].nanmean() for number in self.prompt.prompt])
 
     @derived("whether the whole prompt was found", low=0, high=1)
     def exact(self) -> Float[Tensor, " prompt"]:
-        """1 where the whole prompt was found."""
+        """1 if the whole prompt was found, else 0."""
         right = (self.correct == 1) | self.token.special
         return torch.stack([right[self.token.prompt == number].all() for number in self.prompt.prompt]).float()
 
     def table(self) -> pd.DataFrame:
-        """One row per token: what it is, what was found in its place, and how."""
-        columns = {name: getattr(self, name).numpy() for name in ("correct", "tried", "distance", "yardstick")}
+        """One row per token: the token, the token found, and how far the search went."""
+        columns = {
+            name: getattr(self, name).numpy() for name in ("correct", "candidates", "distance", "noise_distance")
+        }
         token = self.token.to_frame()[["prompt", "position", "text", "word_class"]]
         return token.assign(found=list(self.found_text.text), **columns)
 
     def by_position(self) -> pd.DataFrame:
         """One row per position: accuracy with its interval over prompts, and its baselines.
 
-        Prompts weigh equally; the interval ends at 0 and 1. `decode_only` and `chance` are the baselines. The
-        medians are over tokens: `median_tried` of the candidates checked, `median_distance` of `relative_distance`.
+        Prompts have equal weights; the interval is clipped to 0 to 1. `decode_only` and `chance` are the baselines.
+        `median_candidates` and `median_distance` are medians over tokens, of `candidates` and `relative_distance`.
         """
         return self._accuracy_by("position")
 
@@ -135,7 +138,7 @@ class InputReconstructionResult(TokenResult):
     def _accuracy_by(self, label: str) -> pd.DataFrame:
         order, tokens = inference.in_own_order(self.token)
         means = ["correct", "decoded", "chance"]
-        values = {name: self.known(name)[order] for name in (*means, "tried", "relative_distance")}
+        values = {name: self.known(name)[order] for name in (*means, "candidates", "relative_distance")}
         frame: Any = tokens.to_frame().assign(**values)
         rows = []
         for each, own in frame[frame["correct"].notna() & (frame[label] != "")].groupby(label):
@@ -149,7 +152,7 @@ class InputReconstructionResult(TokenResult):
                     "high": high[0],
                     "decode_only": of_prompts["decoded"].mean(),
                     "chance": of_prompts["chance"].mean(),
-                    "median_tried": own["tried"].median(),
+                    "median_candidates": own["candidates"].median(),
                     "median_distance": own["relative_distance"].median(),
                     "tokens": len(own),
                     "prompts": len(of_prompts),
@@ -158,16 +161,17 @@ class InputReconstructionResult(TokenResult):
         return pd.DataFrame(rows)
 
     def gave_up(self) -> pd.DataFrame:
-        """The tokens at which a sequential search gave up, one row each; it was not asked for those after them."""
-        last = (self.found < 0) & (self.tried > 0)
+        """The tokens at which a sequential search gave up, one row each. Later tokens were not searched."""
+        last = (self.found < 0) & (self.candidates > 0)
         frame = self.token[last].to_frame()[["prompt", "position", "text", "word_class"]]
-        return frame.assign(tried=self.tried[last].numpy())
+        return frame.assign(candidates=self.candidates[last].numpy())
 
     def compare_with(self, other: "InputReconstructionResult") -> pd.DataFrame:
         """Accuracy in this model and in another (an untrained one) on the same prompts, at the end and at equal loss.
 
-        At equal loss each prompt is looked at where its loss first fell to the larger of the two lowest losses. The
-        interval is Student's t over prompts; p swaps the two models at random, prompt by prompt; q is over both rows.
+        "At equal loss": each prompt is evaluated at the step where its loss first reached the larger of the two models'
+        lowest losses. The interval is Student's t over prompts; p swaps the two models at random, prompt by prompt; q
+        is over both rows.
         """
         self.check_comparable(other)
         order = inference.prompt_order(self.token)
@@ -186,7 +190,7 @@ class InputReconstructionResult(TokenResult):
         )
 
     def _accuracy_at(self, loss: Float[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
-        """The accuracy where the loss first was as low."""
+        """The accuracy at the step where the loss was first this low."""
         first = (self.path_loss <= loss).int().argmax(0)
         return self.path_accuracy.gather(0, first[None])[0]
 
@@ -239,16 +243,16 @@ class InputReconstructionResult(TokenResult):
 
     @property
     def _descended(self) -> bool:
-        return bool(self.tried.max() < 0)
+        return bool(self.candidates.max() < 0)
 
 
 class InputReconstruction(TextExperiment[InputReconstructionResult]):
-    """Find each prompt again from its states at one read point of one layer.
+    """Reconstruct each prompt from its states at one read point of one layer.
 
-    Gradient: `loss`, `steps`, `restarts` (run side by side, the lowest loss is taken) and `learning_rate`, in standard
-    deviations of the embeddings (Adam, falling to a tenth). Sequential: at most `max_candidates` per token; `tolerance`
-    None is the square root of the precision (3.5e-4 in float32, 0.09 in bfloat16). A prompt ends where the search gives
-    up. After an interrupt the result holds the prompts done so far.
+    Gradient: `loss`, `steps`, `restarts` (in parallel; the lowest loss counts) and `learning_rate`, in standard
+    deviations of the embeddings (Adam; it falls to a tenth). Sequential: at most `max_candidates` per token;
+    `tolerance` None is the square root of the precision (3.5e-4 in float32, 0.09 in bfloat16). The search of a prompt
+    ends at the first token that it does not find. After an interrupt the result holds the prompts done so far.
 
     >>> import lens_probes as lp
     >>> search = lp.InputReconstruction(layer=1, method="sequential")
@@ -272,14 +276,10 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
         view = study.view
         if self.method == "sequential" and view.encoder:
             raise ValueError(
-                f"method='sequential' needs states that depend only on the tokens before; got {view.name}, where every "
-                f"state depends on what follows it: use method='gradient'"
+                f"method='sequential' needs states that depend on earlier tokens only; got {view.name}, where every "
+                f"state depends on later ones too: use method='gradient'"
             )
-        for number, own in study.tokens.by_prompt():
-            if own.special.all():
-                raise ValueError(
-                    f"every prompt must have a token to find; got special tokens only in prompt {number}: pass text"
-                )
+        study.tokens.check_text()
         layer = SoftTokens(view, view.hook(self.at, self.layer))
         return study.by_prompt(lambda own: self._of_prompt(study, layer, own), doing="reconstructing")
 
@@ -287,12 +287,12 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
         random = seeded(own.id.numpy().tobytes(), self.seed)
         goal, true = layer.states(own.id), layer.vocabulary[own.id]
         noisy = true + torch.randn(true.shape, generator=random).to(true) * layer.spread.mean() * NOISE
-        yardstick = (layer.soft(noisy[None], own.id).detach()[0] - goal).norm(dim=-1)
+        noise_distance = (layer.soft(noisy[None], own.id).detach()[0] - goal).norm(dim=-1)
         method = self._descend if self.method == "gradient" else self._search
         reached = method(layer, own, goal, random)
         found = reached["found"]
-        until = int((found >= 0).sum())  # a search that gives up finds nothing after it
-        distance = torch.full(yardstick.shape, torch.nan)
+        until = int((found >= 0).sum())  # a search that gives up finds no later tokens
+        distance = torch.full(noise_distance.shape, torch.nan)
         if until:
             distance[:until] = (layer.states(found[:until]) - goal[:until]).norm(dim=-1).cpu()
         unasked = own.special | (torch.arange(len(own)) > until)
@@ -305,14 +305,14 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
             correct=layer.same(found, own.id).float().masked_fill(unasked, torch.nan),
             decoded=decoded.masked_fill(own.special, torch.nan),
             distance=distance,
-            yardstick=yardstick.cpu(),
+            noise_distance=noise_distance.cpu(),
             state_norm=goal.norm(dim=-1).cpu(),
             **reached,
             provenance=study.provenance([study.view.hook_token_embed, layer.hook], own),
         )
 
     def _checkpoints(self) -> list[int]:
-        """After which steps the path is noted; a sequential search notes its end."""
+        """The steps at which loss and accuracy are recorded; for a sequential search, its end only."""
         if self.method == "sequential":
             return [0]
         return sorted({round(self.steps * i / CHECKPOINTS) for i in range(CHECKPOINTS + 1)})
@@ -320,7 +320,7 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
     def _descend(
         self, layer: SoftTokens, own: Tokens, goal: Float[Tensor, "token d"], random: torch.Generator
     ) -> dict[str, Tensor]:
-        """Gradient descent on soft embeddings, all restarts side by side; special tokens keep their own."""
+        """Gradient descent on soft embeddings, all restarts in parallel. Special tokens keep their embeddings."""
         given, true, asked = own.special.to(goal.device)[:, None], layer.vocabulary[own.id], ~own.special
         noise = torch.randn(self.restarts, *true.shape, generator=random).to(true)
 
@@ -348,7 +348,7 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
         states = layer.soft(soft, own.id)[best].detach()
         return {
             "found": torch.where(own.special, own.id, layer.nearest(soft[best])),
-            "tried": torch.full_like(own.id, -1),
+            "candidates": torch.full_like(own.id, -1),
             "soft_distance": (states - goal).norm(dim=-1).cpu(),
             "steps": torch.tensor([self.steps]),
             "path_loss": losses[:, [best]],
@@ -358,7 +358,7 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
     def _search(
         self, layer: SoftTokens, own: Tokens, goal: Float[Tensor, "token d"], random: torch.Generator
     ) -> dict[str, Tensor]:
-        """Token by token, until one is not found."""
+        """Search token by token, until one is not found."""
         directions = torch.randn(DIRECTIONS, goal.shape[-1], generator=random).to(goal)
         tolerance = self.tolerance or torch.finfo(layer.view.W_E.dtype).eps ** 0.5
         given = torch.where(own.special, own.id, -1)
@@ -370,7 +370,7 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
             loss = mean_loss(self.loss, layer.states(found)[~own.special], goal[~own.special]).cpu()
         return {
             "found": found,
-            "tried": tried,
+            "candidates": tried,
             "soft_distance": torch.full(own.id.shape, torch.nan),
             "steps": torch.tensor([gradients]),
             "path_loss": loss[None, None],
@@ -381,7 +381,7 @@ class InputReconstruction(TextExperiment[InputReconstructionResult]):
 def mean_loss(
     loss: Loss, states: Float[Tensor, "*restart token d"], goal: Float[Tensor, "token d"]
 ) -> Float[Tensor, "*restart"]:
-    """How far states are from the goal, in the mean over tokens.
+    """The mean over tokens of the distance between states and goal.
 
     >>> here, there = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 5.0]])
     >>> [round(float(mean_loss(loss, here, there)), 3) for loss in ("cosine", "l1", "l2")]

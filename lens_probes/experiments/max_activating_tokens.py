@@ -1,17 +1,17 @@
 """MaxActivatingTokens: which tokens activate a unit most?
 
-A unit is a neuron (its value after the activation function), a dimension of the residual stream or a direction in it,
-a(e) its activation where token embeddings are e, at one place of a prompt (`position`) or in the mean over all:
+A unit is a neuron (its value after the activation function), a dimension of the residual stream or a direction in it.
+a(e) is its activation for token embeddings e, at one `position` of a prompt or as the mean over all:
 
-    value[prompt, unit, vocab] = a(e with this vocabulary entry at that place, or at all)    in the unit's own units
+    value[prompt, unit, vocab] = a(e with this vocabulary entry at that position, or at all) in the unit's own units
     ascended[prompt, unit]     = max a(e) over soft embeddings of the vocabulary's median length, by gradient ascent
     nearest[token, unit, k]    = the entries with the largest cosines to the soft embedding found
-    pull[token, unit]          = |d a / d e[token]| where the ascent starts                  units of a over those of e
+    pull[token, unit]          = |d a / d e[token]| at the start of the ascent               units of a over those of e
 
-The search of the whole vocabulary is the answer; published features rest on the ascent, and `agreement` says how far it
-can be trusted. A dimension of the residual stream also holds the embedding's own entry, before any layer has done
-anything: `path` holds that entry for each vocabulary row, and `embedding_path` compares the two. The same for
-`lp.untrained(model)` shows what needs no learning. No pull comes from later tokens on decoders: that is the mask.
+The search of the whole vocabulary is exact. Published features use the ascent, and `agreement` shows how reliable it
+is. A dimension of the residual stream also contains the same entry of the embedding, before any layer: `path` is that
+entry for each vocabulary row, and `embedding_path` compares the two. `lp.untrained(model)` is a random-weights
+baseline. In decoders later tokens have no pull, because of the mask.
 
 Source: blbadger.github.io, "Language Model Representations and Features"; activation maximisation: Erhan et al. 2009,
 "Visualizing Higher-Layer Features of a Deep Network", Technical report 1341, Université de Montréal.
@@ -21,7 +21,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -38,23 +38,22 @@ from lens_probes.maths import inference
 from lens_probes.maths.ascent import ascend, seeded
 from lens_probes.messages import amount, brief
 from lens_probes.model import ReadPoint
-from lens_probes.probe import Study, TextExperiment
+from lens_probes.probe import Options, Study, TextExperiment
 from lens_probes.reading import finite
 from lens_probes.result import Result, derived, measured
 from lens_probes.settings import Positive, Seed, Units, described
 from lens_probes.soft_tokens import SoftTokens, Varied
 from lens_probes.text.prompts import Prompts, PromptTable, Tokens, prompt_table, whole_number
-from lens_probes.text.words import WordClasses
 
 RATE = 0.3  # of an ascent's steps, in standard deviations of the vocabulary's entries
 SHOWN = 10  # tokens per unit in the figure
 
 Reader = Callable[[Float[Tensor, "*any width"]], Float[Tensor, "*any unit"]]
-"""The units' activations, from the activation that holds them."""
+"""Selects the units from the activation that holds them."""
 
 
 class MaxActivatingTokensResult(Result):
-    """How every vocabulary entry activates every unit, in every prompt.
+    """The activation of every unit by every vocabulary entry, in every prompt.
 
     Memory scales with prompts x units x vocabulary.
     """
@@ -63,13 +62,13 @@ class MaxActivatingTokensResult(Result):
     prompt: PromptTable
     unit: tuple[str, ...]
     vocab: tuple[str, ...]
-    value: Float[Tensor, "prompt unit vocab"] = measured("activation with this token in place")
+    value: Float[Tensor, "prompt unit vocab"] = measured("activation with this token in the varied position")
     ascended: Float[Tensor, "prompt unit"] = measured("activation at the end of the ascent")
     nearest: Int[Tensor, "token unit k"] = measured(
         "ids of the tokens nearest to the end of the ascent", low=0, missing=-1, into="vocab"
     )
-    pull: Float[Tensor, "token unit"] = measured("length of the gradient by the token's embedding", low=0)
-    path: Float[Tensor, "unit vocab"] = measured("the unit's entry of the embedding itself")
+    pull: Float[Tensor, "token unit"] = measured("norm of the gradient with respect to the token's embedding", low=0)
+    path: Float[Tensor, "unit vocab"] = measured("the unit's entry of the token's embedding")
     embed_mean: Float[Tensor, " d_model"] = measured("mean embedding, which identifies the model")
 
     @derived("mean activation over prompts")
@@ -78,7 +77,7 @@ class MaxActivatingTokensResult(Result):
         return self.value.mean(0)
 
     def top(self, unit: int, k: int = 10) -> pd.DataFrame:
-        """The tokens that activate a unit most, in the mean over prompts with its interval; `unit` is its number."""
+        """The tokens that activate unit number `unit` most, by their mean over prompts, with its interval."""
         whole_number("k", k)
         if k < 1:
             raise ValueError(f"top(k=...) must be a number of tokens, 1 or more; got {k}")
@@ -90,11 +89,11 @@ class MaxActivatingTokensResult(Result):
         return pd.DataFrame({"id": ids.tolist(), "token": texts, **columns, "prompts": len(values)})
 
     def agreement(self) -> pd.DataFrame:
-        """Per unit: does the ascent find what the complete search finds?
+        """Per unit: does the ascent find the same token as the exhaustive search?
 
-        `same`: share of prompts where the token nearest to the ascent's end is the best of all; `percentile`: the share
-        of the vocabulary that activates the unit less than that token (a random one: 0.5), with its interval over
-        prompts; `best_minus_found`: the difference of their activations. Prompts not yet searched are left out.
+        `same`: share of prompts where the token nearest to the ascent's end is the best of all. `percentile`: share of
+        the vocabulary that activates the unit less than that token (0.5 for a random token), with its interval over
+        prompts. `best_minus_found`: difference of their activations. Prompts that were not searched are excluded.
         """
         same, percentile, gap = np.full((3, len(self.unit), len(self.prompt)), np.nan)
         for i, number in enumerate(self.prompt.prompt):
@@ -113,14 +112,15 @@ class MaxActivatingTokensResult(Result):
         return pd.DataFrame({"unit": self.unit, "same": shares, **columns, "best_minus_found": gaps, "prompts": n})
 
     def embedding_path(self, k: int = 10) -> pd.DataFrame:
-        """Per unit: how much of its feature is the embedding itself, on the path past all layers?
+        """Per unit: how much of its feature comes directly from the embedding, along the residual stream?
 
-        `rho` is Spearman's between values and `path` over the vocabulary, `common` the share of the k tokens with the
-        highest values that are among the k with the highest `path`, and `chance` that share by chance, k / vocabulary.
+        `rho` is Spearman's correlation between values and `path` over the vocabulary. `common` is the share of the k
+        tokens with the highest values that are among the k with the highest `path`; `chance` is its chance level,
+        k / vocabulary.
         """
         if self.path.isnan().all():
             raise ValueError(
-                f"embedding_path needs units of the residual stream, which holds the embedding; got those of "
+                f"embedding_path needs units of the residual stream, which contains the embedding; got those of "
                 f"{self.provenance.read}: run with at='resid_pre', 'resid_mid' or 'resid_post'"
             )
         whole_number("k", k)
@@ -172,10 +172,10 @@ class MaxActivatingTokensResult(Result):
 class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
     """Search the whole vocabulary, and ascend, for some units of one layer. The prompts are the contexts.
 
-    `units`: their numbers, or None for the sum of all. `at`: "neuron", or a read point, where `directions`
-    [unit d_model] may take the units' place. `position` counts the tokens of a prompt (-1 is the last, on BERT
-    `[SEP]`); None varies and reads all tokens but special ones. A search passes the whole vocabulary through the layers
-    below, once per prompt; on encoders and for None all tokens of the prompt with it, through the whole model.
+    `units`: their numbers, or None for the sum of all. `at`: "neuron" or a read point; with a read point you can pass
+    `directions` [unit d_model] instead of units. `position`: a token of the prompt (-1 is the last, in BERT `[SEP]`);
+    None varies and reads all tokens that are not special. A search passes the whole vocabulary through the layers
+    below, once per prompt; in encoders and for None, together with the whole prompt, through the whole model.
 
     >>> import lens_probes as lp
     >>> result = lp.MaxActivatingTokens(1, units=[3, 5], steps=5).run(lp.tiny.bridge(), "Time flies.", progress=False)
@@ -196,7 +196,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
     def __post_init__(self) -> None:
         if self.directions is not None and (self.at == "neuron" or self.units is not None):
             raise ValueError(
-                f"MaxActivatingTokens(directions=...) must come without units, at a read point; got at={self.at!r} and "
+                f"MaxActivatingTokens(directions=...) must have units=None and a read point; got at={self.at!r} and "
                 f"units={self.units!r}: pass at='resid_post' and leave units out"
             )
 
@@ -212,16 +212,14 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
         model: Any,
         prompts: Prompts,
         *,
-        prepend_bos: bool | None = None,
-        word_class: WordClasses | None = None,
-        progress: bool = True,
         resume: MaxActivatingTokensResult | None = None,
+        **options: Unpack[Options],
     ) -> MaxActivatingTokensResult:
-        """Do it on these prompts; they, `prepend_bos` and `word_class` are as in `lens_probes.run`.
+        """Search in these prompts; `prepend_bos`, `word_class` and `progress` are as in `lens_probes.run`.
 
-        After an interrupt the result holds what is done; pass it as `resume` to do the rest.
+        After an interrupt the result holds what is done. Pass it as `resume` to do the rest.
         """
-        return self.perform(Study.of(self, model, prompts, prepend_bos, word_class, progress), resume)
+        return self.perform(Study.of(self, model, prompts, **options), resume)
 
     def perform(self, study: Study, resume: MaxActivatingTokensResult | None = None) -> MaxActivatingTokensResult:
         """The ascents of all prompts, then the search, a batch of vocabulary entries at a time."""
@@ -229,7 +227,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
         layer = SoftTokens(view, view.hook_units(self.at, self.layer))
         if self.k > view.d_vocab:
             raise ValueError(
-                f"MaxActivatingTokens(k=...) must be at most the {view.d_vocab} entries of {view.name}; got {self.k}"
+                f"MaxActivatingTokens(k=...) must be at most {view.d_vocab}, the size of the vocabulary; got {self.k}"
             )
         read = self._reader(layer)
         prompts = list(study.tokens.by_prompt())
@@ -251,17 +249,14 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
             plan += [(i, ids) for ids in untried.split(place.batch) if len(ids)]
         worked = study.each(lambda part: work(*part), plan, doing="searching", unit="batch", least=0)
         if len(worked) < len(plan):
-            tqdm.write("pass the result on as run(..., resume=result) to do the rest")
+            tqdm.write("to do the rest, run(..., resume=result)")
         return done
 
     def _varied(self, number: int, own: Tokens) -> Bool[Tensor, " token"]:
         """Which tokens of a prompt are varied and read."""
         n = len(own)
         if self.position is None:
-            if own.special.all():
-                raise ValueError(
-                    f"every prompt must have a token to vary; got special tokens only in prompt {number}: pass text"
-                )
+            own.check_text()
             return ~own.special
         if not -n <= self.position < n:
             raise ValueError(
@@ -271,7 +266,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
         return torch.arange(n) == self.position % n
 
     def _nothing(self, study: Study, layer: SoftTokens, read: Reader) -> MaxActivatingTokensResult:
-        """The result before anything is done."""
+        """An empty result, to be filled."""
         tokens, view, unit = study.tokens, study.view, self._unit()
         prompts = prompt_table(tokens)
         path = torch.full((len(unit), view.d_vocab), torch.nan)
@@ -292,7 +287,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
         )
 
     def _checked(self, resume: MaxActivatingTokensResult, study: Study, layer: SoftTokens) -> MaxActivatingTokensResult:
-        """A copy of what an interrupted run has done, of the same experiment, model and prompts."""
+        """A copy of an interrupted run's result. Raises unless experiment, model and prompts are the same."""
         if not isinstance(resume, MaxActivatingTokensResult):
             raise TypeError(
                 f"resume= must be a MaxActivatingTokensResult; got {brief(resume)}: pass what the interrupted run "
@@ -305,7 +300,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
                 f"resume= must be a result of this experiment on the same model and prompts; got one of "
                 f"{resume.provenance.probe} on {resume.provenance.describe()}: pass what the interrupted run returned"
             )
-        study.view.refuse_other("resume= is a result", resume.provenance, resume.embed_mean)
+        study.view.refuse_other("resume=", resume.provenance, resume.embed_mean)
         return replace(
             resume, **{name: getattr(resume, name).clone() for name in ("value", "ascended", "nearest", "pull")}
         )
@@ -338,7 +333,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
     def _ascend(
         self, layer: SoftTokens, place: Varied, read: Reader
     ) -> tuple[Float[Tensor, " unit"], Int[Tensor, "token unit k"], Float[Tensor, "token unit"]]:
-        """Every unit's own ascents: the highest end, the tokens nearest to it, and the slope at the start."""
+        """Every unit's ascents: the highest end, the tokens nearest to it, and the slope at the start."""
         seeds = [self.seed + number for number in self.units or range(len(self._unit()))]
         found = [self._ascend_one(layer, place, read, u, seed) for u, seed in enumerate(seeds)]
         end, nearest, pull = zip(*found, strict=True)
@@ -347,7 +342,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
     def _ascend_one(
         self, layer: SoftTokens, place: Varied, read: Reader, u: int, seed: int
     ) -> tuple[Float[Tensor, ""], Int[Tensor, "token k"], Float[Tensor, " token"]]:
-        """All restarts side by side; tokens that are not varied keep their embeddings."""
+        """All restarts in parallel; tokens that are not varied keep their embeddings."""
         ids, true = place.ids, layer.vocabulary[place.ids]
         varied, length = place.varied.to(true.device)[:, None], layer.vocabulary.norm(dim=-1).median()
         noise = torch.randn(self.restarts, *true.shape, generator=seeded(ids.numpy().tobytes(), seed)).to(true)
@@ -369,5 +364,5 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
 
 
 def _highest(values: Float[Tensor, " vocab"], k: int) -> Int[Tensor, " k"]:
-    """The ids of the highest values; those not searched come last."""
+    """The ids of the highest values; ids that were not searched are last."""
     return values.nan_to_num(-torch.inf).topk(min(k, len(values))).indices

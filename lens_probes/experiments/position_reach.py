@@ -1,16 +1,15 @@
 """PositionReach: how far back does a state depend on the input?
 
-With h the state of a query token after a layer, and e the embedding of a source token (on decoders not after the
-query), J = d h[query] / d e[source]. e is what `hook_embed` holds (on encoders `embed.hook_out`), which is not a row
-of W_E everywhere: it may come after a multiplier (Gemma, Granite) or a norm (Bloom), and the derivative is per unit of
-that:
+J = d h[query] / d e[source], where h is the state of a query token after a layer and e the embedding of a source token
+(in decoders not after the query). e is the activation `hook_embed` (in encoders `embed.hook_out`). It is not always a
+row of W_E: it may include a multiplier (Gemma, Granite) or a norm (Bloom).
 
     derivative[layer, query, source] = |J|, the Frobenius norm                 0 or more, units of h over those of e
     reach[layer, query, source]      = derivative |e[source]|                  norms before layers scale J by 1 / |e|
     share                            = reach / sum over sources of reach       0 to 1
     total[layer, source]             = sum over queries of share               if uniform: sum of 1 / sources
 
-and of the shares of each query:
+Summaries of the shares of each query:
 
     width       = exp(entropy of share over sources)                           1 to the number of sources
     distance    = sum over sources of share |query - source|                   in tokens
@@ -18,15 +17,14 @@ and of the shares of each query:
     first_token = the share of the first source, often a special token         0 to 1
     first_half  = the share of the first half of the sources                   0 to 1
 
-|J|^2 is estimated as the mean of |v J|^2 over seeded random v with independent normal entries; its standard error, from
-the spread over v, is `error`. A query's sources are all tokens that it may depend on. Each summary stands beside its
-value under uniform shares: over n sources the width is n and every share 1 / n. Sources beyond a window of local
-attention count too, so a window shows as a narrow reach. That early tokens matter for more queries follows from the
-mask alone: source s of T tokens has T - s queries. `compare_with` compares with another model, such as an untrained
-one.
+|J|^2 is estimated as the mean of |v J|^2 over seeded random v with independent normal entries; `error` is its standard
+error, from the spread over v. A query's sources are all tokens that it may depend on. Each summary is given together
+with its value under uniform shares: with n sources the width is n and every share 1 / n. Sources outside a window of
+local attention count too, so a window shows as a narrow reach. Early tokens reach more queries because of the mask
+alone: source s of T tokens has T - s queries. `compare_with` compares with another model, such as an untrained one.
 
-Takes one backward pass per layer and projection for every batch of queries (about 512 tokens: each query has its own
-copy of its prompt).
+It takes one backward pass per layer, projection and batch of queries (about 512 tokens: each query has its own copy of
+the prompt).
 
 Source: claims about GPT-2 on blbadger.github.io, "Language Model Representations and Features"; estimating norms by
 random projections: Hutchinson 1990, doi.org/10.1080/03610919008812866.
@@ -59,11 +57,11 @@ SUMMARIES = {
     "first_token": Quantity("share of the first token", low=0, high=1),
     "first_half": Quantity("share of the first half", low=0, high=1),
 }
-NULL = "the two models can be exchanged within each prompt; q is a false-discovery rate over layers"
+NULL = "the two models are exchangeable within each prompt; q is a false-discovery rate over layers"
 
 
 class PositionReachResult(PairResult):
-    """How every query's state depends on every source, one row per pair. It grows with the square of prompt lengths."""
+    """How every query's state depends on every source, one row per pair. Memory scales with prompt length squared."""
 
     headline = "share"
     layer: tuple[str, ...]
@@ -87,9 +85,9 @@ class PositionReachResult(PairResult):
     def by_layer(self) -> pd.DataFrame:
         """Each summary by layer: the mean over prompts, its interval, and its value under uniform shares.
 
-        `ratio` is the mean of each prompt's value over that under uniform shares: longer prompts have larger both.
-        Means over the queries of a prompt that have two sources or more, special tokens left out. The 95 % intervals
-        are Student's t over prompts.
+        `ratio` is the mean over prompts of value / uniform value, since both grow with prompt length. A prompt's value
+        is the mean over its queries with two sources or more, special tokens excluded. The 95 % intervals are Student's
+        t over prompts.
         """
         frames = []
         for name, (values, uniform) in self._summaries().items():
@@ -101,12 +99,12 @@ class PositionReachResult(PairResult):
         return pd.concat(frames, ignore_index=True)
 
     def by_source(self) -> pd.DataFrame:
-        """One row per layer and source position: what it is to all queries together, beside what the mask alone gives.
+        """One row per layer and source position: its importance for all queries, and that due to the mask alone.
 
-        `total` sums the shares over queries, `uniform` is its value under uniform shares, `ratio` their quotient;
-        `reach` is the mean reach over those queries, over the mean of that over the prompt's sources (1 if every source
-        reaches as far: a source's total is then T - s, up to a factor). Means over prompts; the 95 % intervals of
-        `ratio` and `reach` are Student's t over prompts. Special tokens are left out, as queries and as sources.
+        `total` sums the shares over queries, `uniform` is its value under uniform shares, `ratio` their ratio. `reach`
+        is the mean reach over the same queries, divided by its mean over the prompt's sources (1 if all sources reach
+        equally; a source's total is then proportional to T - s). All are means over prompts; the 95 % intervals of
+        `ratio` and `reach` are Student's t over prompts. Special tokens are excluded, as queries and as sources.
         """
         found: dict[int, list[tuple[list[int], np.ndarray]]] = {}
         for tokens, share, reach, allowed in self._by_prompt():
@@ -123,7 +121,9 @@ class PositionReachResult(PairResult):
             raise ValueError("a source must be a token of text; got special tokens only: pass text")
         rows = []
         for source, of_prompts in sorted(found.items()):
-            in_order = [each for _, each in sorted(of_prompts, key=lambda p: p[0])]  # whatever the order of prompts
+            in_order = [
+                each for _, each in sorted(of_prompts, key=lambda p: p[0])
+            ]  # independent of the order of prompts
             total, uniform, ratio, reach = np.stack(in_order, axis=-1)
             (low, high), (reach_low, reach_high) = map(inference.mean_interval, (ratio, reach))
             columns = {"layer": self.layer, "source": source, "total": total.mean(1), "uniform": uniform.mean(1)}
@@ -133,11 +133,11 @@ class PositionReachResult(PairResult):
         return pd.concat(rows, ignore_index=True)
 
     def compare_with(self, other: "PositionReachResult") -> pd.DataFrame:
-        """This model less another (such as an untrained one) on the same prompts: every summary by layer.
+        """This model minus another (such as an untrained one) on the same prompts: every summary by layer.
 
         The interval is Student's t over prompts; p swaps the two models at random, prompt by prompt; q is over layers.
         """
-        self.check_comparable(other)  # settings too: noise of other projections would look like narrower reach
+        self.check_comparable(other)  # with the same settings: other numbers of projections have other noise
         theirs, frames = other._summaries(), []
         for name, (values, _) in self._summaries().items():
             labels, reference = pd.DataFrame({"layer": self.layer, "summary": name}), theirs[name][0]
@@ -148,29 +148,29 @@ class PositionReachResult(PairResult):
         return frame
 
     def _by_prompt(self) -> Iterator[tuple[Tokens, Tensor, Tensor, Tensor]]:
-        """Each prompt's tokens with its shares and reaches, `[layer query source]`, and which pairs there are."""
+        """Each prompt's tokens, shares and reaches, `[layer query source]`, and a mask of the pairs that exist."""
         pairs = self.share.double(), self.reach.double(), torch.ones(len(self.pair), dtype=torch.bool)
         for number, tokens in self.token.by_prompt():
             share, reach, allowed = (self.unfold(each, number) for each in pairs)
             yield tokens, share, reach, allowed
 
     def _summaries(self) -> dict[str, tuple[Float[np.ndarray, "layer prompt"], Float[np.ndarray, " prompt"]]]:
-        """Every summary of every prompt, prompts in the order of their ids, and its value under uniform shares."""
+        """Every summary of every prompt, sorted by token ids, and its value under uniform shares."""
         found, uniform, asked = [], [], []
         for tokens, share, _, allowed in self._by_prompt():
             asks = ~tokens.special & (allowed.sum(1) > 1)
             if asks.any():
-                even = (allowed / allowed.sum(1, keepdim=True))[None].double()
+                equal = (allowed / allowed.sum(1, keepdim=True))[None].double()
                 found.append(summaries(share, allowed)[:, :, asks].mean(-1))
-                uniform.append(summaries(even, allowed)[:, 0, asks].mean(-1))
+                uniform.append(summaries(equal, allowed)[:, 0, asks].mean(-1))
                 asked.append(int(tokens.prompt[0]))
         if not found:
             raise ValueError(
                 "a query must have two sources or more; got none that has: pass prompts of two tokens or more"
             )
         order = inference.prompt_order(self.token[torch.isin(self.token.prompt, torch.tensor(asked))])
-        values, even = (torch.stack(each, dim=-1)[..., order].numpy() for each in (found, uniform))
-        return {name: (values[i], even[i]) for i, name in enumerate(SUMMARIES)}
+        values, expected = (torch.stack(each, dim=-1)[..., order].numpy() for each in (found, uniform))
+        return {name: (values[i], expected[i]) for i, name in enumerate(SUMMARIES)}
 
     def figure(self) -> go.Figure:
         """The summaries by layer, each over its value under uniform shares; the first token's share is left out."""
@@ -200,8 +200,8 @@ class PositionReachResult(PairResult):
 class PositionReach(TextExperiment[PositionReachResult]):
     """How much the state of each token after a layer depends on each token of its prompt.
 
-    `projections` is the number of random directions; the relative error falls with its square root, and its noise makes
-    shares a little less uniform than they are. Interrupted, it gives the prompts done so far.
+    `projections` is the number of random directions. The relative error falls with its square root; noise makes shares
+    look slightly less uniform. After an interrupt the result holds the prompts done so far.
 
     >>> import lens_probes as lp
     >>> result = lp.PositionReach(projections=4).run(lp.tiny.bridge(), "Time flies like an arrow.", progress=False)
@@ -209,12 +209,12 @@ class PositionReach(TextExperiment[PositionReachResult]):
     (('0_post', '1_post', '2_post'), True)
     """
 
-    projections: Annotated[int, at_least(2)] = 8  # an error needs two
+    projections: Annotated[int, at_least(2)] = 8  # a standard error needs two
     layers: Layers = None
     seed: Seed = 0
 
     def perform(self, study: Study) -> PositionReachResult:
-        """One prompt after the other."""
+        """Prompt by prompt."""
         states, prompts = study.view.states("resid_post", self.layers), [own for _, own in study.tokens.by_prompt()]
         hooks = list(states.values())
         parts = study.each(
@@ -232,7 +232,7 @@ class PositionReach(TextExperiment[PositionReachResult]):
         )
 
     def _of_prompt(self, view: ModelView, tokens: Tokens, hooks: Sequence[str]) -> "OfPrompt":
-        """Every query of a prompt, a batch of them at a time."""
+        """All queries of a prompt, in batches."""
         n = len(tokens)
         allowed = torch.ones(n, n, dtype=torch.bool)
         query, source = (allowed if view.encoder else allowed.tril()).nonzero(as_tuple=True)
@@ -242,7 +242,7 @@ class PositionReach(TextExperiment[PositionReachResult]):
         for some in torch.arange(n).split(max(1, TOKENS_PER_BATCH // n)):
             squares[:, :, some] = squared_gradients(view, tokens.id, some, hooks, directions[:, :, some])
         norm = finite("derivative", squares.mean(0).sqrt())
-        spread = squares.std(0) / self.projections**0.5  # of the square; the root's error is that over twice the root
+        spread = squares.std(0) / self.projections**0.5  # of the square; that of the root is this / (2 root)
         error = torch.where(norm > 0, spread / (2 * norm.clamp(min=1e-30)), 0)
         length = view.token_embeddings[tokens.id.to(view.device)].float().norm(dim=-1).cpu()
         pair = PairTable(tokens.prompt[query], query, source)
@@ -265,7 +265,7 @@ def squared_gradients(
     hooks: Sequence[str],
     directions: Float[Tensor, "projection layer query d_model"],
 ) -> Float[Tensor, "projection layer query key"]:
-    """|v J|^2 of these queries for every source, each query in its own copy of the prompt."""
+    """|v J|^2 of these queries for every source. Each query has its own copy of the prompt."""
     embedded, states = view.differentiable(ids.expand(len(queries), -1), hooks)
     rows = torch.arange(len(queries))
     found = torch.zeros(*directions.shape[:3], len(ids))
@@ -282,9 +282,9 @@ def squared_gradients(
 def summaries(
     share: Float[Tensor, "layer query key"], allowed: Bool[Tensor, "query key"]
 ) -> Float[Tensor, "summary layer query"]:
-    """The summaries in the order of `SUMMARIES`; `allowed` tells which sources a query has.
+    """The summaries in the order of `SUMMARIES`; `allowed` marks the sources of each query.
 
-    The middle one of an odd number of sources counts half.
+    If the number of sources is odd, half of the middle one belongs to the first half.
 
     >>> shares = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.5, 0.25, 0.25]]])
     >>> summaries(shares, torch.ones(3, 3, dtype=torch.bool).tril())[:, 0, 2]

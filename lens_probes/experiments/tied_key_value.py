@@ -1,7 +1,7 @@
-"""TiedKeyValue: what does a model lose if keys and values are one vector?
+"""TiedKeyValue: how much does the loss increase if keys and values are one vector?
 
-In a trained model, for each place (a key/value head, a layer, or all layers at once), through hooks before rotary
-positions, the key norm and any clipping, k and v of every token are replaced, with s = rms(k) / rms(v) of the head:
+In a trained model, hooks replace k and v of every token at one place (a key/value head, a layer, or all layers), before
+rotary positions, the key norm and any clipping. With s = rms(k) / rms(v) of the head:
 
     keys are values             k := s v            and unscaled, k := v
     values are keys             v := k / s          and unscaled, v := k
@@ -10,9 +10,9 @@ positions, the key norm and any clipping, k and v of every token are replaced, w
     increase[way, place] = mean over prompts of L(tied) - L        L: mean -log p(next token) of a prompt, nats
 
 The shared vector is the best of its width: the first d_head principal components of keys and values side by side.
-Scales and components are fitted on one part of the prompts, the loss is that of the other part. Nothing is trained: a
-model that had been trained with one vector could do better. A value bias counts as part of v where the model adds it to
-v; processed weights have it in b_O instead, where no tie reaches it, and so differ a little.
+Scales and components are fitted on one part of the prompts, the loss is measured on the other. Nothing is trained: a
+model trained with one vector could do better. If the model adds a value bias to v, it is tied as part of v. Processed
+weights have it in b_O instead, where it is not tied, and so their results differ slightly.
 
 Source: the question is from Henry Dashwood, "How to Think About Self-Attention Intuitively".
 """
@@ -40,11 +40,11 @@ from lens_probes.text.prompts import PromptTable, Tokens, first_part, prompt_tab
 WAYS = ("keys are values", "keys are values, unscaled", "values are keys", "values are keys, unscaled", "shared")
 Edits = dict[str, Callable[[Tensor], Tensor]]
 Place = list[tuple[int, list[int]]]
-"""What is tied at a time: layers, and of each its key/value heads."""
+"""What is tied together: layers, and the key/value heads of each."""
 
 
 class TiedKeyValueResult(Result):
-    """The loss of every prompt, untied and for every way of tying at every place."""
+    """The loss of every prompt, untied, and tied in every way at every place."""
 
     headline = "increase"
     way: tuple[str, ...]
@@ -53,16 +53,16 @@ class TiedKeyValueResult(Result):
     loss: Float[Tensor, " prompt"] = measured("mean -log p(next token)", unit="nats", low=0)
     tied: Float[Tensor, "way place prompt"] = measured("loss with keys and values tied", unit="nats", low=0)
     kept: Float[Tensor, " place"] = measured(
-        "share of the variance that the shared vector keeps where it was fitted", low=0, high=1
+        "share of the variance that the shared vector keeps, on the prompts of the fit", low=0, high=1
     )
 
     @derived("increase of the loss", unit="nats")
     def increase(self) -> Float[Tensor, "way place"]:
-        """The increase of the loss by tying, mean over prompts, nats."""
+        """The increase of the loss by tying, as the mean over prompts, in nats."""
         return (self.tied - self.loss).mean(-1)
 
     def table(self) -> pd.DataFrame:
-        """One row per way and place: loss untied and tied, the increase and its interval, Student's t over prompts."""
+        """One row per way and place: loss untied and tied, and the increase with its interval over prompts."""
         order = np.argsort(np.asarray(self.prompt.text), kind="stable")
         increase = (self.tied - self.loss).flatten(0, 1).double().numpy()[:, order]
         low, high = inference.mean_interval(increase)
@@ -94,10 +94,10 @@ class TiedKeyValueResult(Result):
 
 
 class TiedKeyValue(TextExperiment[TiedKeyValueResult]):
-    """Tie keys to values at every place in turn: 5 passes per place over the prompts that nothing was fitted on.
+    """Tie keys and values at every place in turn: 5 passes per place over the prompts that are not used for the fit.
 
-    `at`: each `layer`, each `kv_head` or `all` layers together. `fraction` of the prompts is fitted on. Interrupted, it
-    gives the places done so far.
+    `at`: each `layer`, each `kv_head` or `all` layers together. `fraction`: share of the prompts for the fit. After an
+    interrupt the result holds the places done so far.
 
     >>> import lens_probes as lp
     >>> result = lp.TiedKeyValue(layers=[1]).run(lp.tiny.bridge("llama"), lp.demo.sentences()[:8], progress=False)
@@ -110,7 +110,7 @@ class TiedKeyValue(TextExperiment[TiedKeyValueResult]):
     fraction: Share = 0.5
 
     def perform(self, study: Study) -> TiedKeyValueResult:
-        """Fit on one part of the prompts, tie and measure on the other."""
+        """Fit on one part of the prompts; tie and measure on the other."""
         view = study.view
         view.check_predicts_next()
         view.check_input_norm()
@@ -154,7 +154,7 @@ class TiedKeyValue(TextExperiment[TiedKeyValueResult]):
 
 
 class Fit(NamedTuple):
-    """Of one layer's key/value heads: root mean squares, and the directions of keys and values side by side."""
+    """Root mean squares of one layer's key/value heads, and principal directions of keys and values side by side."""
 
     key_rms: Float[Tensor, " kv_head"]
     value_rms: Float[Tensor, " kv_head"]
@@ -190,7 +190,7 @@ def fit(view: ModelView, tokens: Tokens, layer: int) -> Fit:
 def shared(
     fit: Fit, keys: Float[Tensor, "... kv_head d_head"], values: Float[Tensor, "... kv_head d_head"]
 ) -> tuple[Float[Tensor, "... kv_head d_head"], Float[Tensor, "... kv_head d_head"]]:
-    """Keys and values as d_head shared numbers per head reproduce them."""
+    """Keys and values, reconstructed from d_head shared numbers per head."""
     both = torch.cat([keys.float() / fit.key_rms[:, None], values.float() / fit.value_rms[:, None]], dim=-1)
     along = einsum(both - fit.mean, fit.directions, "... head both, head k both -> ... head k")
     back = einsum(along, fit.directions, "... head k, head k both -> ... head both") + fit.mean
@@ -199,7 +199,7 @@ def shared(
 
 
 def edits_of(view: ModelView, fit: Fit, layer: int, heads: Sequence[int], way: str) -> Edits:
-    """What a way of tying does to a layer's keys and values, in these heads.
+    """The edits of a layer's keys and values, in these heads, for one way of tying.
 
     Keys come before values in the forward pass, so the values that keys need are computed from the block's input.
     """

@@ -1,23 +1,23 @@
-"""TopicAblation: are the units that are most active for a topic needed for it, and for it only?
+"""TopicAblation: does ablating the units that are most active for a topic raise the loss on that topic only?
 
-The causal test of what `TopicActivity` shows. On one part of the prompts, the k units with the largest contrast are
-chosen for every topic (heads or neurons, over all layers). On the other part, each topic's units are ablated in turn,
-and the loss L (mean -log p(next token) of a prompt, nats) is measured on every topic:
+This is the causal test of `TopicActivity`. On one part of the prompts, the k units with the largest contrast are chosen
+for every topic (heads or neurons, over all layers). On the other part, each topic's units are ablated in turn, and the
+loss L (mean -log p(next token) of a prompt, nats) is measured on every topic:
 
     damage[topic, other_topic]  = mean over prompts of other_topic of L(topic's units ablated) - L
     excess[topic, other_topic]  = damage - mean over draws of the damage of random units
     specificity[topic]          = damage on the topic itself - mean over the other topics of the damage on them
 
-Each draw ablates as many random units of the same kind in each of the same layers, for every topic. It is the baseline:
-ablating any units raises the loss, and more for some topics than for others.
+The baseline: each draw ablates, for every topic, as many random units of the same kind in each of the same layers.
+Ablating any units raises the loss, and more for some topics than for others.
 
 Source: Pochinkov and Schoots 2024, "Dissecting Language Models: Machine Unlearning via Selective Pruning", arXiv
-2403.01267, remove the units that are more active on one kind of text; here with random draws, intervals and all topics.
+2403.01267, remove the units that are more active on one kind of text. We add random draws, intervals and all topics.
 """
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -33,16 +33,15 @@ from lens_probes.maths.topics import by_topic, own_less_others
 from lens_probes.messages import amount
 from lens_probes.model import ModelView
 from lens_probes.model.ablation import Ablation
-from lens_probes.probe import Study, TextExperiment, run
+from lens_probes.probe import Options, Study, TextExperiment, run
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
 from lens_probes.probes.topic_activity import Statistic, TopicActivity
 from lens_probes.reading import prompt_loss
 from lens_probes.result import TopicResult, comparison, measured
 from lens_probes.settings import Layers, Positive, Seed, Share
 from lens_probes.text.prompts import Prompt, Prompts, as_prompts, prompt_table
-from lens_probes.text.words import WordClasses
 
-DRAWS_FOR_STARS = 19  # with fewer, p is above 0.05 even where no draw does as much damage
+DRAWS_FOR_STARS = 19  # with fewer, p is above 0.05 even if no draw does as much damage
 NULL = "ablating the topic's units does no more damage than ablating as many random units of the same layers"
 SPECIFICITY_NULL = "the damage of the topic's units is no more specific than that of random units of the same layers"
 
@@ -57,16 +56,16 @@ class TopicAblationResult(TopicResult):
     ablated: Float[Tensor, "topic prompt"] = measured("loss with a topic's units ablated", unit="nats", low=0)
     random: Float[Tensor, "topic draw prompt"] = measured("loss with random units ablated", unit="nats", low=0)
     chosen_layer: Int[Tensor, "topic k"] = measured("layer of each ablated unit", low=0, into="layer")
-    chosen_unit: Int[Tensor, "topic k"] = measured("its number in the layer", low=0)
-    chosen_contrast: Float[Tensor, "topic k"] = measured("its contrast where it was chosen", unit="SDs over prompts")
+    chosen_unit: Int[Tensor, "topic k"] = measured("number of each ablated unit in its layer", low=0)
+    chosen_contrast: Float[Tensor, "topic k"] = measured("contrast of each ablated unit", unit="SDs over prompts")
 
     def damage(self) -> pd.DataFrame:
         """Topic by other topic: `effect` is the excess over random units, with its interval, p and q.
 
-        `damage` is the rise of the loss, `random` its mean over draws of random units, `random_low` and `random_high`
-        the smallest and largest draw. The 95 % interval is Student's t over the prompts of `other_topic`. `p` is
-        one-sided, (b+1)/(draws+1): how often a draw does as much damage; `q` is the false-discovery rate over all rows.
-        The null is in `attrs["null"]`.
+        `damage` is the increase of the loss, `random` its mean over draws of random units, `random_low` and
+        `random_high` the smallest and largest draw. The 95 % interval is Student's t over the prompts of `other_topic`.
+        `p` is one-sided, (b+1)/(draws+1): how often a draw does as much damage. `q` is the false-discovery rate over
+        all rows. The null is in `attrs["null"]`.
         """
         rows, order = [], self.by_topic()
         for number, other in enumerate(self.topic):
@@ -93,10 +92,10 @@ class TopicAblationResult(TopicResult):
         return comparison(names, **columns, draws=self.random.shape[1], says="excess loss (nats)", null=NULL)
 
     def specificity(self) -> pd.DataFrame:
-        """Topic by topic: how much more damage its units do on its own prompts than on others, interval, p and q.
+        """Per topic: how much more damage its units do on its own prompts than on others, with interval, p and q.
 
-        `p` compares it with the same difference in every draw of random units, so that a topic whose loss rises easily
-        is not taken for a specific one; `random` is their mean. The 95 % interval resamples prompts within topics;
+        `p` compares it with the same difference in every draw of random units, so that a topic with a sensitive loss
+        does not appear specific; `random` is the mean of these. The 95 % interval resamples prompts within topics;
         there is none if a topic has fewer than five. The null is in `attrs["null"]`.
         """
         order = self.by_topic()
@@ -176,8 +175,8 @@ class TopicAblation(TextExperiment[TopicAblationResult]):
     """Ablate the units that are most active for each topic, and measure the loss on each topic.
 
     `component`: heads or neurons. `ablation`: units are set to their mean over the prompts on which they were chosen,
-    or to zero. `fraction`: the share of the prompts for choosing. It takes 1 + topics x (1 + draws) passes over the
-    other prompts. Interrupted, it returns the draws done so far.
+    or to zero. `fraction`: share of the prompts for choosing. It takes 1 + topics x (1 + draws) passes over the other
+    prompts. After an interrupt the result holds the draws done so far.
 
     >>> import lens_probes as lp
     >>> topics = {"animals": ["The cat sat.", "A dog ran.", "A bird sang.", "The horse fell."],
@@ -197,20 +196,16 @@ class TopicAblation(TextExperiment[TopicAblationResult]):
     seed: Seed = 0
 
     def run(
-        self,
-        model: Any,
-        prompts: Prompts,
-        *,
-        groups: Sequence[str] | None = None,
-        prepend_bos: bool | None = None,
-        word_class: WordClasses | None = None,
-        progress: bool = True,
+        self, model: Any, prompts: Prompts, *, groups: Sequence[str] | None = None, **options: Unpack[Options]
     ) -> TopicAblationResult:
-        """Choose on one part of the prompts, whole `groups` (templates) if given, and measure on the other part."""
-        return self.perform(Study.of(self, model, prompts, prepend_bos, word_class, progress), groups)
+        """Choose on one part of the prompts, measure on the other. Options are as in `lens_probes.run`.
+
+        `groups`: one label per prompt (its template); a group is in one part as a whole.
+        """
+        return self.perform(Study.of(self, model, prompts, **options), groups)
 
     def perform(self, study: Study, groups: Sequence[str] | None = None) -> TopicAblationResult:
-        """Choose units, ablate each topic's, then random ones, one draw for all topics at a time."""
+        """Choose units; ablate each topic's units, then random ones, draw by draw."""
         view, tokens, table = study.view, study.tokens, prompt_table(study.tokens)
         view.check_predicts_next()
         topics, order = table.topics, by_topic(table, table.topics, groups)
@@ -223,7 +218,7 @@ class TopicAblation(TextExperiment[TopicAblationResult]):
         loss = prompt_loss(view, rest)
 
         def losses(draw: int) -> Float[Tensor, "topic prompt"]:
-            """With each topic's own units ablated (draw 0), or random ones."""
+            """The loss with each topic's units ablated (draw 0), or random ones."""
             found = []
             for topic, own in zip(topics, chosen.indices, strict=True):
                 random = np.random.default_rng([self.seed, zlib.crc32(topic.encode()), draw])
@@ -268,14 +263,14 @@ class TopicAblation(TextExperiment[TopicAblationResult]):
 
 
 class Chosen(NamedTuple):
-    """The units chosen for each topic: their contrasts, and their places when layers are laid end to end."""
+    """The units chosen for each topic: contrasts, and indices with layers laid end to end."""
 
     contrasts: Float[Tensor, "topic k"]
     indices: Int[Tensor, "topic k"]
 
 
 def random_like(places: Int[Tensor, " k"], n_units: int, random: np.random.Generator) -> Int[Tensor, " k"]:
-    """As many random units in each of the same layers."""
+    """Random units: in each layer, as many as `places` has there."""
     layers, counts = (places // n_units).unique(return_counts=True)
     drawn = [
         layer * n_units + random.choice(n_units, count, replace=False)

@@ -1,13 +1,13 @@
-"""TunedLens: what would the model predict at this layer, if the layer spoke the last one's language?
+"""TunedLens: what does the model predict at each layer, after translating the state to the last layer's basis?
 
-For every layer one affine map of the state, fitted on text so that what it predicts is what the model itself predicts:
+For every layer, an affine map of the state is fitted on text so that its prediction matches the model's own:
 
     translated[layer, token] = h[layer, token] @ A[layer] + b[layer]
     loss[layer, step]        = mean over the step's tokens of KL(p_final || softmax of unembed(translated))    nats
 
-A starts as the identity and b as 0, which is the logit lens; the last layer needs no map. Fitted by Adam with a step of
-learning_rate / sqrt(1 + step / 100). Special tokens are left out: their states are outliers. The result is a
-translator, `LogitLens(translator=tuned)`; judge it on text that it has not seen.
+A starts as the identity and b as 0, which is the logit lens; the last layer needs no map. The optimiser is Adam with
+the rate learning_rate / sqrt(1 + step / 100). Special tokens are excluded: their states are outliers. The result is a
+translator, `LogitLens(translator=tuned)`; evaluate it on text that was not used for the fit.
 
 Source: Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the Tuned Lens", arXiv 2303.08112.
 """
@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import plotly.graph_objects as go
 import torch
@@ -30,36 +30,35 @@ from lens_probes import figures
 from lens_probes.maths.vocabulary import check_entries
 from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView, undisturbed
-from lens_probes.probe import Study, TextExperiment
+from lens_probes.probe import Options, Study, TextExperiment
 from lens_probes.reading import Reading, pad
 from lens_probes.result import Result, measured
 from lens_probes.settings import Layers, Positive, Rate, Seed
 from lens_probes.text.prompts import Prompts, Tokens, concatenate
-from lens_probes.text.words import WordClasses
 
-RECENT = 20  # steps whose mean is drawn as the loss at the end
+RECENT = 20  # last steps, whose mean loss the figure shows
 
 
 class TunedLensResult(Result):
-    """Affine maps, one per layer, and what the fit needs to go on. Calling it translates a state."""
+    """Affine maps, one per layer, and the state of the optimiser, to resume. Calling the result translates a state."""
 
     headline = "loss"
     layer: tuple[str, ...]
-    last: str  # the label that is left alone
+    last: str  # the last layer's label, which has no map
     learning_rate: float
     tokens_per_step: int
     seed: int
-    text_hash: str  # of the prompts: a fit goes on with the same ones
+    text_hash: str  # of the prompts: a fit can resume only with the same ones
     maps: Float[Tensor, "layer input d_model"] = measured("affine map: the rows of A, then b")
     loss: Float[Tensor, "layer step"] = measured("mean KL(final || layer)", unit="nats", low=0)
     gradient_mean: Float[Tensor, "layer input d_model"] = measured("Adam's running mean of the gradient")
     gradient_square: Float[Tensor, "layer input d_model"] = measured(
         "Adam's running mean of the squared gradient", low=0
     )
-    embed_mean: Float[Tensor, " d_model"] = measured("mean embedding, to recognise the model")
+    embed_mean: Float[Tensor, " d_model"] = measured("mean embedding, which identifies the model")
 
     def __call__(self, state: Float[Tensor, "token d_model"], label: str) -> Float[Tensor, "token d_model"]:
-        """The state as the last layer would have it; the last layer's as it is."""
+        """The state, translated to the last layer's basis; unchanged for the last layer."""
         self._check_labels([label])
         if label == self.last:
             return state
@@ -68,15 +67,15 @@ class TunedLensResult(Result):
 
     def check_model(self, model: ModelView, labels: Sequence[str]) -> None:
         """Raise unless this lens was fitted on this model, for all of these states."""
-        model.refuse_other("translator holds maps", self.provenance, self.embed_mean)
+        model.refuse_other("translator", self.provenance, self.embed_mean)
         self._check_labels(labels)
 
     def _check_labels(self, labels: Sequence[str]) -> None:
         missing = [label for label in labels if label not in (*self.layer, self.last)]
         if missing:
             raise ValueError(
-                f"states to translate must be of the layers that this lens was fitted for, {', '.join(self.layer)}; "
-                f"got {missing[0]}: ask for those layers, or fit more of them"
+                f"states must be of the layers that this lens was fitted for, {', '.join(self.layer)}; got "
+                f"{missing[0]}: use those layers, or fit more layers"
             )
 
     def figure(self) -> go.Figure:
@@ -96,10 +95,10 @@ class TunedLensResult(Result):
 
 
 class TunedLens(TextExperiment[TunedLensResult]):
-    """Fit a tuned lens. `layers` are those of `LogitLens`; a step is one batch of prompts of about `tokens_per_step`.
+    """Fit a tuned lens. `layers` are those of `LogitLens`; a step is one batch, of about `tokens_per_step` tokens.
 
-    Interrupted, it gives what is done so far; `run(..., resume=result)` goes on from there, and what comes out equals
-    one uninterrupted fit.
+    After an interrupt the result holds the fit so far. `run(..., resume=result)` continues it; the outcome equals one
+    uninterrupted fit.
 
     >>> import lens_probes as lp
     >>> model, texts = lp.tiny.bridge(), lp.demo.sentences()[:8]
@@ -117,37 +116,33 @@ class TunedLens(TextExperiment[TunedLensResult]):
     seed: Seed = 0
 
     def run(
-        self,
-        model: Any,
-        prompts: Prompts,
-        *,
-        prepend_bos: bool | None = None,
-        word_class: WordClasses | None = None,
-        progress: bool = True,
-        resume: TunedLensResult | None = None,
+        self, model: Any, prompts: Prompts, *, resume: TunedLensResult | None = None, **options: Unpack[Options]
     ) -> TunedLensResult:
-        """Fit on these prompts; with `resume`, an earlier result, go on until `steps` are done in all."""
-        return self.perform(Study.of(self, model, prompts, prepend_bos, word_class, progress), resume)
+        """Fit on these prompts; `prepend_bos`, `word_class` and `progress` are as in `lens_probes.run`.
+
+        `resume`: an earlier result of the same fit, to be continued.
+        """
+        return self.perform(Study.of(self, model, prompts, **options), resume)
 
     def perform(self, study: Study, resume: TunedLensResult | None = None) -> TunedLensResult:
-        """All layers at once, a step after another."""
+        """All layers together, step by step."""
         view, tokens = study.view, study.tokens
         view.check_head()
-        check_entries(view.W_E, f"the embedding of {view.name}")  # its mean tells the model again
+        check_entries(view.W_E, f"the embedding of {view.name}")  # its mean identifies the model
         last = view.label("resid_post", view.n_layers - 1)
         points = {label: hook for label, hook in view.stream(self.layers).items() if label != last}
         if not points:
-            raise ValueError(f"layers must have one before the last, which needs no map; got {last} only: add others")
-        if bool(tokens.special.all()):
             raise ValueError(
-                "prompts must have tokens that are not special to fit on; got special ones only: pass text"
+                f"layers must include one before the last, which needs no map; got {last} only: add others"
             )
+        if bool(tokens.special.all()):
+            raise ValueError("prompts must have tokens that are not special; got special tokens only: pass text")
         hooks = [*points.values(), view.hook("resid_post", -1)]
         fit = self._start(view, tuple(points), tokens, resume)
         batches = islice(_batches(tokens, self.tokens_per_step, self.seed), fit.step, None)
 
         def go_on(step: int) -> None:
-            nonlocal fit  # replaced whole: an interrupt finds it before a step or after
+            nonlocal fit  # replaced as a whole, so that an interrupt never leaves half a step
             batch = next(batches)
             ids, mask = pad(batch, view)
             reading = Reading(view, batch, view.activations(ids, mask, hooks), mask)
@@ -157,7 +152,7 @@ class TunedLens(TextExperiment[TunedLensResult]):
         with undisturbed(view.model):
             study.each(go_on, range(fit.step, self.steps), doing="fitting", unit="step", least=0)
         if fit.step < self.steps:
-            tqdm.write("go on with run(..., resume=result)")
+            tqdm.write("to continue, run(..., resume=result)")
         return TunedLensResult(
             layer=tuple(points),
             last=last,
@@ -174,7 +169,7 @@ class TunedLens(TextExperiment[TunedLensResult]):
         )
 
     def _start(self, view: ModelView, layer: tuple[str, ...], tokens: Tokens, resume: TunedLensResult | None) -> "_Fit":
-        """Where the fit stands: at the identity, or where `resume` stopped, if it was the same fit."""
+        """The initial fit: the identity, or the state of `resume`. Raises unless `resume` is of the same fit."""
         if resume is None:
             identity = torch.cat([torch.eye(view.d_model, dtype=torch.float32), torch.zeros(1, view.d_model).float()])
             maps = repeat(identity.to(view.device), "input d_model -> layer input d_model", layer=len(layer))
@@ -191,20 +186,20 @@ class TunedLens(TextExperiment[TunedLensResult]):
         other = [name for name, one, another in zip(names, own, theirs, strict=True) if one != another]
         if other:
             raise ValueError(
-                f"resume must come from the same fit; got one with other {', '.join(other)}: go on with the same, or "
-                f"start anew"
+                f"resume must come from the same fit; got one with other {', '.join(other)}: use the same, or leave "
+                f"resume out"
             )
         if resume.loss.shape[1] > self.steps:
             raise ValueError(
                 f"resume must have at most the {self.steps} steps of TunedLens(steps=...); got {resume.loss.shape[1]}: "
-                f"ask for more steps"
+                f"use more steps"
             )
         state = (resume.maps, resume.gradient_mean, resume.gradient_square, resume.loss)
         return _Fit(*(tensor.to(view.device) for tensor in state))
 
 
 class _Fit(NamedTuple):
-    """How far a fit has come. Replaced whole at every step: an interrupt finds it before a step or after."""
+    """The state of a fit. Each step replaces it as a whole, so that an interrupt never leaves half a step."""
 
     maps: Float[Tensor, "layer input d_model"]
     gradient_mean: Float[Tensor, "layer input d_model"]
@@ -230,7 +225,7 @@ def _adam(
 def _gradients(
     reading: Reading, hooks: Sequence[str], maps: Float[Tensor, "layer input d_model"]
 ) -> tuple[Float[Tensor, " layer"], Float[Tensor, "layer input d_model"]]:
-    """The loss of every layer on a batch and its gradient, a layer at a time: the vocabulary meets one layer only."""
+    """The loss of every layer on a batch and its gradient. Layer by layer, so that memory holds the logits of one."""
     model, own = reading.model, ~reading.tokens.special
     with torch.no_grad():
         final_log_prob = model.unembed(reading[hooks[-1]][own]).log_softmax(-1)
@@ -246,7 +241,7 @@ def _gradients(
 
 
 def _batches(tokens: Tokens, tokens_per_step: int, seed: int) -> Iterator[Tokens]:
-    """Prompts in a new seeded order each time they have all been used, without end."""
+    """Endless batches of prompts, in a new seeded order each time all prompts have been used."""
     prompts = [part for _, part in tokens.by_prompt() if not part.special.all()]
     random = torch.Generator().manual_seed(seed)
     batch: list[Tokens] = []

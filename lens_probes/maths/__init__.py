@@ -1,1 +1,1 @@
-"""Mathematics that knows no model: the vocabulary in chunks, similarities, tests and intervals."""
+"""Mathematics without models: the vocabulary in chunks, similarities, tests and intervals."""

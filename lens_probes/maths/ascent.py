@@ -1,4 +1,4 @@
-"""Gradient ascent with Adam, and seeds that depend on what is asked and not on its place in a batch."""
+"""Gradient ascent with Adam, and random generators seeded by content, so that batches do not change results."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def seeded(about: bytes | str, seed: int) -> torch.Generator:
-    """A generator whose numbers depend on what they are about and on a seed.
+    """A random generator seeded by a content (such as token ids) and a seed.
 
     >>> float(torch.rand(1, generator=seeded("a", 0))) == float(torch.rand(1, generator=seeded("a", 0)))
     True
@@ -36,11 +36,11 @@ def ascend(
     final: float = 1.0,
     project: Callable[[Float[Tensor, "..."], int], Float[Tensor, "..."]] | None = None,
 ) -> Iterator[Reached]:
-    """The start and the point after each step of Adam towards a larger `height(point, step)`: steps + 1 of them.
+    """Maximise `height(point, step)` with Adam: yields the start and the point after each step, steps + 1 in all.
 
-    The height may be one number, or one per restart where restarts share nothing. The rate falls in a line to `final`
-    times itself. `project(point, step)` brings every new point back to where it may be. An entry on which the height
-    does not depend stays where it is. To descend, give minus the loss.
+    The height is one number, or one per restart if restarts are independent. The learning rate falls linearly to
+    `final` times `rate`. `project(point, step)` maps every new point to an allowed one. An entry on which the height
+    does not depend keeps its value. To descend, pass minus the loss.
 
     >>> *_, end = ascend(torch.zeros(1), lambda x, step: -((3 - x) ** 2), steps=200, rate=0.1)
     >>> round(end.point.item(), 2), round(end.height.item(), 2)

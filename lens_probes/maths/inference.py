@@ -1,18 +1,18 @@
-"""Inference for all probes: groups compared and described, means, and p values with their corrections.
+"""Inference for all probes: group comparisons and descriptions, means, and p values with their corrections.
 
 A statement about classes of words ("content words ...") must hold for other prompts and for other words. Tokens are not
-independent: they share prompts, and the same word types come back in every prompt (Clark 1973, "The language-as-fixed-
-effect fallacy"). Two things follow for `compare` and `describe`:
+independent: they share prompts, and word types recur across prompts (Clark 1973, "The language-as-fixed-effect
+fallacy"). Two things follow for `compare` and `describe`:
 
 - Labels are permuted among word *types*, all occurrences of a type together, and the statistic is studentised with a
   variance that has a part by prompt and a part by type. The interval inverts that test.
-- Types weigh equally unless tokens are asked for: by tokens, the few commonest function words decide alone.
+- Types have equal weights by default. With equal weights of tokens, the few commonest function words would dominate.
 
-A *type* is the case-folded form of a word, its pieces together. A form that has two classes is two things to label and
-one cluster of the variance.
+A *type* is the case-folded form of a whole word. A form that occurs in two classes gets two labels, and is one cluster
+of the variance.
 
-Everything random is seeded, and prompts are first put in an order of their own (by token ids), so the order in which
-they came changes no digit. A unit without a value (NaN) has no p, and counts in no correction and in no maximum.
+Everything random is seeded, and prompts are first sorted by their token ids, so the order in which prompts are given
+changes no digit. A unit without a value (NaN) has no p, and is ignored by corrections and maxima.
 """
 
 import math
@@ -33,18 +33,16 @@ from lens_probes.text.prompts import Tokens
 
 RESAMPLES = 1000
 PERMUTATIONS = 999
-CLUSTERS_FOR_INTERVAL = 5  # prompts, or word types: between fewer, variance is not known
-EFFECTIVE_TYPES = 3  # with fewer, one type decides: 12 to 25 % false positives where it has 70 to 90 % of the tokens
+CLUSTERS_FOR_INTERVAL = 5  # prompts, or word types: with fewer, the variance is not known
+EFFECTIVE_TYPES = 3  # with fewer, one type dominates: 12 to 25 % false positives where it has 70 to 90 % of the tokens
 CLASSES = ("content", "function", "number", "punctuation")  # the order of tables and legends
 ALPHA = 0.05
 CELLS_AT_ONCE = 2**22  # tokens times permutations in memory
-TYPE_NULL = (
-    "the class of a word type says nothing about its values; labels permuted among word types (within a stratum)"
-)
+TYPE_NULL = "values do not depend on the class of a word type; labels permuted among word types (within a stratum)"
 
 Strata = Sequence[str] | Sequence[float] | np.ndarray | Tensor
 Weigh = Literal["types", "tokens"]
-"""What counts as much as another in a median or an effect: every word type, or every token."""
+"""What has equal weights in a median or an effect: every word type, or every token."""
 Values = Float[np.ndarray, "unit token"]
 PerToken = Shaped[np.ndarray, " token"]
 PerUnit = Float[np.ndarray, " unit"]
@@ -62,7 +60,7 @@ def describe(values: Values, tokens: Tokens, word_classes: Sequence[str], *, wei
     The 95 % interval is Woodruff's: with f the weights over their sum and m the median, the share below m has the
     influences e = f (1[x < m] + 1[x = m]/2 - 1/2), and V is their two-way variance by prompt and type; the bounds are
     the weighted quantiles at 1/2 +- t sqrt(V), with min(prompts, types) - 1 degrees of freedom. With fewer than five
-    prompts or types it is NaN. Missing values (NaN) are left out, also from the counts.
+    prompts or types it is NaN. Missing values (NaN) are excluded, also from the counts.
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
@@ -75,14 +73,14 @@ def describe(values: Values, tokens: Tokens, word_classes: Sequence[str], *, wei
             group = tokens[torch.from_numpy(member)]
             frames.append(_description(values[:, member], group, word_class, form[member], prompt[member], weigh))
     if not frames:
-        raise ValueError(f"no token of class {' or '.join(word_classes)} has a value: there is nothing to describe")
+        raise ValueError(f"a token of class {' or '.join(word_classes)} must have a value; got none: pass longer text")
     return pd.concat(frames, ignore_index=True)
 
 
 def describe_types(values: Values, tokens: Tokens) -> pd.DataFrame:
-    """`describe` for a fact about a token's id: each id counts once, ids of more than one class are left out.
+    """`describe` for quantities that depend on the token id alone: each id counts once, ids of several classes never.
 
-    The interval is over types: it allows for other words, and knows no prompts.
+    The interval is over word types: it generalises to other words. Prompts play no part.
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
@@ -95,7 +93,7 @@ def describe_types(values: Values, tokens: Tokens) -> pd.DataFrame:
         once, _ = _ids(group)
         frames.append(_description(values[:, member], group, word_class, form[member], None, "types", once=once))
     if not frames:
-        raise ValueError("no token here belongs to a word of one class: there is nothing to describe")
+        raise ValueError("a token id must belong to words of one class; got none that does: pass text with more words")
     return pd.concat(frames, ignore_index=True)
 
 
@@ -109,7 +107,7 @@ def _description(
     *,
     once: Int[np.ndarray, " type"] | None = None,
 ) -> pd.DataFrame:
-    """The rows of one word class; with `once` only these rows count, each as much, whatever their prompts."""
+    """The rows of one word class. With `once`, only these rows count, with equal weights and regardless of prompts."""
     known = ~np.isnan(values)
     n = pd.DataFrame([counts(group[torch.from_numpy(each)], form[each]) for each in known])
     if once is not None:
@@ -152,7 +150,7 @@ def by_word_class(
     special: bool,
     weigh: Weigh = "types",
 ) -> pd.DataFrame:
-    """`describe` for several quantities by layer, one row a quantity, class and layer; special tokens are a class."""
+    """`describe` for several quantities: one row per quantity, class and layer. Special tokens are a class."""
     label = ["special" if each else own for own, each in zip(tokens.word_class, tokens.special.tolist(), strict=True)]
     tokens = replace(tokens, word_class=tuple(label))
     classes = [each for each in classes_of(label) if special or each != "special"]
@@ -162,27 +160,27 @@ def by_word_class(
         if any(known & np.isin(label, classes)):
             frames.append(with_layers(describe(values, tokens, classes, weigh=weigh), layer).assign(quantity=quantity))
     if not frames:
-        raise ValueError("no token here belongs to a word: pass text, or ids that decode to text")
+        raise ValueError("tokens must belong to words; got none that does: pass text, or ids that decode to text")
     frame = pd.concat(frames, ignore_index=True)
     first = ["quantity", "layer"]
     return frame.reindex(columns=[*first, *(column for column in frame.columns if column not in first)])
 
 
 def with_layers(frame: pd.DataFrame, layer: Sequence[str]) -> pd.DataFrame:
-    """The same table with the layers' labels for the numbers of units."""
+    """The same table with the layers' labels in place of unit numbers."""
     named = frame.rename(columns={"unit": "layer"})
     named["layer"] = pd.Categorical.from_codes(frame["unit"], categories=list(layer), ordered=True)
     return named
 
 
 def classes_of(label: Iterable[str]) -> list[str]:
-    """The word classes that occur, our own first, then those of the user."""
+    """The word classes that occur: the built-in ones first, then those of the user."""
     found = set(label) - {""}
     return [*(each for each in CLASSES if each in found), *sorted(found - set(CLASSES))]
 
 
 def counts(tokens: Tokens, form: Int[np.ndarray, " token"]) -> dict[str, int]:
-    """How many tokens, words, word types and prompts there are; `form` is a number for each token's type."""
+    """The numbers of tokens, words, word types and prompts; `form` is the number of each token's type."""
     return {
         "tokens": len(tokens),
         "words": len(np.unique(_words(tokens))),
@@ -192,9 +190,9 @@ def counts(tokens: Tokens, form: Int[np.ndarray, " token"]) -> dict[str, int]:
 
 
 def quantiles(values: Values) -> Callable[[float | PerUnit, Float[np.ndarray, "#unit token"]], PerUnit]:
-    """The q-quantile (0 to 1) of each unit's values as a function of q and of weights, one per token.
+    """The q-quantile (0 to 1) of each unit's values, as a function of q and of weights, one per token.
 
-    Midway between two values where q falls between them; NaN values do not count.
+    Midway between two values if q falls between them; NaN values are ignored.
 
     >>> quantiles(np.array([[1.0, 2.0, 10.0]]))(0.5, np.array([[1.0, 1.0, 2.0]]))
     array([6.])
@@ -208,7 +206,7 @@ def quantiles(values: Values) -> Callable[[float | PerUnit, Float[np.ndarray, "#
         own = np.take_along_axis(np.broadcast_to(weights, values.shape), order, axis=1) * counted
         reached = np.cumsum(own, axis=1)
         total = reached[:, -1:]
-        slack = 1e-9 * total  # or rounding would tell 3 * 0.25 from 0.75
+        slack = 1e-9 * total  # otherwise rounding would distinguish 3 * 0.25 from 0.75
         goal = np.maximum(np.broadcast_to(q, len(values))[:, None] * total, 2 * slack)  # at 0, the first that counts
         last = (counted & (own > 0)).cumsum(axis=1).argmax(axis=1)  # the last value that counts
         below = np.minimum((reached < goal - slack).sum(axis=1), last)
@@ -233,13 +231,14 @@ def compare(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Does a word of class `first` tend to have a larger value than one of class `second`? One row per unit.
+    """Do words of class `first` tend to have larger values than words of class `second`? One row per unit.
 
         effect = P(x_first > x_second) + P(x_first = x_second) / 2      common-language effect size; 0.5 is none
 
-    over pairs of tokens of weight w: 1 / (tokens of its type), so that types weigh equally, or 1 with `weigh="tokens"`.
-    `effective_types` is Kish's (sum W)^2 / sum W^2 over the weights W of types: how many equally heavy types would say
-    as much. The influence of a token on the effect, its studentised value and its variance are
+    over pairs of tokens with weights w: 1 / (tokens of its type), so that types weigh equally, or 1 with
+    `weigh="tokens"`. `effective_types` is Kish's (sum W)^2 / sum W^2 over the weights W of types: the number of equally
+    weighted types with the same precision. The influence of a token on the effect, its studentised value and its
+    variance are
 
         psi_i = w_i sum_j w_j (h_ij - effect) / sum over pairs of w w      j of the other class; h = 1, 1/2 or 0
         V     = max(Vp, Vt, Vp + Vt - Vc)       sums of squared sums of psi by prompt, type, and prompt x type
@@ -249,20 +248,20 @@ def compare(
     `high` invert that test: logit(effect) +- c sqrt(V) / (effect (1 - effect)), c the 95 % quantile of |t| over
     permutations. The interval excludes 0.5 exactly when p < 0.05. It is NaN with fewer than five prompts or five word
     types of either class. With five to nine prompts of the rarer class it covers the true effect in 89 to 95 of
-    100 data sets, the less the more prompts differ. Prompts of the same ids count as one. With `weigh="tokens"` and
-    fewer than three effective types of a class there is neither interval nor p: one type would decide. Where every pair
-    has the same winner, V is 0, and t is that of a single lost pair of types; where all values are equal, t is 0 and
-    there is no interval. With fewer than five prompts, p speaks for other words in these prompts. `q` is the
+    100 data sets (fewer, the more prompts differ). Prompts with the same ids count as one. With `weigh="tokens"`
+    and fewer than three effective types of a class there is neither interval nor p: one type would dominate. If every
+    pair has the same winner, V is 0, and t is computed as if one pair of types were lost; if all values are equal, t is
+    0 and there is no interval. With fewer than five prompts, p holds for other words in these prompts. `q` is the
     false-discovery rate over units. The null is in `attrs["null"]`.
 
-    With `strata` (a label or a number per token; numbers are cut into deciles, NaN is left out) pairs are compared
-    within a stratum only. Strata that are the same for all tokens of one id (frequency) hold the labels too, each type
-    in the stratum of its first token; other strata (position) hold the pairs only. Strata that lack one class are
-    dropped; `strata` and `strata_dropped` count them. A token whose value is missing (NaN) in any unit is left out,
-    and a unit without any value has no effect, p or q.
+    With `strata` (a label or a number per token; numbers are cut into deciles, NaN is excluded) pairs are compared
+    within a stratum only. If all tokens of an id have the same stratum (frequency), labels too are permuted within
+    strata, each type in the stratum of its first token; other strata (position) restrict the pairs only. `strata` is
+    the number of strata used, `strata_with_one_class` that of strata excluded because they lack one class. A token
+    whose value is missing (NaN) in any unit is excluded, and a unit without any value has no effect, p or q.
 
-    What it costs and covers is simulated by `benchmarks/inference.py`. Power, 30 of the package's sentences: an effect
-    of 0.60 is found in 77 % of trials, one of 0.64 in 97 % (by tokens in 54 % and 75 %).
+    `benchmarks/inference.py` simulates false positives, coverage and power. With 30 of the package's sentences, an
+    effect of 0.60 is found in 77 % of trials, one of 0.64 in 97 % (with `weigh="tokens"` in 54 % and 75 %).
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
@@ -270,7 +269,7 @@ def compare(
     chosen, stratum, form = tokens[torch.from_numpy(present)], stratum[present], _numbers(forms(tokens))[present]
     return _compared(
         values[:, present], chosen, form, stratum, _prompts(tokens)[present], first, second, weigh, permutations, seed
-    ).assign(strata=n_strata[0], strata_dropped=n_strata[1], permutations=permutations)
+    ).assign(strata=n_strata[0], strata_with_one_class=n_strata[1], permutations=permutations)
 
 
 def compare_types(
@@ -283,10 +282,10 @@ def compare_types(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`compare` for a fact about a token's id: each id counts once, ids of more than one class are left out.
+    """`compare` for quantities that depend on the token id alone: each id counts once, ids of several classes never.
 
-    It speaks for other words and knows no prompts: the variance is over word types, and five types of either class are
-    enough for an interval. A type has the stratum of its first token, and deciles are of types.
+    It generalises to other words, and prompts play no part: the variance is over word types, and five types of either
+    class are enough for an interval. A type has the stratum of its first token, and deciles are of types.
     """
     order, tokens = in_own_order(tokens)
     values = values[:, order]
@@ -303,7 +302,7 @@ def compare_types(
         for own in [everywhere & tokens.of_class(name)]
         for what, number in counts(tokens[own], form[own.numpy()]).items()
     }
-    return frame.assign(**n, strata=n_strata[0], strata_dropped=n_strata[1], permutations=permutations)
+    return frame.assign(**n, strata=n_strata[0], strata_with_one_class=n_strata[1], permutations=permutations)
 
 
 def _compared(
@@ -318,11 +317,11 @@ def _compared(
     permutations: int,
     seed: int,
 ) -> pd.DataFrame:
-    """The test, the interval and the counts, of the tokens that take part."""
+    """The test, the interval and the counts of the included tokens."""
     if weigh not in get_args(Weigh):
         raise ValueError(f"weigh must be 'types' or 'tokens'; got {brief(weigh)}")
     is_first = np.asarray(chosen.word_class) == first
-    # What is labelled: a form of one class. The stratum of a type is that of its first token.
+    # The items that are labelled are forms of one class. The stratum of a type is that of its first token.
     _, start, item = np.unique(form * 2 + is_first, return_index=True, return_inverse=True)
     moved = permuted(is_first[start], _held(chosen, stratum)[start], permutations, seed=seed)
     labels = np.concatenate([is_first[start][None], moved]).T[item]  # token, 1 + permutations
@@ -360,7 +359,7 @@ def _tested(
     clusters: "TwoWay",
     lost: tuple[float, float],
 ) -> tuple[float, float, float, float]:
-    """The effect of the first labelling, its interval and its p, the other labellings being the permutations."""
+    """The effect of the first labelling, its interval and its p. The other labellings are the permutations."""
     effect_of = common_language(values, stratum, weights)
     draws = max(1, CELLS_AT_ONCE // len(values))
     found = []
@@ -373,7 +372,7 @@ def _tested(
     t, slope = studentised(effects, variance, lost)
     beyond = np.abs(t[1:][np.isfinite(t[1:])])
     p = (1 + (beyond >= abs(t[0]) - TIE).sum()) / (1 + len(beyond))
-    # How many b have (b+1)/(m+1) < 0.05, told as the test tells it: the interval ends where the test does.
+    # The number of b with (b+1)/(m+1) < 0.05, computed as in the test, so that interval and test agree.
     allowed = ((1 + np.arange(len(beyond))) / (1 + len(beyond)) < ALPHA).sum()
     if allowed == 0 or (variance[0] <= NOTHING and abs(effects[0] - 0.5) < TIE):
         return effects[0], math.nan, math.nan, p
@@ -383,16 +382,16 @@ def _tested(
 
 
 NOTHING = 1e-24  # a variance of rounding errors
-TIE = 1e-12  # two t that differ by less are equal: the same tokens, added up in another order
+TIE = 1e-12  # two t that differ by less are equal: the same tokens, summed in another order
 
 
 def studentised(
     effect: Float[np.ndarray, " draw"], variance: Float[np.ndarray, " draw"], lost: tuple[float, float]
 ) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
-    """logit(effect) over its standard error, and that standard error.
+    """logit(effect) divided by its standard error, and that standard error.
 
-    An effect without variance has no error of its own. All pairs have one winner then (or all are equal, and t is 0):
-    it is taken to have lost one pair of types, which has the effect and the variance of `lost`.
+    An effect without variance has no standard error: all pairs have the same winner (or all are equal, and t is 0). It
+    is treated as if one pair of types were lost, with the effect and the variance of `lost`.
 
     >>> studentised(np.array([0.75]), np.array([0.01]), lost_pair(20, 20))[0].round(2)
     array([2.06])
@@ -405,12 +404,12 @@ def studentised(
 def _within(
     effect: Float[np.ndarray, " draw"], variance: Float[np.ndarray, " draw"], lost: float
 ) -> Float[np.ndarray, " draw"]:
-    tied = np.abs(effect - 0.5) < TIE  # equal values may miss a half by rounding
+    tied = np.abs(effect - 0.5) < TIE  # rounding may move the effect of equal values away from a half
     return np.where(variance <= NOTHING, np.where(tied, 0.5, effect.clip(1 - lost, lost)), effect)
 
 
 def lost_pair(n_first: int, n_second: int) -> tuple[float, float]:
-    """The effect where the first class wins all pairs of types but one, and its variance by type."""
+    """The effect if the first class wins all pairs of types but one, and its variance by type."""
     pairs, n = n_first * n_second, n_first + n_second
     if pairs == 1:
         return 0.5, 1.0
@@ -418,7 +417,7 @@ def lost_pair(n_first: int, n_second: int) -> tuple[float, float]:
 
 
 class TwoWay(NamedTuple):
-    """Tokens clustered by prompt and by word type, and by both at once: what the variance of a sum is made of."""
+    """Tokens clustered by prompt, by word type, and by both: the three parts of the variance of a sum."""
 
     by_prompt: sparse.csr_array | None
     by_type: sparse.csr_array
@@ -426,7 +425,7 @@ class TwoWay(NamedTuple):
 
     @classmethod
     def of(cls, prompt: Int[np.ndarray, " token"] | None, form: Int[np.ndarray, " token"]) -> "TwoWay":
-        """The clusters of these prompts and forms; without prompts, of a fact about types, those of the forms alone."""
+        """The clusters of these prompts and forms; without prompts, of the forms alone."""
         if prompt is None:
             return cls(None, _indicator(form), _indicator(form))
         return cls(_indicator(prompt), _indicator(form), _indicator(_numbered(prompt, form)))
@@ -436,7 +435,7 @@ class TwoWay(NamedTuple):
     ) -> Float[np.ndarray, " draw"]:
         """max(Vp, Vt, Vp + Vt - Vc) of a sum of influences; Vp and Vt are G/(G-1) sum (sum over a group)^2.
 
-        Without prompts, or with one, there is no Vp. G counts the groups that have a `known` value.
+        Without prompts, or with one, there is no Vp. G is the number of groups with a `known` value.
         """
         known = np.ones((len(influence), 1), dtype=bool) if known is None else known
         of_types = _corrected(_groups(self.by_type, known)) * _squares(self.by_type, influence)
@@ -447,13 +446,13 @@ class TwoWay(NamedTuple):
         return np.maximum(np.maximum(of_prompts, of_types), both)
 
     def fewest(self, known: Bool[np.ndarray, "token draw"]) -> PerUnit:
-        """The number of prompts or of types with a known value, whichever is smaller."""
+        """The number of prompts or of types with a known value: the smaller of the two."""
         types = _groups(self.by_type, known)
         return types if self.by_prompt is None else np.minimum(types, _groups(self.by_prompt, known))
 
 
 def _groups(by: sparse.csr_array, known: Bool[np.ndarray, "token draw"]) -> Float[np.ndarray, " draw"]:
-    """How many groups have a known value."""
+    """The number of groups with a known value."""
     return ((by @ known.astype(float)) > 0).sum(0).astype(float)
 
 
@@ -462,19 +461,19 @@ def _squares(by: sparse.csr_array, influence: Float[np.ndarray, "token draw"]) -
 
 
 def _corrected(groups: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
-    """G/(G-1), and 0 for a single group: the influences of all tokens add up to nothing."""
+    """G/(G-1), and 0 for a single group: the influences of all tokens sum to 0."""
     return np.where(groups > 1, groups / (groups - 1).clip(min=1), 0.0)
 
 
 def _indicator(group: Int[np.ndarray, " token"]) -> sparse.csr_array:
-    """[group token], 1 where a token is of a group."""
+    """[group token], 1 where a token belongs to a group."""
     _, number = np.unique(group, return_inverse=True)
     n = len(group)
     return sparse.csr_array((np.ones(n), (number, np.arange(n))), shape=(int(number.max()) + 1, n))
 
 
 def _weights(known: Bool[np.ndarray, "unit token"], group: Int[np.ndarray, " token"]) -> Values:
-    """1 / (how many tokens of its group have a value) for every token."""
+    """For every token, 1 / (number of tokens of its group that have a value)."""
     of_group = _indicator(group)
     return 1 / (of_group.T @ (of_group @ known.T.astype(float))).T.clip(min=1)
 
@@ -486,14 +485,14 @@ def _effective(weights: PerToken, form: Int[np.ndarray, " token"]) -> float:
 
 
 def _known(values: Values) -> Bool[np.ndarray, " token"]:
-    """Which tokens have a value in every unit that has any."""
+    """Which tokens have a value in every unit that has values at all."""
     missing = np.isnan(values)
     some = ~missing.all(axis=1)
     return ~missing[some].any(axis=0) & np.full(values.shape[1], some.any())
 
 
 def _held(tokens: Tokens, stratum: Int[np.ndarray, " token"]) -> Int[np.ndarray, " token"]:
-    """The strata within which labels move: those of the pairs if they depend on the id alone, otherwise one for all."""
+    """The strata within which labels are permuted: those of the pairs if they depend on the id alone, else one."""
     of_id: dict[int, set[int]] = defaultdict(set)
     for i, own in zip(tokens.id.tolist(), stratum.tolist(), strict=True):
         of_id[i].add(own)
@@ -508,9 +507,9 @@ def _strata_of(
     first: str,
     second: str,
 ) -> tuple[Int[np.ndarray, " token"], Bool[np.ndarray, " token"], tuple[int, int]]:
-    """The stratum of each token, which tokens take part, and how many strata are used and dropped."""
+    """The stratum of each token, which tokens are included, and the numbers of strata used and excluded."""
     if first == second:
-        raise ValueError(f"compare takes two different word classes; got {first!r} twice")
+        raise ValueError(f"compare needs two different word classes; got {first!r} twice")
     label = np.asarray(tokens.word_class)
     present = known & np.isin(label, (first, second))
     stratum = np.zeros(len(order), dtype=np.int64) if strata is None else _strata(strata, order, present)
@@ -518,10 +517,14 @@ def _strata_of(
     for name in (first, second):
         if not (present & (label == name)).any():
             classes = ", ".join(classes_of(label)) or "none"
-            raise ValueError(f"no token of class {name!r} has a value to compare; the classes here are {classes}")
+            raise ValueError(
+                f"a token of each class must have a value; got none of class {name!r}: choose from {classes}"
+            )
     both = set(stratum[present & (label == first)]) & set(stratum[present & (label == second)])
     if not both:
-        raise ValueError(f"no stratum has tokens of both {first!r} and {second!r}: use coarser strata")
+        raise ValueError(
+            f"a stratum must have tokens of both {first!r} and {second!r}; got none that has: use coarser strata"
+        )
     dropped = len(set(stratum[present]) - both)
     return stratum, present & np.isin(stratum, list(both)), (len(both), dropped)
 
@@ -531,8 +534,8 @@ def common_language(
 ) -> Callable[[Bool[np.ndarray, "token draw"]], tuple[Float[np.ndarray, " draw"], Float[np.ndarray, "token draw"]]]:
     """P(x_first > x_second) + P(equal)/2 over the pairs within a stratum, and each token's influence on it.
 
-    A function of labels, many labellings at once: tokens are sorted once, and sums over pairs are differences of
-    cumulated weights.
+    Returned as a function of many labellings at once: tokens are sorted once, and sums over pairs are differences of
+    cumulative weights.
 
     >>> labels = np.array([[True], [True], [False]])
     >>> common_language(np.array([3.0, 1.0, 1.0]), np.zeros(3, int), np.ones(3))(labels)[0]
@@ -555,7 +558,7 @@ def common_language(
         of_second = everyone - of_first
         smaller = (of_second[equal] + of_second[after]) / 2 - of_second[start]
         larger = of_first[end] - (of_first[equal] + of_first[after]) / 2
-        won = np.where(first, smaller, larger)  # for the second class: the weight of what is larger than it
+        won = np.where(first, smaller, larger)  # for the second class: the weight of larger values
         pairs = np.where(first, of_second[end] - of_second[start], of_first[end] - of_first[start])
         total = (heavy * first * pairs).sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -568,7 +571,7 @@ def common_language(
 
 
 def _bounds_of_runs(starts: Bool[np.ndarray, " token"]) -> tuple[Int[np.ndarray, " token"], Int[np.ndarray, " token"]]:
-    """Of each item, where its run starts, and where the next one does."""
+    """Where each item's run starts, and where the next run starts."""
     first = np.flatnonzero(starts)
     run = np.cumsum(starts) - 1
     return first[run], np.append(first[1:], len(starts))[run]
@@ -577,7 +580,7 @@ def _bounds_of_runs(starts: Bool[np.ndarray, " token"]) -> tuple[Int[np.ndarray,
 def permuted(
     label: Shaped[np.ndarray, " item"], cell: Int[np.ndarray, " item"], permutations: int, *, seed: int = 0
 ) -> Shaped[np.ndarray, "permutation item"]:
-    """Labels moved at random among the items of the same cell."""
+    """Labels permuted at random among the items of the same cell."""
     if permutations < 1:
         raise ValueError(f"permutations must be a whole number, 1 or more; got {permutations}")
     by_cell = np.argsort(cell, kind="stable")
@@ -589,10 +592,10 @@ def permuted(
 
 
 def permutation_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> PerUnit:
-    """Two-sided p, (b+1)/(m+1): how often a permuted value is as far from the mean of all as the observed one.
+    """Two-sided p, (b+1)/(m+1): how often a permuted value is at least as far from the overall mean as the observed.
 
-    Permutations without a value are not counted; a unit without an observed value, or without any permuted one, has no
-    p (NaN).
+    Permutations without a value are not counted. A unit without an observed value, or without any permuted value, has
+    no p (NaN).
     """
     known = np.isfinite(permuted)
     m = known.sum(axis=0)
@@ -603,9 +606,9 @@ def permutation_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation un
 
 
 def one_sided_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation other"]) -> PerUnit:
-    """One-sided p, (b+1)/(m+1), of values where larger is farther out: against one column each, or one for all.
+    """One-sided p, (b+1)/(m+1), where larger is more extreme. `permuted` has one column per unit, or one for all.
 
-    Missing values (NaN) as in `permutation_p`.
+    Missing values (NaN) are treated as in `permutation_p`.
 
     >>> one_sided_p(np.array([2.0, 0.0, np.nan]), np.array([[1.0], [0.5], [3.0]]))
     array([0.5, 1. , nan])
@@ -613,23 +616,23 @@ def one_sided_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation othe
     known = np.isfinite(permuted)
     m = known.sum(axis=0)
     with np.errstate(invalid="ignore"):
-        beyond = known & (permuted >= observed - 1e-6 * np.abs(observed))  # what float32 rounds
+        beyond = known & (permuted >= observed - 1e-6 * np.abs(observed))  # float32 rounding
     return np.where(np.isfinite(observed) & (m > 0), (beyond.sum(axis=0) + 1) / (m + 1), np.nan)
 
 
 def sign_flip_p(
     differences: Float[np.ndarray, "unit pair"], permutations: int = PERMUTATIONS, *, seed: int = 0
 ) -> PerUnit:
-    """Two-sided p of each unit's mean difference over pairs, from swapping the two of each pair at random."""
+    """Two-sided p of each unit's mean difference over pairs, by swapping the members of each pair at random."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, differences.shape[1]))
     null = signs @ differences.T / differences.shape[1]
     return one_sided_p(np.abs(differences.mean(1)), np.abs(null))
 
 
 def false_discovery(p: PerUnit) -> PerUnit:
-    """The q of each of many p: the false-discovery rate if it and all smaller ones are called findings.
+    """The q of each p: the false-discovery rate if it and all smaller p are called significant.
 
-    A unit without a p (NaN) has no q, and does not count as one of the many.
+    A unit without a p (NaN) has no q, and is not counted.
 
     >>> false_discovery(np.array([0.01, np.nan, 0.5]))
     array([0.02,  nan, 0.5 ])
@@ -641,11 +644,11 @@ def false_discovery(p: PerUnit) -> PerUnit:
 
 
 def maximum_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]) -> PerUnit:
-    """The p of each unit against the largest of all units in the same permutations: the family-wise error rate.
+    """The p of each unit against the largest of all units in each permutation: the family-wise error rate.
 
-    Units are first put on one scale, as distances from their mean over the permutations in standard deviations; one
-    that no permutation moves has p 1. One without a value, or with permutations that have none, has no p (NaN), and is
-    no maximum.
+    Units are first put on one scale: the distance from the mean over permutations, in standard deviations. A unit that
+    no permutation changes has p 1. A unit without a value, or with permutations that have none, has no p (NaN), and is
+    excluded from the maximum.
     """
     known = np.isfinite(observed) & np.isfinite(permuted).all(axis=0)
     p = np.full(len(observed), np.nan)
@@ -666,8 +669,8 @@ def maximum_p(observed: PerUnit, permuted: Float[np.ndarray, "permutation unit"]
 def mean_interval(values: Float[np.ndarray, "unit prompt"]) -> Float[np.ndarray, "bound unit"]:
     """The 95 % interval of each unit's mean over prompts, mean +- t s / sqrt(n); NaN with fewer than five.
 
-    Student's t, since percentiles of resamples cover 84, 90 and 92 % with 5, 10 and 30 prompts. Of very skewed values
-    it covers less (of lognormal ones 82, 84 and 88 %), and prompts that all have the same value give no width.
+    Student's t: percentiles of resamples would cover 84, 90 and 92 % with 5, 10 and 30 prompts. Coverage is lower for
+    very skewed values (for lognormal ones 82, 84 and 88 %). If all prompts have the same value, the width is 0.
     """
     n = values.shape[1]
     if n < CLUSTERS_FOR_INTERVAL:
@@ -687,20 +690,20 @@ def prompt_interval(
 def interval(
     statistic: Callable[[Float[np.ndarray, " prompt"]], PerUnit], n_prompts: int, *, seed: int = 0
 ) -> Float[np.ndarray, "bound unit"]:
-    """The same for a statistic of how often each prompt was drawn."""
+    """`prompt_interval` for a statistic of how often each prompt was drawn."""
     if n_prompts < CLUSTERS_FOR_INTERVAL:
         return np.full((2, len(statistic(np.ones(n_prompts)))), np.nan)
     return bounds(np.stack([statistic(times) for times in resamples(n_prompts, seed=seed)]), n_prompts)
 
 
 def resamples(n_prompts: int, *, seed: int = 0) -> Float[np.ndarray, "draw prompt"]:
-    """How often each prompt is drawn, in each of many resamples of all prompts."""
+    """How often each prompt is drawn, for many resamples of all prompts."""
     drawn = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=RESAMPLES)
     return drawn.astype(float)
 
 
 def resamples_within(cell: Int[np.ndarray, " prompt"], *, seed: int = 0) -> Float[np.ndarray, "draw prompt"]:
-    """The same with each cell's prompts drawn from that cell, as many as it has."""
+    """`resamples` that draw within cells: each cell keeps its number of prompts."""
     random, drawn = np.random.default_rng(seed), np.empty((RESAMPLES, len(cell)))
     for each in np.unique(cell):
         own = np.flatnonzero(cell == each)
@@ -713,14 +716,14 @@ def bounds(
 ) -> Float[np.ndarray, "bound unit"]:
     """The 95 % interval of a statistic from its values over resamples of n: expanded percentiles.
 
-    Plain percentiles are too narrow by the factor sqrt((n-1)/n) and by taking the normal for Student's t; the share cut
-    off on each side is therefore Phi(-sqrt(n/(n-1)) t), t with n - 1 degrees of freedom (Hesterberg 2015, "What
-    teachers should know about the bootstrap", arXiv 1411.5279). Where each of several cells is resampled, n is the size
-    of the smallest, and the degrees of freedom add up.
+    Plain percentiles are too narrow, by the factor sqrt((n-1)/n) and by using the normal in place of Student's t. The
+    share cut off on each side is therefore Phi(-sqrt(n/(n-1)) t), t with n - 1 degrees of freedom (Hesterberg 2015,
+    "What teachers should know about the bootstrap", arXiv 1411.5279). If several cells are resampled, n is the size of
+    the smallest, and the degrees of freedom add up.
     """
     degrees = n - 1 if degrees is None else degrees
     cut = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(1 - ALPHA / 2, degrees))
-    known = ~np.isnan(of_drawn).all(axis=0)  # nanquantile warns of what is never known
+    known = ~np.isnan(of_drawn).all(axis=0)  # nanquantile warns if a unit has no value
     found = np.full((2, of_drawn.shape[1]), np.nan)
     found[:, known] = np.nanquantile(of_drawn[:, known], (cut, 1 - cut), axis=0)
     return found
@@ -729,7 +732,7 @@ def bounds(
 def prompt_means(values: Float[np.ndarray, "unit prompt"], tokens: Tokens) -> tuple[PerUnit, PerUnit, PerUnit, int]:
     """The mean over prompts of each unit's values, the bounds of its 95 % interval, and the number of prompts.
 
-    `values` has one column per prompt, in the order of their numbers. Prompts with a missing value (NaN) are left out.
+    `values` has one column per prompt, in the order of their numbers. Prompts with a missing value (NaN) are excluded.
     """
     ordered = values[:, prompt_order(tokens)]
     known = ordered[:, ~np.isnan(ordered).any(axis=0)]
@@ -742,7 +745,7 @@ def prompt_means(values: Float[np.ndarray, "unit prompt"], tokens: Tokens) -> tu
 
 
 def token_means(values: Values, tokens: Tokens, *, seed: int = 0) -> tuple[PerUnit, PerUnit, PerUnit]:
-    """The mean over tokens of each unit's values and the bounds of its 95 % interval, from resampling prompts."""
+    """The mean over tokens of each unit's values and the bounds of its 95 % interval, by resampling prompts."""
     order, tokens = in_own_order(tokens)
     values = values[:, order]
     low, high = prompt_interval(lambda weights: values @ weights / weights.sum(), tokens, seed=seed)
@@ -753,7 +756,7 @@ def token_means(values: Values, tokens: Tokens, *, seed: int = 0) -> tuple[PerUn
 
 
 def in_own_order(tokens: Tokens) -> tuple[Int[np.ndarray, " token"], Tokens]:
-    """The tokens with their prompts sorted and numbered by their ids, and which rows they were."""
+    """The row order that sorts prompts by their token ids, and the tokens in that order, renumbered."""
     place = _places(tokens)
     prompt = np.asarray([place[number] for number in tokens.prompt.tolist()], dtype=np.int64)
     order = np.lexsort((tokens.position.numpy(), prompt))
@@ -761,13 +764,13 @@ def in_own_order(tokens: Tokens) -> tuple[Int[np.ndarray, " token"], Tokens]:
 
 
 def prompt_order(tokens: Tokens) -> list[int]:
-    """Where the prompts stand, numbers in order, sorted by their ids: what is resampled in it knows no other order."""
+    """The order that sorts prompts by their token ids, so that resamples do not depend on the order given."""
     places = list(_places(tokens).values())
     return sorted(range(len(places)), key=places.__getitem__)
 
 
 def _places(tokens: Tokens) -> dict[int, int]:
-    """The place of each prompt among all when they are sorted by their ids."""
+    """The rank of each prompt when prompts are sorted by their ids."""
     ids = _ids_by_prompt(tokens)
     ordered = sorted(ids, key=lambda number: (ids[number], number))
     place = {number: i for i, number in enumerate(ordered)}
@@ -783,7 +786,7 @@ def _ids_by_prompt(tokens: Tokens) -> dict[int, list[int]]:
 
 
 def forms(tokens: Tokens) -> tuple[str, ...]:
-    """The word type of each token: the case-folded text of its whole word, or its own where it belongs to none."""
+    """The word type of each token: the case-folded text of its whole word, or of the token if it belongs to none."""
     whole: dict[tuple[int, int], str] = defaultdict(str)
     keys = list(zip(tokens.prompt.tolist(), tokens.word.tolist(), strict=True))
     for key, text in zip(keys, tokens.text, strict=True):
@@ -794,15 +797,15 @@ def forms(tokens: Tokens) -> tuple[str, ...]:
 def _folded(word: str) -> str:
     """The word in lower case, without the space before it.
 
-    A token that is a part of a character has the name of its bytes for text (Ģ, ģ ...), which differ by more than case:
-    a word with one of these stays as it is written.
+    A token that is part of a character has a byte symbol for text (Ģ, ģ ...). These symbols are case-sensitive, so a
+    word that contains one is not folded.
     """
     word = word.strip()
     return word if any("\u0100" <= character <= "\u0143" for character in word) else word.casefold()
 
 
 def _prompts(tokens: Tokens) -> Int[np.ndarray, " token"]:
-    """A number for each token's prompt, the same for prompts of the same ids: a repeated prompt is no new evidence."""
+    """The number of each token's prompt. Prompts with the same ids share a number: a copy is no new evidence."""
     ids = _ids_by_prompt(tokens)
     text: dict[tuple[int, ...], int] = {}
     same = {number: text.setdefault(tuple(own), len(text)) for number, own in ids.items()}
@@ -810,7 +813,7 @@ def _prompts(tokens: Tokens) -> Int[np.ndarray, " token"]:
 
 
 def _words(tokens: Tokens) -> Int[np.ndarray, " token"]:
-    """A number for each token, the same within a word of a prompt; a token of no word stands alone."""
+    """A number per word of a prompt, for each token. A token that belongs to no word has its own number."""
     word = tokens.word.numpy()
     return _numbered(tokens.prompt.numpy(), np.where(word < 0, -1 - tokens.position.numpy(), word))
 
@@ -821,12 +824,12 @@ def _numbered(*keys: Int[np.ndarray, " item"]) -> Int[np.ndarray, " item"]:
 
 
 def _numbers(labels: Sequence[str]) -> Int[np.ndarray, " item"]:
-    """A number for each distinct label, in the order of labels."""
+    """A number for each distinct label, in sorted order."""
     return np.unique(np.asarray(labels, dtype=object), return_inverse=True)[1].ravel()
 
 
 def _ids(tokens: Tokens) -> tuple[Int[np.ndarray, " type"], Int[np.ndarray, " token"]]:
-    """The first token of each id, and the number of each token's id."""
+    """The row of the first token of each id, and the number of each token's id."""
     _, first, number = np.unique(tokens.id.numpy(), return_index=True, return_inverse=True)
     return first, number
 
@@ -837,7 +840,7 @@ def _is_first_of_id(tokens: Tokens) -> Bool[np.ndarray, " token"]:
 
 
 def _of_one_class(tokens: Tokens) -> Bool[np.ndarray, " token"]:
-    """Which tokens have an id that is of one word class wherever it occurs."""
+    """Which tokens have an id with the same word class wherever it occurs."""
     classes: dict[int, set[str]] = defaultdict(set)
     for i, word_class in zip(tokens.id.tolist(), tokens.word_class, strict=True):
         classes[i].add(word_class)
@@ -847,13 +850,13 @@ def _of_one_class(tokens: Tokens) -> Bool[np.ndarray, " token"]:
 def _strata(
     strata: Strata, order: Int[np.ndarray, " token"], present: Bool[np.ndarray, " token"]
 ) -> Int[np.ndarray, " token"]:
-    """The stratum of each token, -1 where missing: labels as they are, numbers by the deciles of those present."""
+    """The stratum of each token, -1 if missing. Labels are strata; numbers are cut at the deciles of those present."""
     raw = strata.tolist() if isinstance(strata, Tensor) else strata
     shape = np.shape(np.asarray(raw, dtype=object))
     if shape != order.shape:
         raise ValueError(
-            f"strata is one label or number per token, special tokens too: there are {len(order)} tokens, and an array "
-            f"of shape {shape} came"
+            f"strata must have one label or number per token, special tokens included, {len(order)} in all; got an "
+            f"array of shape {shape}"
         )
     labels = pd.Series(raw if isinstance(raw, np.ndarray) else list(raw)).iloc[order]
     if not pd.api.types.is_numeric_dtype(labels) or pd.api.types.is_bool_dtype(labels):
@@ -861,6 +864,6 @@ def _strata(
     given = labels.to_numpy(dtype=float, na_value=np.nan)
     number = given.astype(float)
     known = present & ~np.isnan(number)
-    deciles = np.arange(1, 10) / 10  # as values that occur: between -inf (the log of no count) and another lies none
+    deciles = np.arange(1, 10) / 10  # no interpolation: a value may be -inf, the log of a count of 0
     edges = np.unique(np.quantile(number[known], deciles, method="inverted_cdf")) if known.any() else np.empty(0)
     return np.where(np.isnan(number), -1, np.searchsorted(edges, number, side="left"))

@@ -17,7 +17,7 @@ SIMILARITIES: tuple[Similarity, ...] = ("cosine", "scaled", "distance")
 
 
 def mean_pairwise_cosine(unit_sum: Float[Tensor, "*unit d_model"], n: Int[Tensor, "*unit"]) -> Float[Tensor, "*unit"]:
-    """The mean cosine over all pairs of n vectors, from the sum of their unit vectors; NaN for fewer than two.
+    """The mean cosine over all pairs of n vectors, computed from the sum of their unit vectors; NaN if n < 2.
 
         mean over i != j of u_i . u_j  =  (|sum_i u_i|^2 - n) / (n (n - 1)),   -1/(n-1) to 1, about 0 for random ones
 
@@ -33,7 +33,7 @@ def pairwise(vectors: Float[Tensor, "*unit item d"], metric: Similarity) -> Floa
 
         cosine    x . y / (|x| |y|)                       -1 to 1; NaN for a zero vector
         scaled    x . y / max over the set of |z|^2       -1 to 1; a set of zeros gives NaN
-        distance  1 - |x - y| / (|x| + |y|)                0 (opposite) to 1 (equal); two zero vectors are alike, 1
+        distance  1 - |x - y| / (|x| + |y|)                0 (opposite) to 1 (equal); 1 for two zero vectors
 
     >>> pairwise(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]), "distance")
     tensor([[1., 0., 0.],
@@ -50,14 +50,14 @@ def pairwise(vectors: Float[Tensor, "*unit item d"], metric: Similarity) -> Floa
 
 
 class Features(NamedTuple):
-    """Vectors whose products are the similarities, and which of them count."""
+    """Vectors whose dot products are the similarities, and which of them count."""
 
     vectors: Float[Tensor, "*unit item d"]
     valid: Bool[Tensor, "*unit item"]
 
 
 def features_of(vectors: Float[Tensor, "*unit item d"], metric: Literal["cosine", "scaled"]) -> Features:
-    """Unit vectors, without zero vectors; or vectors over the largest length of the set."""
+    """Unit vectors, zero vectors marked invalid ("cosine"); or vectors divided by the largest length ("scaled")."""
     length = vectors.norm(dim=-1)
     if metric == "cosine":
         return Features(normalize(vectors, dim=-1, eps=1e-30), length > 0)
@@ -68,10 +68,10 @@ def features_of(vectors: Float[Tensor, "*unit item d"], metric: Literal["cosine"
 def group_means(
     features: Features, weights: Float[Tensor, "*draw topic item"]
 ) -> Float[Tensor, "*draw unit topic other_topic"]:
-    """The weighted mean similarity over the pairs of two groups, a vector with itself left out; NaN without a pair.
+    """The weighted mean similarity over the pairs of two groups, without pairs of an item with itself; NaN if none.
 
-    `features` are `[unit item d]`. A weight is how often an item counts in a group: 1 in its own, or what a resample
-    says.
+    `features` are `[unit item d]`. A weight is how often an item counts in a group: 1 in its own group, or the number
+    of times that a resample drew it.
     """
     vectors, valid = features.vectors, features.valid.to(weights.dtype)
     sums = torch.einsum("...ti,uid->...utd", weights, vectors)
@@ -84,7 +84,7 @@ def group_means(
 def group_means_of_pairs(
     pairs: Float[Tensor, "unit item other"], weights: Float[Tensor, "*draw topic item"]
 ) -> Float[Tensor, "*draw unit topic other_topic"]:
-    """The same from the similarities of all pairs, for those that are no product."""
+    """`group_means` from the similarities of all pairs, for similarities that are not dot products."""
     sums = torch.einsum("...ti,uij,...sj->...uts", weights, pairs, weights)
     own = torch.einsum("...ti,ui->...ut", weights.square(), pairs.diagonal(dim1=-2, dim2=-1))
     number = weights.sum(-1)[..., None, :].expand(own.shape)
@@ -97,13 +97,13 @@ def over_pairs(
     number: Float[Tensor, "*unit topic"],
     selves: Float[Tensor, "*unit topic"],
 ) -> Float[Tensor, "*unit topic other_topic"]:
-    """Sums over pairs divided by how many there are: n_A n_B, within a group without items with themselves; or NaN."""
+    """Sums over pairs divided by the number of pairs: n_A n_B, minus the items themselves if A = B; NaN if none."""
     n_pairs = number[..., :, None] * number[..., None, :] - torch.diag_embed(selves)
     return torch.where(n_pairs > 0, sums / n_pairs, torch.nan)
 
 
 def separation(means: Float[Tensor, "*unit topic other_topic"]) -> Float[Tensor, "*unit"]:
-    """The mean similarity within a topic minus that between two, every topic and every pair of topics weighing equally.
+    """Mean similarity within topics minus that between topics; topics, and pairs of topics, have equal weights.
 
     >>> separation(torch.tensor([[1.0, 0.25], [0.25, 0.5]]))
     tensor(0.5000)

@@ -1,13 +1,14 @@
-"""Tokens found by their states, one after the other: candidates are checked in an order that gradients give.
+"""Search for tokens by their states, one after the other. Gradients give the order in which candidates are checked.
 
-Two orders take turns. With J the derivative of the state at an embedding e0, h its state and h* the goal:
+Two orders alternate. With J the derivative of the state at an embedding e0, h its state and h* the goal:
 
     downhill[v]  = (J^T (h - h*)) . e[v] / |e[v]|           the gradient of the squared error, along embeddings
                                                             of equal length: norms before layers keep the direction only
     predicted[v] = sum over r of (r . (h - h* + J (e[v] - e0)))^2         the error that Gauss and Newton predict,
                                                                           in a few random directions r
 
-Both divide the state's dimensions by their spread over the candidates seen: a few huge ones would outweigh all others.
+Both divide each dimension of the state by its spread over the candidates seen: otherwise a few huge dimensions would
+outweigh all others.
 """
 
 from collections.abc import Callable
@@ -18,18 +19,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 BATCH = 32  # candidates checked between two gradients
-SPREAD_OF = 512  # the latest candidates, over which the spread of dimensions is taken
+SPREAD_OF = 512  # number of latest candidates over which the spread of a dimension is computed
 
 
 class Following(NamedTuple):
-    """What follows a prefix: the states of tokens, and those of embeddings, through which gradients flow."""
+    """The state of the next token after a prefix: of token ids, and of embeddings, through which gradients flow."""
 
     states: Callable[[Int[Tensor, " candidate"]], Float[Tensor, "candidate d"]]
     soft: Callable[[Float[Tensor, "copy d_model"]], Float[Tensor, "copy d"]]
 
 
 class Search(NamedTuple):
-    """What a search for one token came to: its id (-1: it gave up), candidates checked, gradients computed."""
+    """The result of a search for one token: its id (-1 if it gave up), candidates checked, gradients computed."""
 
     found: int
     tried: int
@@ -47,8 +48,8 @@ def one_by_one(
 ) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"], int]:
     """The ids found, the candidates checked for each (-1 where there was no search), and the gradients computed.
 
-    `after` gives what follows a prefix. Tokens of `given` that are no -1 are taken as they are. The search ends with
-    the first token that is not found: this and those after it are -1.
+    `after` returns the `Following` of a prefix. Ids of `given` other than -1 are known and kept. The search ends at
+    the first token that is not found: it and all later tokens are -1.
     """
     found, tried, gradients = torch.full_like(given, -1), torch.full_like(given, -1), 0
     for t, known in enumerate(given.tolist()):
@@ -72,10 +73,10 @@ def first_within(
     tolerance: float,
     max_candidates: int,
 ) -> Search:
-    """The closest token of the first batch that has one whose state is within tolerance |goal| of the goal.
+    """The closest token of the first batch in which a state lies within tolerance * |goal| of the goal.
 
-    The first gradient is taken at the mean embedding, the next ones at the latest batch's closest candidate and at the
-    closest so far, in turns.
+    The first gradient is computed at the mean embedding. Later ones alternate between the latest batch's closest
+    candidate and the closest candidate so far.
     """
     untried = torch.ones(len(vocabulary), dtype=torch.bool, device=vocabulary.device)
     lengths = vocabulary.norm(dim=-1).clamp(min=1e-12)
@@ -95,7 +96,7 @@ def first_within(
         latest = vocabulary[candidates[nearest]]
         if distances[nearest] < closest:
             closest, best = float(distances[nearest]), latest
-        start = best if gradients % 2 else latest  # the best alone is a trap where states lie dense
+        start = best if gradients % 2 else latest  # from the best alone, a search gets stuck among dense states
         seen = torch.cat([seen, checked])[-SPREAD_OF:]
         if len(seen) > 1:
             spread = seen.std(0)
@@ -112,7 +113,7 @@ def _orders(
     directions: Float[Tensor, "direction d"],
     weight: Float[Tensor, " d"],
 ) -> Float[Tensor, "order vocab"]:
-    """`predicted` and `downhill` of every entry at one embedding: the smaller, the more promising."""
+    """`predicted` and `downhill` of every entry at one embedding; small values are promising."""
     at = start.expand(len(directions) + 1, -1).clone().requires_grad_()
     reached = soft(at)
     error = (reached[0] - goal).detach()
@@ -124,6 +125,6 @@ def _orders(
 
 
 def _first(orders: Float[Tensor, "order vocab"], untried: Bool[Tensor, " vocab"], n: int) -> Int[Tensor, " candidate"]:
-    """The first n untried entries, one order after the other having its turn."""
+    """The first n untried entries, taken alternately from the orders."""
     firsts = orders.masked_fill(~untried, torch.inf).topk(n, largest=False).indices
     return torch.tensor(list(dict.fromkeys(firsts.T.flatten().tolist()))[:n])

@@ -1,7 +1,7 @@
-"""How a value per prompt depends on the prompt's topic: how much of its variance topics share, and which way it moves.
+"""How a value per prompt depends on the prompt's topic: the share of variance between topics, and contrasts.
 
-Weights say how often each prompt counts in each topic: 1 in its own, or what a permutation or resample says. See
-`lens_probes.maths.topics` for what is permuted and resampled.
+Weights say how often each prompt counts in each topic: 1 in its own topic, or as a permutation or resample assigns it.
+See `lens_probes.maths.topics` for what is permuted and resampled.
 """
 
 import torch
@@ -12,7 +12,7 @@ from lens_probes.maths.topics import own_less_others
 
 
 def standardised(values: Float[Tensor, "prompt unit"], group: Int[Tensor, " prompt"]) -> Float[Tensor, "prompt unit"]:
-    """Each unit's values less the mean of their group, over their standard deviation; 0 for a constant unit.
+    """Each unit's values minus the mean of their group, divided by their standard deviation; 0 for a constant unit.
 
     >>> standardised(torch.tensor([[1.0], [3.0], [11.0], [13.0]]), torch.tensor([0, 0, 1, 1])).T
     tensor([[-1.,  1., -1.,  1.]])
@@ -31,7 +31,7 @@ def selectivity(
     """The share of the variance between prompts that lies between topics, adjusted for chance; 0 for a constant unit.
 
     The adjusted share is Kelley's (1935) epsilon squared. A resample counts some prompts several times, which raises
-    the share by chance: with weights w, N in all and n of a topic, it is (sum over topics of sum w^2 / n -
+    the share expected by chance: with weights w, N in all and n of a topic, it is (sum over topics of sum w^2 / n -
     sum w^2 / N) / (N - sum w^2 / N).
 
     >>> selectivity(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), torch.eye(2).repeat_interleave(2, dim=1))
@@ -51,7 +51,7 @@ def selectivity(
 def contrast(
     values: Float[Tensor, "prompt unit"], weights: Float[Tensor, "*draw topic prompt"], topic: int
 ) -> Float[Tensor, "*draw unit"]:
-    """The mean of one topic less the mean of the other topics' means, in standard deviations over prompts.
+    """The mean of one topic minus the mean of the other topics' means, in standard deviations over prompts.
 
     >>> contrast(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), torch.eye(2).repeat_interleave(2, dim=1), 1)
     tensor([2.])
@@ -64,7 +64,7 @@ def contrast(
 def moments(
     values: Float[Tensor, "prompt unit"], times: Float[Tensor, "*draw prompt"]
 ) -> tuple[Float[Tensor, "*draw unit"], Float[Tensor, "*draw unit"]]:
-    """The mean and variance over prompts that count so many times."""
+    """The mean and variance over prompts; `times` is how often each prompt counts."""
     total = times.sum(-1, keepdim=True)
     mean = times @ values / total
     return mean, (times @ values.square() / total - mean.square()).clamp(min=0)

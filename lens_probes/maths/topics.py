@@ -1,14 +1,14 @@
-"""Prompts by topic: what is permuted, resampled, and split into two parts.
+"""Prompts by topic: permuted, resampled, and split into two parts.
 
 Prompts are first sorted by topic and text, so that random draws do not depend on the order in which prompts were given.
 A draw is a matrix of weights, `[topic prompt]`: how often each prompt counts in each topic.
 
-What a test of topics says. Prompts of a topic share words as well as a subject. "This unit tells these topics apart"
-holds for other prompts made like these; it does not say whether the subject or the words do it. With groups
-(templates), topics are permuted among whole cells of topic x group, within a group. A unit that responds to one topic
-in one template only is then no finding, and p holds for other templates too. Intervals resample prompts within cells:
-they hold for these topics and these templates. Without groups, everything holds for the mixture of templates that the
-prompts have.
+What a test of topics shows. Prompts of a topic share words as well as a subject. "This unit distinguishes these topics"
+holds for other prompts made like these; it does not say whether the unit responds to the subject or to the words. With
+groups (templates), topics are permuted among whole cells of topic x group, within a group. A unit that responds to one
+topic in one template only is then not significant, and p generalises to other templates. Intervals resample prompts
+within cells: they hold for these topics and these templates. Without groups, everything holds for the mixture of
+templates that the prompts have.
 """
 
 from collections import Counter
@@ -24,14 +24,14 @@ from lens_probes.maths import inference
 from lens_probes.messages import brief
 from lens_probes.text.prompts import PromptTable
 
-MOST_UNEQUAL = 2  # times as many prompts per cell: with 2 to 20, half of all units without an effect have p < 0.05
+MOST_UNEQUAL = 2  # largest ratio of prompts per cell: with 2 to 20, half of all units without an effect have p < 0.05
 DRAWS_AT_ONCE = 16  # permutations or resamples in one product
 
 Effect = Callable[[Float64[Tensor, "*draw topic prompt"]], Float[Tensor, "*draw unit"]]
 """A number per unit, given how often each prompt counts in each topic."""
 
 Draws = Iterable[Float[Tensor, "_ topic prompt"]]
-"""Permutations or resamples, some at a time."""
+"""Permutations or resamples, in batches."""
 
 
 class TopicEffect(NamedTuple):
@@ -44,9 +44,9 @@ class TopicEffect(NamedTuple):
 
 
 class TopicOrder(NamedTuple):
-    """Prompts sorted by topic and text, with the numbers of their topics and of their groups.
+    """Prompts sorted by topic and text, with the number of each prompt's topic and group.
 
-    `order` says where each sorted prompt stands among those given.
+    `order` is the index of each sorted prompt among the prompts as given.
     """
 
     order: Int[np.ndarray, " prompt"]
@@ -56,17 +56,17 @@ class TopicOrder(NamedTuple):
 
     @property
     def members(self) -> Float64[Tensor, "topic prompt"]:
-        """1 where a prompt is of a topic."""
+        """1 where a prompt has a topic, else 0."""
         return one_hot(self.topic, self.n_topics)
 
     @property
     def group_or_one(self) -> Int[np.ndarray, " prompt"]:
-        """The group of each prompt; one for all without groups."""
+        """The group of each prompt; without groups, one group of all prompts."""
         return np.zeros(len(self.topic), dtype=np.int64) if self.group is None else self.group
 
     @property
     def cell(self) -> Int[np.ndarray, " prompt"]:
-        """The number of each prompt's cell of topic x group, which is permuted as a whole and resampled within.
+        """The number of each prompt's cell of topic x group. Cells are permuted whole; prompts, resampled within them.
 
         Cells are numbered by the topics' names, so that the order in which topics were given changes no draw.
         """
@@ -74,11 +74,11 @@ class TopicOrder(NamedTuple):
         return self.group_or_one * self.n_topics + np.argsort(np.argsort(start))[place]
 
     def permutations(self, number: int, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
-        """Topics moved at random among the cells of a group, or among prompts if there are no groups."""
+        """Topics permuted at random among the cells of a group, or among prompts if there are no groups."""
         if not any(len(set(self.topic[self.group_or_one == each])) > 1 for each in set(self.group_or_one)):
             raise ValueError(
-                "one group or more must have prompts of several topics; got one topic per group, and nothing can be "
-                "permuted within it: name other groups, or none"
+                "at least one group must have prompts of several topics; got one topic per group, so that topics "
+                "cannot be permuted within it: pass other groups, or none"
             )
         self._check_sizes()
         item = np.arange(len(self.topic)) if self.group is None else self.cell
@@ -88,17 +88,17 @@ class TopicOrder(NamedTuple):
             yield torch.stack([one_hot(each, self.n_topics) for each in moved[first : first + DRAWS_AT_ONCE]])
 
     def _check_sizes(self) -> None:
-        """Refuse topics whose cells are small in every group: large cells in their place make the null too narrow."""
+        """Raise if cells of one topic are much smaller than those of another: the null would be too narrow."""
         _, first, sizes = np.unique(self.cell, return_index=True, return_counts=True)
         mean = [sizes[self.topic[first] == topic].mean() for topic in np.unique(self.topic)]
         if self.group is not None and max(mean) > MOST_UNEQUAL * min(mean):
             raise ValueError(
                 f"topics must have about equally many prompts per group; got {min(mean):.1f} to {max(mean):.1f} on "
-                f"average: take as many of every topic, or no groups"
+                f"average: pass equal numbers of prompts per topic, or no groups"
             )
 
     def resamples(self, *, seed: int) -> Iterator[Float64[Tensor, "draw topic prompt"]]:
-        """Prompts drawn with replacement within cells; nothing if a topic has fewer than five, or a cell has one."""
+        """Prompts drawn with replacement within cells; none if a topic has fewer than five, or a cell one."""
         if np.bincount(self.topic).min() >= inference.CLUSTERS_FOR_INTERVAL and self.sizes.min() > 1:
             times = torch.from_numpy(inference.resamples_within(self.cell, seed=seed))[:, None]
             yield from (self.members * some for some in times.split(DRAWS_AT_ONCE))
@@ -124,7 +124,8 @@ class TopicOrder(NamedTuple):
     def interval(self, effect: Effect, resamples: Draws, *, recentred: bool = False) -> Float[np.ndarray, "bound unit"]:
         """The 95 % interval of an effect; NaN without resamples.
 
-        `recentred` moves the mean of the resamples to the effect, where resampling changes the mean but not the spread.
+        `recentred` shifts the mean of the resamples to the effect; for statistics whose mean, but not spread, is biased
+        by resampling.
         """
         found, drawn = effect(self.members).numpy(), [effect(some).numpy() for some in resamples]
         if not drawn:
@@ -134,11 +135,11 @@ class TopicOrder(NamedTuple):
 
     @property
     def sizes(self) -> Int[np.ndarray, " cell"]:
-        """How many prompts each cell has."""
+        """The number of prompts of each cell."""
         return np.unique(self.cell, return_counts=True)[1]
 
     def first_part(self, fraction: float, *, seed: int) -> Bool[np.ndarray, " prompt"]:
-        """The prompts on which something is chosen: whole groups, or the same share of every topic."""
+        """Marks the prompts to choose on: whole groups, or without groups the same share of every topic."""
         if not 0 < fraction < 1:
             raise ValueError(
                 f"fraction must be between 0 and 1, the share of the prompts to choose on; got {brief(fraction)}"
@@ -155,8 +156,8 @@ class TopicOrder(NamedTuple):
         fewest = min(np.bincount(self.topic[part], minlength=self.n_topics).min() for part in (first, ~first))
         if fewest < 2:
             raise ValueError(
-                f"both parts of the prompts must have two of every topic or more; got {fewest}: give each topic more "
-                f"prompts (or more groups), or take another fraction"
+                f"both parts of the prompts must have two prompts or more per topic; got {fewest}: give each topic "
+                f"more prompts (or more groups), or use another fraction"
             )
         return first
 
@@ -179,8 +180,8 @@ def by_topic(prompts: PromptTable, topics: Sequence[str], groups: Sequence[str] 
     repeated = [text for text, times in Counter(zip(prompts.text, prompts.topic, strict=True)).items() if times > 1]
     if repeated:
         raise ValueError(
-            f"each prompt must be given once; got {brief(repeated[0][0])} several times, which would make chance look "
-            f"like a finding: leave out the copies"
+            f"each prompt must be given once; got {brief(repeated[0][0])} several times: remove the copies, which "
+            f"would make p values too small"
         )
     order = np.lexsort((np.asarray(prompts.text), np.asarray(prompts.topic)))
     group = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1][order]
@@ -193,17 +194,17 @@ def topic_numbers(prompts: PromptTable, topics: Sequence[str]) -> Int[np.ndarray
 
 
 def members(prompts: PromptTable, topics: Sequence[str]) -> Float64[Tensor, "topic prompt"]:
-    """1 where a prompt is of a topic."""
+    """1 where a prompt has a topic, else 0."""
     return one_hot(topic_numbers(prompts, topics), len(topics))
 
 
 def one_hot(topic: Int[np.ndarray, " prompt"], n_topics: int) -> Float64[Tensor, "topic prompt"]:
-    """1 where a prompt is of a topic."""
+    """1 where a prompt has a topic, else 0."""
     return torch.nn.functional.one_hot(torch.from_numpy(topic), n_topics).T.double()
 
 
 def own_less_others(weights: Float[Tensor, "*draw topic prompt"]) -> Float[Tensor, "*draw topic prompt"]:
-    """Coefficients of each topic's mean less the mean of the other topics' means; NaN for a topic without prompts.
+    """Coefficients of each topic's mean minus the mean of the other topics' means; NaN for a topic without prompts.
 
     >>> own_less_others(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
     tensor([[ 0.5000,  0.5000, -1.0000],

@@ -1,10 +1,10 @@
-"""Models as lens_probes reads them. Only this folder knows TransformerLens.
+"""How lens_probes reads models. Only this folder depends on TransformerLens.
 
 hooks.py      names of activations, as tables        adapters.py   what differs between model classes
 base.py       names and layers of any model          passes.py     activations, logits, other embeddings
 weights.py    in one shape for all classes           attention.py  queries, keys, values, masks
-head.py       from states to logits                  sums.py       whether parts add up to the whole
-tokenizer.py  text to token ids and back             view.py       ModelView and ImageView, made of these
+head.py       from states to logits                  sums.py       checks that parts add up to the whole
+tokenizer.py  text to token ids and back             view.py       ModelView and ImageView, built from these
 prefix.py     the next token after a prefix          ablation.py   heads and neurons set to fixed values
 untrained.py  a random-weights baseline
 """

@@ -1,6 +1,6 @@
-"""What differs between the model classes of TransformerLens: one adapter per class, chosen once per view.
+"""The differences between the model classes of TransformerLens: one adapter per class, chosen once per view.
 
-Classes are recognized by their attributes, never imported: no release of TransformerLens has all of them.
+Classes are recognised by their attributes and never imported: no release of TransformerLens has all of them.
 """
 
 import copy
@@ -19,25 +19,25 @@ from lens_probes.model.hooks import ENCODER_HOOKS, HOOKS
 
 
 class Past(NamedTuple):
-    """Keys and values of a prefix: the numbers of tokens in its layers, and the options of a pass of n candidates."""
+    """Keys and values of a prefix: the numbers of tokens in its layers, and the options of a pass over n candidates."""
 
     lengths: set[int]
     options: Callable[[int], dict[str, Any]]
 
 
 class Adapter:
-    """A decoder as a TransformerBridge (TransformerLens 3 and 4). Adapters of other classes override what differs."""
+    """A decoder as a TransformerBridge (TransformerLens 3 and 4). Other adapters override what differs."""
 
     hooks: ClassVar[Mapping[str, str]] = HOOKS
     encoder: ClassVar[bool] = False
-    """Whether attention goes both ways, norms stand after the residual sum, and the tokenizer adds special tokens."""
+    """Whether attention is bidirectional, norms follow the residual sum, and the tokenizer adds special tokens."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.wrapped: Any = getattr(model, "original_model", None)  # the model of Hugging Face inside
+        self.wrapped: Any = getattr(model, "original_model", None)  # the Hugging Face model inside
 
     def check(self) -> None:
-        """Raise for a class whose hooks hold other states than their names say."""
+        """Raise for a class whose hooks do not hold the states that their names say."""
 
     @property
     def processed(self) -> bool:
@@ -45,16 +45,16 @@ class Adapter:
         return bool(self.model._weights_processed)
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
-        """Every module by name; a Bridge does not list those of the model inside."""
+        """Every module by name, including those of the Hugging Face model, which a Bridge does not list."""
         yield from self.model.named_modules()
         yield from self.wrapped.named_modules(prefix="original_model")
 
     def options(self, names: Sequence[str]) -> dict[str, Any]:
-        """Options of a pass that reads these activations: unless told, a Bridge keeps every layer's pattern."""
+        """Options of a pass that reads these activations. By default, a Bridge keeps every layer's pattern."""
         return {} if any("pattern" in name or "attn_scores" in name for name in names) else {"output_attentions": False}
 
     def embedded(self, rows: Float[Tensor, "vocab d_model"]) -> Float[Tensor, "vocab d_model"]:
-        """The first state of tokens whose token and position embeddings have this sum."""
+        """The first state of tokens, given the sum of their token and position embeddings."""
         return rows
 
     def input_norm(self, layer: int) -> torch.nn.Module | None:
@@ -62,25 +62,25 @@ class Adapter:
         return self.model.blocks[layer].ln1
 
     def attention_scale(self, layer: int) -> float:
-        """What the product of a query and a key is multiplied by, usually 1 / sqrt(d_head)."""
+        """The factor of the product of query and key, usually 1 / sqrt(d_head)."""
         attention = self.model.blocks[layer].attn
         own = attention.original_component
         if (scaling := getattr(own, "scaling", None)) is not None:
             return float(scaling)
-        # GPT-Neo does not scale, and says so nowhere; its attention alone is local or global.
+        # GPT-Neo does not scale and has no attribute that says so; only its attention has an attention_type.
         return 1.0 if hasattr(own, "attention_type") else attention.W_K.shape[-1] ** -0.5
 
     def clipped(self, values: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_head"]:
-        """The values of which heads take weighted sums: OLMo clips them after the hook."""
+        """The values that heads sum with their weights: OLMo clips them after the hook."""
         clip = getattr(getattr(self.wrapped, "config", None), "clip_qkv", None)
         return values if clip is None else values.clamp(-clip, clip)
 
     def seen(self, n: int, device: torch.device) -> Bool[Tensor, "query key"]:
-        """Which of n tokens each query may look at, apart from windows."""
+        """Which of n tokens each query may attend to, ignoring windows."""
         return torch.ones(n, n, dtype=torch.bool, device=device).tril()
 
     def window(self, layer: int) -> int | None:
-        """How many tokens a layer looks back at, itself counted, according to Hugging Face's configuration."""
+        """The attention window of a layer in tokens, the query included, from Hugging Face's configuration."""
         attention, config = self.model.blocks[layer].attn.original_component, self.wrapped.config
         if hasattr(attention, "attention_type"):  # GPT-Neo
             return int(config.window_size) if attention.attention_type == "local" else None
@@ -88,21 +88,21 @@ class Adapter:
         return None if kinds and kinds[layer] == "full_attention" else getattr(config, "sliding_window", None)
 
     def before_final_norm(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        """What the head does to states before the final norm."""
+        """The states as the final norm gets them."""
         return states
 
     def capped(self, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
-        """What the model does to logits after unembedding: a soft cap (Gemma) or a factor (Cohere, Granite)."""
+        """The logits after the model's soft cap (Gemma) or factor (Cohere, Granite)."""
         if hasattr(getattr(self.model, "adapter", None), "apply_output_logits_transform"):  # TransformerLens 4
             return self.model.adapter.apply_output_logits_transform(logits)
         cap = float(getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0)
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def pasts(self) -> Iterator[Callable[[Int[Tensor, "1 position"]], Past]]:
-        """Ways to compute a prefix and keep its keys and values, the likeliest first; a refused one raises TypeError.
+        """Ways to compute a prefix and keep its keys and values, most likely first; one that fails raises TypeError.
 
-        transformers 5.24 calls its cache `cache`, and so hands it to every layer's attention, where TransformerLens 4.3
-        reads `past_key_values` or `layer_past`: it gets there as the latter where layers pass on what they do not know.
+        transformers 5.24 passes its cache to every layer's attention as `cache`, but TransformerLens 4.3 reads
+        `past_key_values` or `layer_past`. Passed as `layer_past` too, it arrives if layers forward unknown arguments.
         """
         if "cache" in inspect.signature(self.wrapped.forward).parameters:
             yield partial(self._past, ("cache", "layer_past"))
@@ -111,11 +111,11 @@ class Adapter:
             yield partial(self._past, ("past_key_values",))
 
     def _past(self, names: tuple[str, ...], ids: Int[Tensor, "1 position"]) -> Past:
-        """Compute a prefix with a cache of Hugging Face, passed under these names."""
+        """Compute a prefix with a Hugging Face cache, passed under these names."""
         from transformers import DynamicCache
 
         class Joining(DynamicCache):
-            """A cache that a pass adds to; once `full` it joins prefix and candidates and keeps neither."""
+            """A cache that passes extend. Once `full`, it joins prefix and candidates and stores neither."""
 
             full = False
 
@@ -139,7 +139,7 @@ class Adapter:
 
         self.model.run_with_hooks(ids, return_type=None, **options(1, ids.shape[1]))
         past.full = True
-        # Layers of linear attention have no length: a state of theirs cannot be joined with candidates either.
+        # Linear-attention layers have no length, and their state cannot be joined with candidates.
         return Past({getattr(layer, "get_seq_length", int)() for layer in past.layers}, options)
 
 
@@ -150,37 +150,38 @@ class Encoder(Adapter):
     encoder = True
 
     def embedded(self, rows: Float[Tensor, "vocab d_model"]) -> Float[Tensor, "vocab d_model"]:
-        """With the embedding of the first type, through the embedding norm."""
+        """Adds the embedding of the first token type and applies the embedding norm."""
         token_type = self.model.token_type_embed.original_component.weight.detach()
         return self.model.embed_ln.original_component(rows + token_type[0]).detach()
 
     def input_norm(self, layer: int) -> torch.nn.Module | None:
-        """None: `ln1` stands after attention."""
+        """None: `ln1` follows attention."""
 
     def seen(self, n: int, device: torch.device) -> Bool[Tensor, "query key"]:
-        """Attention goes both ways."""
+        """All of them: attention is bidirectional."""
         return torch.ones(n, n, dtype=torch.bool, device=device)
 
     def before_final_norm(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        """A dense layer and an activation: BERT's configuration chooses it, RoBERTa's is always GELU."""
+        """After a dense layer and an activation: BERT's is set by its configuration, RoBERTa's is always GELU."""
         parts = self.wrapped.modules()
         activation = next((part.transform_act_fn for part in parts if hasattr(part, "transform_act_fn")), gelu)
         return activation(self.model.mlm_head(states[None])[0])
 
 
 class Images(Adapter):
-    """A vision transformer as a TransformerBridge: pixels go in, and there is no vocabulary."""
+    """A vision transformer as a TransformerBridge: its input is pixels, and it has no vocabulary."""
 
 
 class Hooked(Adapter):
-    """HookedTransformer (TransformerLens 3): nothing wrapped, a cache and an attention of its own."""
+    """HookedTransformer (TransformerLens 3): no wrapped model; its own cache and attention."""
 
     def check(self) -> None:
         """HookedEncoder uses the same hook names for other states (hook_resid_mid before LN1, for one)."""
         if type(self.model).__name__ != "HookedTransformer":
             raise TypeError(
-                f"{type(self.model).__name__} gives other states under the same hook names: load "
-                f"{self.model.cfg.model_name} as a TransformerBridge (lens_probes.load_model) instead"
+                f"a model must be a HookedTransformer or a TransformerBridge; got a {type(self.model).__name__}, whose "
+                f"hooks of the same names hold other states: load {self.model.cfg.model_name} as a TransformerBridge "
+                f"(lens_probes.load_model) instead"
             )
 
     @property
@@ -193,11 +194,11 @@ class Hooked(Adapter):
         yield from self.model.named_modules()
 
     def options(self, names: Sequence[str]) -> dict[str, Any]:
-        """HookedTransformer needs none."""
+        """None are needed."""
         return {}
 
     def attention_scale(self, layer: int) -> float:
-        """The inverse of what HookedTransformer divides by."""
+        """The inverse of HookedTransformer's divisor."""
         return 1 / float(self.model.blocks[layer].attn.attn_scale)
 
     def pasts(self) -> Iterator[Callable[[Int[Tensor, "1 position"]], Past]]:

@@ -1,4 +1,4 @@
-"""What attention does with queries, keys and values: rotary positions, scale, soft cap, clipping, masks."""
+"""How attention uses queries, keys and values: rotary positions, scale, soft cap, clipping, masks."""
 
 from functools import cached_property
 
@@ -11,19 +11,19 @@ from lens_probes.model.passes import Passes, undisturbed
 
 
 class Attention(Passes):
-    """From queries and keys to what the softmax gets."""
+    """From queries and keys to the softmax input."""
 
     def hook_query(self, layer: int) -> str:
-        """The activation that holds the queries, after rotary positions and norms where TransformerLens has them so."""
+        """The activation that holds the queries, after rotary positions and norms if there is such a hook."""
         return self._hook("rotated_query" if self._hooks_rotated else "query", layer)
 
     def hook_key(self, layer: int) -> str:
-        """The activation that holds the keys, likewise; one per key/value head."""
+        """The same for keys; one per key/value head."""
         return self._hook("rotated_key" if self._hooks_rotated else "key", layer)
 
     @cached_property
     def _hooks_rotated(self) -> bool:
-        """Whether the model computes rotated queries: for NeoX a Bridge lists their hook and never calls it."""
+        """Whether the model calls the hook of rotated queries: for NeoX a Bridge lists it but never calls it."""
         name = self._hook("rotated_query")
         if name not in self.hook_names:
             return False
@@ -34,7 +34,7 @@ class Attention(Passes):
     def rotated(
         self, x: Float[Tensor, "token any d_head"], position: Int[Tensor, " token"]
     ) -> Float[Tensor, "token any d_head"]:
-        """Queries or keys of these activations with their positions, where they do not have them yet (NeoX, GPT-J)."""
+        """Queries or keys after rotary positions: applied here if the hook comes before them (NeoX, GPT-J)."""
         if self._hooks_rotated or self.model.cfg.positional_embedding_type != "rotary":
             return x
         table = next((part.embed_positions for _, part in self.modules() if hasattr(part, "embed_positions")), None)
@@ -53,16 +53,16 @@ class Attention(Passes):
         return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
 
     def attention_scale(self, layer: int) -> float:
-        """What the product of a query and a key is multiplied by, usually 1 / sqrt(d_head)."""
+        """The factor of the product of query and key, usually 1 / sqrt(d_head)."""
         return self.adapter.attention_scale(layer)
 
     def scores(self, products: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """Scaled products of queries and keys as the softmax gets them: with a soft cap, if there is one (Gemma)."""
+        """The softmax input: scaled products of queries and keys, with the model's soft cap if any (Gemma)."""
         cap = float(getattr(self.model.cfg, "attn_scores_soft_cap", None) or -1.0)
         return cap * torch.tanh(products / cap) if cap > 0 else products
 
     def mixed(self, values: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_head"]:
-        """What the heads take weighted sums of: what `hook_value` holds, clipped where the model clips (OLMo)."""
+        """The values that heads sum with their weights: those of `hook_value`, clipped if the model clips (OLMo)."""
         return self.adapter.clipped(values)
 
     # Masks
@@ -70,16 +70,16 @@ class Attention(Passes):
     def seen(
         self, layer: int, ids: Int[Tensor, " token"], pattern: Float[Tensor, "head query key"]
     ) -> Bool[Tensor, "query key"]:
-        """Which tokens of a prompt each query may look at: on decoders those before it, or a window of them.
+        """Which tokens of a prompt each query may attend to: in decoders itself and earlier ones, or a window of them.
 
-        A weight of 0 does not show that a token is hidden: it may have underflowed. Where all heads have one, the
-        scores show what is masked.
+        A weight of 0 does not prove that a token is masked: it may have underflowed. If all heads have a weight of 0,
+        the scores decide.
         """
         n = len(ids)
         may = self.adapter.seen(n, pattern.device)
         if not ((pattern == 0).all(0) & may).any():
             return may
-        if len(self._masks.get(layer, ())) < n:  # a mask depends on places only: longer prompts have shorter ones'
+        if len(self._masks.get(layer, ())) < n:  # a mask depends on positions only: that of a longer prompt contains it
             self._masks[layer] = self._masked(layer, ids)
         return may & ~self._masks[layer][:n, :n].to(may.device)
 
@@ -88,7 +88,7 @@ class Attention(Passes):
         return {}
 
     def _masked(self, layer: int, ids: Int[Tensor, " token"]) -> Bool[Tensor, "query key"]:
-        """Where a layer's scores are masked: -inf or the least number there is (CodeGen divides it by its scale)."""
+        """Where a layer's scores are masked: -inf or the smallest number (CodeGen divides it by its scale)."""
         name = self._hook("scores", layer)
         scores = self.activations(ids[None], torch.ones(1, len(ids), dtype=torch.bool), [name])[name][0]
         masked = (scores <= torch.finfo(scores.dtype).min / 32).all(0)
@@ -102,7 +102,7 @@ class Attention(Passes):
 def _pairs_turned(
     x: Float[Tensor, "token any d_head"], table: Float[Tensor, "token turned"]
 ) -> Float[Tensor, "token any d_head"]:
-    """Turn neighbouring dimensions as GPT-J and CodeGen do: `table` has each pair's sine, then each pair's cosine."""
+    """Rotate neighbouring dimensions as GPT-J and CodeGen do. `table` has all sines, then all cosines, one per pair."""
     sin, cos = table[:, None].to(x.dtype).chunk(2, dim=-1)
     turned, rest = x[..., : table.shape[-1]], x[..., table.shape[-1] :]
     even, odd = rearrange(turned, "token head (pair two) -> two token head pair", two=2)

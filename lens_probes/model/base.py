@@ -1,4 +1,4 @@
-"""What models of text and of images both have: a name, layers, and names of activations."""
+"""What text and image models have in common: a name, layers, and names of activations."""
 
 import difflib
 import importlib.metadata
@@ -16,7 +16,7 @@ from lens_probes.model.hooks import READ_POINTS, ReadPoint
 
 
 class View:
-    """What lens_probes reads of any model."""
+    """The common interface of all models."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -37,7 +37,7 @@ class View:
 
     @property
     def processed(self) -> bool:
-        """Whether norms were folded and weights centred, as HookedTransformer.from_pretrained does by default."""
+        """Whether norms were folded and weights centred (the default of HookedTransformer.from_pretrained)."""
         return self.adapter.processed
 
     @property
@@ -47,7 +47,7 @@ class View:
 
     @property
     def device(self) -> torch.device:
-        """The device of the first weights, on which inputs must be."""
+        """The device of the first weights, where inputs must be."""
         return next(self.model.parameters()).device
 
     @property
@@ -62,37 +62,41 @@ class View:
     # Layers and units
 
     def layers(self, layers: Iterable[int] | slice | None) -> tuple[int, ...]:
-        """The layers asked for, in order; `None` is all, negative ones count from the end.
+        """Layer numbers, in the given order. `None` is all layers; negative numbers count from the end.
 
-        A slice is one of all layers; the layers of a set, which has no order, come in ascending order.
+        A slice applies to all layers. The layers of a set are sorted.
         """
         if isinstance(layers, Integral) and not isinstance(layers, bool):
-            raise TypeError(f"layers={layers} is one number: write layers=[{layers}], or None for all layers")
+            raise TypeError(f"layers must be a list; got one number: write layers=[{layers}], or None for all layers")
         every = range(self.n_layers)
         asked: Any = every if layers is None else every[layers] if isinstance(layers, slice) else layers
         asked = asked.tolist() if hasattr(asked, "tolist") else asked  # of arrays and tensors
-        if not isinstance(asked, Sequence | Set) or isinstance(asked, str):  # an iterator is empty when asked again
+        if not isinstance(asked, Sequence | Set) or isinstance(asked, str):  # an iterator is empty the second time
             raise TypeError(f"layers must be a list of layer numbers, as layers=[0, 3]; got layers={brief(layers)}")
         for layer in asked:
             if not isinstance(layer, Integral) or isinstance(layer, bool):
-                raise TypeError(f"layers are whole numbers, counted from 0; {brief(layer)} came")
+                raise TypeError(f"layers must be whole numbers, counted from 0; got {brief(layer)}")
             if not -self.n_layers <= int(layer) < self.n_layers:
-                raise ValueError(f"layer {layer} was asked for and {self.name} has layers 0 to {self.n_layers - 1}")
+                raise ValueError(f"layer {layer} is out of range: {self.name} has layers 0 to {self.n_layers - 1}")
         numbers = [int(layer) % self.n_layers for layer in asked]
         numbers = sorted(numbers) if isinstance(asked, Set) else numbers
         if not numbers or len(set(numbers)) < len(numbers):
-            raise ValueError(f"layers={brief(layers)} names no layer, or one twice: list each layer once")
+            raise ValueError(
+                f"layers must name one layer or more, each once; got {brief(layers)}: list each layer once"
+            )
         return tuple(numbers)
 
     def units(self, asked: Sequence[int], hook: str, width: int) -> list[int]:
-        """The units asked for, checked against the width of their activation."""
+        """Unit numbers, checked against the width of their activation."""
         if not isinstance(asked, Sequence) or any(type(number) is not int for number in asked):
-            raise TypeError(f"units={brief(asked)}: list their numbers, as units=[3] or units=range(8)")
+            raise TypeError(
+                f"units must be a list of whole numbers; got {brief(asked)}: write units=[3] or units=range(8)"
+            )
         for number in asked:
             if not 0 <= number < width:
-                raise ValueError(f"unit {number} was asked for and {hook} of {self.name} has units 0 to {width - 1}")
+                raise ValueError(f"unit {number} is out of range: {hook} of {self.name} has units 0 to {width - 1}")
         if not len(asked) or len(set(asked)) < len(asked):
-            raise ValueError(f"units={brief(asked)} names no unit, or one twice: list each unit once")
+            raise ValueError(f"units must name one unit or more, each once; got {brief(asked)}: list each unit once")
         return list(asked)
 
     # Names of activations
@@ -105,11 +109,11 @@ class View:
     def hook(self, at: ReadPoint, layer: int) -> str:
         """The name of the activation at a read point of a block.
 
-        On post-norm encoders `resid_mid` is the sum of attention output and residual before its norm, and `attn_out`
-        what attention adds to that sum.
+        On post-norm encoders `resid_mid` is the sum of attention output and residual, before its norm, and `attn_out`
+        is what attention adds to that sum.
         """
         if at not in READ_POINTS:
-            raise ValueError(f"read point {brief(at)} is not one of {', '.join(READ_POINTS)}")
+            raise ValueError(f"a read point must be one of {', '.join(READ_POINTS)}; got {brief(at)}")
         (layer,) = self.layers([layer])
         present = [point for point in READ_POINTS if self._hook(point, layer) in self.hook_names]
         if at not in present:
@@ -122,7 +126,7 @@ class View:
     def hook_units(self, at: Literal["neuron"] | ReadPoint, layer: int) -> str:
         """The activation that holds a layer's neurons, or the units of a read point."""
         if at != "neuron" and at not in READ_POINTS:
-            raise ValueError(f"at={brief(at)} is not one of neuron, {', '.join(READ_POINTS)}")
+            raise ValueError(f"at must be one of neuron, {', '.join(READ_POINTS)}; got {brief(at)}")
         (layer,) = self.layers([layer])
         return self.hook_neurons(layer) if at == "neuron" else self.hook(at, layer)
 
@@ -137,17 +141,17 @@ class View:
 
     @property
     def hook_token_embed(self) -> str:
-        """The activation that holds what each token's id alone gives: rows of W_E."""
+        """The activation that holds the token embeddings, rows of W_E."""
         return self._hook("token_embed")
 
     def states(self, at: ReadPoint, layers: Iterable[int] | slice | None) -> dict[str, str]:
-        """One read point through these layers: label and activation of every state, such as `3_post`."""
+        """One read point of these layers: label (such as `3_post`) -> activation."""
         return {self.label(at, layer): self.hook(at, layer) for layer in self.layers(layers)}
 
     def stream(self, layers: Iterable[int] | slice | None, *, incl_mid: bool = False) -> dict[str, str]:
-        """The residual stream through these layers: label and activation of every state, in the order they come about.
+        """The residual stream of these layers: label -> activation, in the order of computation.
 
-        Layer 0 brings the embeddings, `0_pre`, with it.
+        Layer 0 includes the embeddings, `0_pre`.
         """
         points: dict[str, str] = {}
         for layer in sorted(self.layers(layers)):
@@ -158,15 +162,15 @@ class View:
         return points
 
     def label(self, at: ReadPoint, layer: int) -> str:
-        """How a layer axis names this state: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""
+        """The label of a state on a layer axis: `0_pre`, `3_mid`, `3_post`, `3_attn_out`."""
         return f"{layer}_{at.removeprefix('resid_')}"
 
     def check_hooks(self, names: Iterable[str]) -> None:
-        """Raise for a name that the model does not have: TransformerLens ignores one beside names that it has."""
+        """Raise for a name that the model does not have: TransformerLens ignores unknown names beside known ones."""
         for name in names:
             if name not in self.hook_names:
                 close = difflib.get_close_matches(name, self.hook_names, n=3)
-                hint = f"did you mean {', '.join(close)}?" if close else "list(model.hook_dict) names those that do"
+                hint = f"did you mean {', '.join(close)}?" if close else "see list(model.hook_dict)"
                 raise ValueError(f"activation {name!r} does not exist in {self.name} ({self.class_name}): {hint}")
 
 

@@ -1,5 +1,7 @@
 """From states to logits: the final norm or an encoder's head, the unembedding, and caps."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -62,24 +64,32 @@ class Head(Weights):
         with undisturbed(self.model):
             own, read = logits.float().log_softmax(-1), self.unembed(last).log_softmax(-1)
             error = float((own - read).abs().max() / own.std(-1).mean())
-        if not error <= TOLERANCE:  # refuses NaN too
+        if math.isnan(error):
+            raise ValueError(f"the logits of {self.name} must be finite; got NaN or Inf: check the model's weights")
+        if error > TOLERANCE:
             raise ValueError(
-                f"the logits of {self.name} must be its final norm, unembedding and soft cap of the last state; got "
-                f"logits that differ from these by {error:.2g} of their spread: use another model"
-                if error == error
-                else f"the logits of {self.name} must be finite; got NaN or Inf: check the model's weights"
+                f"the logits of {self.name} must be its final norm, unembedding and soft cap alone; got a difference "
+                f"of {error:.2g} of their spread: it cannot be read through its head, use another model"
             )
         self._head_checked = True
 
     def check_predicts_next(self) -> None:
         """Raise for a model without a loss of the next token."""
         if self.adapter.encoder:
-            raise ValueError(f"{self.name} predicts masked tokens, and the next token's loss is asked: use a decoder")
+            raise ValueError(
+                f"a model must predict the next token; got {self.name}, which predicts masked ones: use a decoder"
+            )
         self.check_has_head()
 
     def check_has_head(self) -> None:
         """Raise for a model without a trained language-model head."""
         if self.name in HEADLESS:
-            raise ValueError(f"{self.name} was trained without a language-model head: its logits mean nothing")
+            raise ValueError(
+                f"a model must have a trained language-model head; got {self.name}, whose logits mean nothing: use "
+                f"another model"
+            )
         if not hasattr(self.model, "unembed") or not hasattr(self.model, "ln_final"):
-            raise ValueError(f"{self.name} has no language-model head: load it with one, or ask another probe")
+            raise ValueError(
+                f"a model must have a language-model head; got {self.name}, which has none: load it with one, or use "
+                f"another probe"
+            )

@@ -1,15 +1,15 @@
-"""Names of activations, as tables: what lens_probes calls a quantity, and the hook of TransformerLens that holds it."""
+"""Names of activations, as tables: the name in lens_probes, and the TransformerLens hook that holds it."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
 
 ReadPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-"""Where in a block a state of width d_model is read: the residual stream at three places, or what a part writes."""
+"""Where in a block a state of width d_model is read: the residual stream at three places, or a part's output."""
 
 READ_POINTS: tuple[ReadPoint, ...] = get_args(ReadPoint)
 
 HOOKS: Mapping[str, str] = {
-    "token_embed": "hook_embed",  # what each token's id alone gives: rows of W_E
+    "token_embed": "hook_embed",  # rows of W_E
     "position_embed": "hook_pos_embed",
     "resid_pre": "blocks.{layer}.hook_resid_pre",
     "resid_mid": "blocks.{layer}.hook_resid_mid",
@@ -17,18 +17,18 @@ HOOKS: Mapping[str, str] = {
     "attn_out": "blocks.{layer}.hook_attn_out",
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "query": "blocks.{layer}.attn.hook_q",  # before rotary positions and norms
-    "key": "blocks.{layer}.attn.hook_k",  # also, one per key/value head
+    "key": "blocks.{layer}.attn.hook_k",  # the same; one per key/value head
     "rotated_query": "blocks.{layer}.attn.hook_rot_q",
     "rotated_key": "blocks.{layer}.attn.hook_rot_k",
     "value": "blocks.{layer}.attn.hook_v",  # one per key/value head
-    "scores": "blocks.{layer}.attn.hook_attn_scores",  # the pattern, where attention is left to Hugging Face
+    "scores": "blocks.{layer}.attn.hook_attn_scores",  # the pattern, if Hugging Face computes attention
     "pattern": "blocks.{layer}.attn.hook_pattern",
     "z": "blocks.{layer}.attn.hook_z",  # each head's mixed values, before W_O
     "before_mlp": "blocks.{layer}.hook_resid_mid",
     "neuron": "blocks.{layer}.mlp.hook_post",  # after the activation function (and its gate)
     "after_mlp": "blocks.{layer}.hook_resid_post",
 }
-"""For decoders and models of images. Post-norm encoders hold other states under the same names."""
+"""For decoders and image models. In post-norm encoders, hooks of the same names hold other states."""
 
 ENCODER_HOOKS: Mapping[str, str] = {
     **HOOKS,
@@ -45,4 +45,4 @@ ADDED: Mapping[tuple[str, bool], tuple[str, ...]] = {
     ("MLP", False): ("before_mlp", "after_mlp"),
     ("MLP", True): ("resid_pre", "resid_post", "attn_out"),
 }
-"""The stream before and after a part, and what else is added between; True where attention and MLP run in parallel."""
+"""The stream before and after a part, and what else is added between; True if attention and MLP run in parallel."""

@@ -150,8 +150,8 @@ class Passes(View):
 
     def _not_computed(self, name: str) -> ValueError:
         return ValueError(
-            f"activation {name!r} exists in {self.name} but was not computed: it may have to be switched on, as "
-            f"model.set_use_attn_result(True) does for hook_result, and attn_implementation='eager' for patterns"
+            f"activation {name!r} must be computed by {self.name}; got none: switch it on, with "
+            f"model.set_use_attn_result(True) for hook_result, or attn_implementation='eager' for patterns"
         )
 
     def _named(self, names: Sequence[str], found: Mapping[str, Tensor]) -> dict[str, Tensor]:

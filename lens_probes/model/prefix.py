@@ -15,15 +15,15 @@ TOKENS_OF_WHOLE_PREFIXES = 512  # per pass, where a cache cannot be trusted
 
 
 class Continuation:
-    """An activation of the next token after a prefix, for many candidates at once, as a search over tokens needs it.
+    """An activation of the next token after a prefix, for many candidates at once; used by searches over tokens.
 
-    The keys and values of the prefix are computed once, and a pass ends where the activation stands: no later layer, no
-    unembedding. Both classes allow it: a Bridge hands Hugging Face's cache on (3.9 and 4.x), HookedTransformer has its
-    own. Encoders do not: there every state depends on what follows.
+    The keys and values of the prefix are computed once, and a pass ends at the activation: no later layer, no
+    unembedding. Both model classes allow it: a Bridge passes Hugging Face's cache on (3.9 and 4.x), HookedTransformer
+    has its own. Encoders do not: there every state depends on later tokens.
 
-    Each cache is checked: it must hold every token of the prefix, and one token after it must have the state of the
-    whole prompt. If it fails (TransformerLens 4.3 alone does not fill the cache of transformers 5.24), every candidate
-    is computed with its whole prefix, and a warning says so once per view.
+    Each cache is checked: it must hold every token of the prefix, and the state of one token after it must equal that
+    of the whole prompt. If the check fails (TransformerLens 4.3 by itself does not fill the cache of transformers
+    5.24), every candidate is computed with its whole prefix, and a warning says so once per view.
 
     >>> from lens_probes.examples import tiny
     >>> view = ModelView(tiny.bridge("llama"))
@@ -34,7 +34,10 @@ class Continuation:
 
     def __init__(self, view: ModelView, prefix: Int[Tensor, " position"], name: str) -> None:
         if view.encoder:
-            raise ValueError(f"a state of {view.name} depends on what follows it: only decoders continue a prefix")
+            raise ValueError(
+                f"a model that continues a prefix must be a decoder; got {view.name}, where every state depends on "
+                f"later tokens"
+            )
         view.check_hooks([name])
         self._view, self._name, self._prefix = view, name, prefix.to(view.device)
         self._past: Past | None = None  # None: whole prefixes
@@ -42,7 +45,7 @@ class Continuation:
             self._keep_checked_past()
 
     def states(self, ids: Int[Tensor, " candidate"]) -> Float[Tensor, "candidate d"]:
-        """The activation of each of these tokens, were it the next."""
+        """The activation of each of these tokens as the next one."""
         at_once = max(1, len(ids) if self._past else TOKENS_OF_WHOLE_PREFIXES // (len(self._prefix) + 1))
         return torch.cat([self._run(some) for some in ids.split(at_once)])
 
@@ -68,15 +71,15 @@ class Continuation:
     def _keep_checked_past(self) -> None:
         """Keep the first kind of cache that passes the check; warn if none does."""
         view, n = self._view, len(self._prefix)
-        other = (self._prefix[-1:] + 1) % view.d_vocab  # the same token again would be mixed from equal values
+        other = (self._prefix[-1:] + 1) % view.d_vocab  # not the same token: its values would equal those of the prefix
         whole, failed = self.states(other).float(), ""
         if not whole.isfinite().all():
-            return  # nothing to compare: the caller refuses such states
+            return  # nothing to compare: the caller raises for such states
         for past_of in view.adapter.pasts():
             try:
                 with undisturbed(view.model):
                     past = past_of(self._prefix[None])
-            except TypeError:  # the model does not take the cache under this name
+            except TypeError:  # the model does not accept the cache under this name
                 continue
             if past.lengths != {n}:
                 failed = failed or f"it holds {min(past.lengths, default=0)}"

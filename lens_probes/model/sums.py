@@ -1,4 +1,4 @@
-"""Whether what the parts of a block write adds up to what the block adds to the residual stream."""
+"""Checks that the outputs of a block's parts add up to what the block adds to the residual stream."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,12 +11,12 @@ from lens_probes.model.hooks import ADDED
 from lens_probes.model.passes import undisturbed
 from lens_probes.model.weights import Weights
 
-EXACT = 1e-3  # of what is compared, in float32 and float64
+EXACT = 1e-3  # relative, in float32 and float64
 HALF = 0.03  # in half precision
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far two ways of computing the same may differ, as a share of it."""
+    """The largest allowed relative difference between two computations of the same tensor."""
     return EXACT if dtype in (torch.float32, torch.float64) else HALF
 
 
@@ -28,17 +28,17 @@ class Sums(Weights):
         return [self.hook_z(layer), *self._added("attention", layer)]
 
     def check_written(self, layer: int, activation: Callable[[str], Float[Tensor, "token ..."]]) -> None:
-        """Raise unless what the heads write, and the bias, add up to what attention adds to the stream."""
+        """Raise unless the outputs of the heads, plus the bias, add up to what attention adds to the stream."""
         z, *stream = (activation(name) for name in self.hooks_written(layer))
         written = einsum(z.float(), self.W_O(layer).float(), "token head d_head, head d_head d_model -> token d_model")
         self._check_added(written + self.output_bias(layer), stream, layer, "heads", "attention", "ln1_post")
 
     def check_neurons(self, layer: int) -> None:
-        """Raise unless what the neurons write of a few tokens, and the bias, add up to what the MLP adds."""
+        """Raise unless, on a few tokens, the outputs of the neurons, plus the bias, add up to what the MLP adds."""
         names = [self.hook_neurons(layer), *self._added("MLP", layer)]
         ids = torch.arange(8)[None] % self.d_vocab
         found = self.run_until(ids, names)
-        value, *stream = (found[name].reshape(8, -1) for name in names)  # OPT's MLP has prompts laid end to end
+        value, *stream = (found[name].reshape(8, -1) for name in names)  # OPT's MLP lays prompts end to end
         written = value.float() @ self.W_out(layer).float() + self.neuron_bias(layer)
         self._check_added(written, stream, layer, "neurons", "the MLP", "ln2_post")
 
@@ -67,7 +67,7 @@ class Sums(Weights):
         wrong = ~(off <= tolerance(after.dtype) * size + 2 * rounding)
         if wrong.any():
             raise ValueError(
-                f"what the {parts} of layer {layer} of {self.name} write must add up to what {block} adds to the "
+                f"the outputs of the {parts} of layer {layer} of {self.name} must add up to what {block} adds to the "
                 f"residual stream; got sums that are off by {float((off / size)[wrong].max()):.2g} of it: use another "
                 f"model"
             )

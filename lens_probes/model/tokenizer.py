@@ -27,7 +27,7 @@ class Tokenizer(Weights):
 
     @property
     def pad_id(self) -> int:
-        """An id to fill a batch with. It is masked, but must be in the vocabulary."""
+        """The id that pads a batch. It is masked, but must be in the vocabulary."""
         pad = getattr(self.tokenizer, "pad_token_id", None)
         return pad if isinstance(pad, int) and pad < self.d_vocab else 0
 
@@ -37,13 +37,13 @@ class Tokenizer(Weights):
         return frozenset(self.tokenizer.all_special_ids) if self.tokenizer is not None else frozenset()
 
     def encode(self, text: str, prepend_bos: bool | None) -> tuple[list[int], Spans]:
-        """Ids of a text and the span of characters that each came from (None for special tokens).
+        """The ids of a text and the span of characters of each (None for special tokens).
 
-        A decoder's text gets one beginning-of-sequence token if `prepend_bos` (None: what the model's class does); an
-        encoder's gets the special tokens its tokenizer adds.
+        A decoder's text gets one beginning-of-sequence token if `prepend_bos` (None: the default of the model's class).
+        An encoder's text gets the special tokens that its tokenizer adds.
         """
         if self.tokenizer is None:
-            raise ValueError(f"{self.name} was loaded without a tokenizer: pass token ids instead of text")
+            raise ValueError(f"text needs a tokenizer; got {self.name} without one: pass token ids instead")
         ids, spans = self._ids_and_spans(text, special=self.adapter.encoder)
         bos = self.tokenizer.bos_token_id
         if prepend_bos is None:
@@ -51,11 +51,14 @@ class Tokenizer(Weights):
         if self.adapter.encoder or not prepend_bos:
             return ids, spans
         if bos is None:
-            raise ValueError(f"prepend_bos=True was asked for and the tokenizer of {self.name} has no such token")
+            raise ValueError(
+                f"prepend_bos=True needs a beginning-of-sequence token; got none in the tokenizer of {self.name}: "
+                f"leave it out"
+            )
         return [bos, *ids], [None, *spans]
 
     def locate(self, ids: Sequence[int]) -> tuple[str, Spans]:
-        """The text of ids and the span of each, where encoding that text gives the ids back; no spans otherwise."""
+        """The text of ids and the span of each, if encoding that text gives the ids back; otherwise no spans."""
         nowhere: Spans = [None] * len(ids)
         plain = [i for i in ids if i not in self.special_ids]
         if self.tokenizer is None or not plain:
@@ -86,7 +89,7 @@ class Tokenizer(Weights):
         return tuple(self.token_texts(range(self.d_vocab)))
 
     def token_texts(self, ids: Iterable[int]) -> list[str]:
-        """The text of each id, with its leading space; for a part of a character, its name in the vocabulary."""
+        """The text of each id, with its leading space; for part of a character, its name in the vocabulary."""
         ids = list(ids)
         if not ids:
             return []

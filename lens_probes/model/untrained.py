@@ -9,9 +9,9 @@ from lens_probes.model.view import ModelView
 
 
 def untrained(model: Any, *, seed: int = 0) -> Any:
-    """A Bridge of the same shape and tokenizer with the random weights that training starts from.
+    """A random-weights baseline: a Bridge of the same shape and tokenizer, with freshly initialised weights.
 
-    The model itself stays as it is.
+    The model itself is not changed.
 
     >>> from lens_probes.examples import tiny
     >>> model = tiny.bridge("llama")
@@ -23,8 +23,8 @@ def untrained(model: Any, *, seed: int = 0) -> Any:
     wrapped = view.adapter.wrapped
     if wrapped is None:
         raise TypeError(
-            f"HookedTransformer starts from other random weights than {view.name} was trained from: load it as a "
-            f"TransformerBridge for an untrained twin"
+            f"model must be a TransformerBridge; got a HookedTransformer, which is initialised in another way than "
+            f"{view.name} was: load it as a TransformerBridge"
         )
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -32,7 +32,7 @@ def untrained(model: Any, *, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         fresh = type(wrapped)(copy.deepcopy(wrapped.config)).eval()
         fresh.set_attn_implementation("eager")
-        for parameter in fresh.parameters():  # not fresh.to(dtype), which would round the rotary frequencies
+        for parameter in fresh.parameters():  # fresh.to(dtype) would round the rotary frequencies too
             parameter.data = parameter.data.to(view.W_E.dtype)
         bridge = TransformerBridge.boot_transformers(
             f"untrained-{view.name}",

@@ -45,7 +45,7 @@ class ModelView(Attention, Head, Sums, Tokenizer):
         _check_wrapped(model)
         if not hasattr(model, "run_with_cache") or not hasattr(model, "cfg"):
             raise TypeError(
-                f"a model is a HookedTransformer or a TransformerBridge of TransformerLens; got "
+                f"a model must be a HookedTransformer or a TransformerBridge of TransformerLens; got "
                 f"{type(model).__name__}: load one with lens_probes.load_model(name)"
             )
         super().__init__(model)
@@ -56,9 +56,9 @@ class ModelView(Attention, Head, Sums, Tokenizer):
             or not hasattr(model, "W_E")
         ):
             raise TypeError(
-                f"lens_probes reads models with one stack of blocks over text tokens; {self.name} "
-                f"({type(model).__name__}) is another kind: use a decoder, or BERT or RoBERTa as a TransformerBridge "
-                f"(FeatureVisualization reads models of images)"
+                f"a model must have one stack of blocks over text tokens; got {self.name} ({type(model).__name__}): "
+                f"use a decoder, or BERT or RoBERTa as a TransformerBridge (FeatureVisualization reads models of "
+                f"images)"
             )
         self.adapter.check()
 
@@ -73,8 +73,8 @@ class ModelView(Attention, Head, Sums, Tokenizer):
         same = embed_mean.shape == own.shape and (embed_mean - own).norm() <= 1e-3 * own.norm()
         if not same or origin.processed != self.processed or origin.model != self.name:
             raise ValueError(
-                f"{what} of {origin.model} ({'processed' if origin.processed else 'raw'} weights) and must come from "
-                f"{self.name} ({'processed' if self.processed else 'raw'} weights): make it with that model"
+                f"{what} must come from {self.name} ({'processed' if self.processed else 'raw'} weights); got one of "
+                f"{origin.model} ({'processed' if origin.processed else 'raw'} weights): make it with the same model"
             )
 
 
@@ -92,7 +92,7 @@ class ImageView(View):
         super().__init__(model)
         if not isinstance(self.adapter, Images) or not hasattr(model, "blocks"):
             raise TypeError(
-                f"a model of images is a TransformerBridge of a vision transformer; got {type(model).__name__} of "
+                f"a model of images must be a TransformerBridge of a vision transformer; got {type(model).__name__} of "
                 f"{type(self.adapter.wrapped).__name__}: lens_probes.examples.tiny.vit() makes one"
             )
 

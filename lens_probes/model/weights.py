@@ -1,4 +1,4 @@
-"""The weights of a model of text, in one shape for all model classes."""
+"""The weights of a text model, in one shape for all model classes."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class Norm(NamedTuple):
 
 
 class Weights(Passes):
-    """Sizes, embeddings, what heads and neurons read and write, and norms."""
+    """Sizes, embeddings, norms, and the weights with which heads and neurons read and write."""
 
     @property
     def n_heads(self) -> int:
@@ -28,7 +28,7 @@ class Weights(Passes):
 
     @property
     def n_kv_heads(self) -> int:
-        """Number of key/value heads of a block: fewer than heads where queries are grouped."""
+        """Number of key/value heads of a block; fewer than query heads in grouped-query attention."""
         return int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_heads)
 
     @property
@@ -45,20 +45,20 @@ class Weights(Passes):
 
     @property
     def embed_mean(self) -> Float[Tensor, " d_model"]:
-        """The mean embedding, which tells models apart."""
+        """The mean embedding, used to identify the model."""
         return self.W_E.mean(0, dtype=torch.float32).cpu()
 
     def embedding_at(self, position: int) -> Float[Tensor, "vocab d_model"]:
-        """What the model itself makes of each token id at this position: W_E + W_pos[position].
+        """The embedding of each token id at this position: W_E + W_pos[position].
 
-        On post-norm encoders also the type embedding, and all of it through the embedding norm.
+        On post-norm encoders the type embedding is added, and the embedding norm applied.
         """
         if not self._has_positions:
             raise ValueError(
-                f"reference 'embed_pos' needs learned absolute positions and {self.name} has none: use 'embed'"
+                f"reference 'embed_pos' needs learned absolute positions; got {self.name}, which has none: use 'embed'"
             )
         W_pos = self.model.pos_embed.W_pos.detach()
-        first = len(W_pos) - int(self.model.cfg.n_ctx)  # OPT and RoBERTa keep two rows of padding first
+        first = len(W_pos) - int(self.model.cfg.n_ctx)  # in OPT and RoBERTa the first two rows are padding
         return self.adapter.embedded(self.W_E + W_pos[first + position])
 
     @property
@@ -67,24 +67,24 @@ class Weights(Passes):
 
     def embeddings(self) -> dict[str, str]:
         """The activations whose sum is a decoder's first state, each with its label."""
-        # A Bridge lists hook_pos_embed for rotary models too, and never computes it.
+        # A Bridge lists hook_pos_embed for rotary models too, but never computes it.
         position = {self._hook("position_embed"): "position"} if self._has_positions else {}
         return {self.hook_token_embed: "embed", **position}
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
-        """The direction that the unembedding reads for each token id: the columns of W_U as rows."""
+        """The unembedding direction of each token id: the columns of W_U, as rows."""
         return self.model.W_U.detach().T
 
     @property
     def unembedding_bias(self) -> Float[Tensor, " vocab"]:
-        """What the unembedding adds to the logit of each token id; zeros where the model has no such bias."""
+        """The unembedding bias of each token id; zeros if the model has none."""
         return self.model.b_U.detach()
 
     # What neurons and heads write
 
     def W_out(self, layer: int) -> Float[Tensor, "unit d_model"]:
-        """What each neuron of a layer writes, with the model's residual multiplier (Granite)."""
+        """The output direction of each neuron of a layer, times the model's residual multiplier (Granite)."""
         weight = getattr(self.model.blocks[layer].mlp, "W_out", None)
         if weight is None:
             raise ValueError(
@@ -94,7 +94,7 @@ class Weights(Passes):
         return self._as_added(layer, weight.detach())
 
     def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """What each head writes for its mixed values, with the model's residual multiplier (Granite)."""
+        """The output matrix of each head, times the model's residual multiplier (Granite)."""
         return self._as_added(layer, self.model.blocks[layer].attn.W_O.detach())
 
     def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | float:
@@ -109,40 +109,41 @@ class Weights(Passes):
         return 0.0 if own is None else self._as_added(layer, own.detach()).float()
 
     def attention_bias(self, layer: int) -> Float[Tensor, " d_model"]:
-        """What attention adds regardless of the tokens: b_O, and the value biases of all heads through W_O."""
+        """What attention adds for every token: b_O, and the value biases of all heads through W_O."""
         values = einsum(self.value_bias(layer), self.W_O(layer).float(), "head d_head, head d_head d_model -> d_model")
         return values + self.output_bias(layer)
 
     def _as_added(self, layer: int, written: Tensor) -> Tensor:
-        """Granite multiplies what attention and MLP put out before it adds it to the stream."""
+        """Granite multiplies the outputs of attention and MLP before it adds them to the stream."""
         multiplier = float(getattr(self.model.blocks[layer], "residual_contribution_scale", 1.0))
         return written if multiplier == 1 else multiplier * written.float()
 
-    # What heads read. With grouped queries HookedTransformer repeats keys and values per query head, a Bridge does not.
+    # What heads read. With grouped queries, HookedTransformer repeats keys and values per query head; a Bridge does
+    # not.
 
     def W_K(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
-        """What each key/value head reads as keys."""
+        """The key matrix of each key/value head."""
         return self._per_kv_head(self.model.blocks[layer].attn.W_K.detach())
 
     def W_V_shared(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
-        """What each key/value head reads as values."""
+        """The value matrix of each key/value head."""
         return self._per_kv_head(self.model.blocks[layer].attn.W_V.detach())
 
     def W_V(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
-        """What each head reads as values; with grouped queries several heads share one."""
+        """The value matrix of each head; with grouped queries several heads share one."""
         return self._per_head(self.model.blocks[layer].attn.W_V.detach())
 
     def value_bias(self, layer: int) -> Float[Tensor, "head d_head"]:
-        """The part of each head's values that depends on no token: its bias, and the input norm's bias as it reads it.
+        """The constant part of each head's values: b_V, and the input norm's bias through W_V.
 
-        Attention passes it on whole, since a pattern's rows sum to 1; processed weights have it in b_O.
+        Attention passes it on unchanged, since a pattern's rows sum to 1. Processed weights have it in b_O.
         """
         bias = self.input_norm(layer).bias @ self.W_V(layer).float()
         own = getattr(self.model.blocks[layer].attn, "b_V", None)
         return bias if own is None else bias + self._per_head(own.detach()).float()
 
     def values(self, layer: int, states: Float[Tensor, "... d_model"]) -> Float[Tensor, "... kv_head d_head"]:
-        """The values that a block's heads make of states before the block: what `hook_value` holds."""
+        """The values of a block's heads (`hook_value`), computed from states before the block."""
         weights, block = self.W_V_shared(layer), self.model.blocks[layer]
         with undisturbed(self.model):
             normed = block.ln1(states).to(weights.dtype)
@@ -172,14 +173,14 @@ class Weights(Passes):
         return self._norm(norm)
 
     def check_input_norm(self) -> None:
-        """Raise for a model whose only norms come after attention: `value_bias` would be wrong."""
+        """Raise for a model without a norm before attention: `value_bias` would be wrong."""
         if not hasattr(self.model.blocks[0], "ln1"):
             raise ValueError(
-                f"{self.name} has no norm before its attention, which this probe does not know how to read"
+                f"a model must have a norm before its attention; got {self.name}, which has none: use another model"
             )
 
     def attention_norm(self, layer: int) -> Norm | None:
-        """The norm between a block's attention and the residual stream (Gemma), if there is one."""
+        """The norm between a block's attention and the residual stream (Gemma); None if there is none."""
         norm = getattr(self.model.blocks[layer], "ln1_post", None)
         return None if norm is None else self._norm(norm)
 
@@ -188,7 +189,7 @@ class Weights(Passes):
         return self._norm(self.model.ln_final)
 
     def _norm(self, norm: torch.nn.Module) -> Norm:
-        """Read off from outputs: model classes keep a norm's weight in different places, Gemma without its 1."""
+        """Computed from outputs: model classes store a norm's weight in different ways (Gemma without the 1)."""
         signs = torch.ones(self.d_model, device=self.device, dtype=torch.float32)
         signs[1::2] = -1.0  # mean 0 and mean square 1: a norm leaves it as it is
         probes = torch.stack([torch.zeros_like(signs), 100 * signs, 100 * torch.ones_like(signs)])

@@ -1,1 +1,1 @@
-"""The probes, one file each. A new file here is found by `lens_probes.list_probes()` and needs no other edit."""
+"""The probes, one file each. `lens_probes.list_probes()` finds a new file here; no other edit is needed."""

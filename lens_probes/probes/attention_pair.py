@@ -1,30 +1,29 @@
-"""AttentionPair: what does one token look for in another, and what does it get?
+"""AttentionPair: how does a query token attend to given key tokens, and what does it read from them?
 
 For a query token and one or more key tokens of each prompt, in every head, from the model's own queries, keys and
 values (after rotary positions and their norms):
 
-    terms[..., d_head] = q[d_head] k[d_head] / sqrt(d_head)     what each dimension adds; the model's own scale
+    terms[..., d_head] = q[d_head] k[d_head] / sqrt(d_head)     per dimension; the model's own scale
     dot                = sum over d_head of terms
     score              = dot after the soft cap of the model, if it has one
     weight             = softmax of score over all tokens that the query can attend to         0 to 1
     value_norm         = |v|          written_norm = |weight v W_O|, what the key token adds to the query token
 
-Values are as the heads mix them (OLMo clips them first), and W_O includes the factor by which the model multiplies what
-its attention adds (Granite).
+Values are those that the heads mix (OLMo clips them first), and W_O includes the model's residual multiplier (Granite).
 
-`contrast` asks minimal pairs, prompts that differ in a cue only, which of two keys gets more attention:
+`contrast` compares two keys over minimal pairs, prompts that differ in a cue only:
 
-    contrast = (score of the first key - score of the second) where the cue means the first,
-               less the same where it means the second                    in nats: a log ratio of the two weights
+    contrast = (score of the first key - score of the second) in the prompt whose cue refers to the first,
+               minus the same in the prompt whose cue refers to the second     in nats: a log ratio of the two weights
 
-A difference of scores does not depend on what goes to other tokens, so an attention sink can neither make nor hide it;
-and with the words of both prompts at the same positions, distance cannot either.
+A difference of scores does not depend on the weights of other tokens, so an attention sink has no effect on it. If the
+words are at the same positions in both prompts, distance has no effect either.
 
-Raises where softmax(score) does not reproduce the model's own pattern (position biases such as ALiBi, attention sinks
-in the softmax). Both the query asked for and the query that spreads its attention most are compared, since a query
-that attends to one token has weight 1 whatever the score. Raises where the weighted values do not sum to what the heads
-put out, or what the heads write does not add up to what attention adds to the stream. Raises where a prompt lacks a
-word or has it twice, and where a decoder would have to look ahead.
+Raises if softmax(score) does not reproduce the model's own pattern (position biases such as ALiBi, attention sinks in
+the softmax). Two queries are checked: the given one, and the one that spreads its attention most, since a query that
+attends to one token has weight 1 for any score. Raises if the weighted values do not sum to the outputs of the heads,
+or these do not add up to what attention adds to the stream. Raises if a prompt lacks a word or has it twice, and if a
+key follows the query in a decoder.
 
 Source: Henry Dashwood, "How to Think About Self-Attention Intuitively", whose toy is `lp.toy`; Vaswani et al. 2017,
 arXiv 1706.03762.
@@ -56,7 +55,7 @@ NULL = "attention does not depend on the cue; the two prompts of a pair swapped 
 
 
 class AttentionPairResult(Result):
-    """What the query makes of each key, one row per prompt. It grows with the number of prompts."""
+    """Scores, weights and values of each key, one row per prompt. Memory scales with the number of prompts."""
 
     headline = "weight"
     query: str
@@ -66,13 +65,13 @@ class AttentionPairResult(Result):
     prompt: PromptTable
     query_position: Int[Tensor, " prompt"] = measured("position of the query token in its prompt", low=0)
     key_position: Int[Tensor, "prompt key"] = measured("position of the key token in its prompt", low=0)
-    terms: Float[Tensor, "layer head prompt key d_head"] = measured("term of the score", unit="nats")
+    terms: Float[Tensor, "layer head prompt key d_head"] = measured("one dimension's term of the score", unit="nats")
     dot: Float[Tensor, "layer head prompt key"] = measured("scaled product of query and key", unit="nats")
-    score: Float[Tensor, "layer head prompt key"] = measured("score that the softmax gets", unit="nats")
+    score: Float[Tensor, "layer head prompt key"] = measured("score, the input of the softmax", unit="nats")
     weight: Float[Tensor, "layer head prompt key"] = measured("attention to the key", low=0, high=1)
     value: Float[Tensor, "layer head prompt key d_head"] = measured("value of the key token")
     written_norm: Float[Tensor, "layer head prompt key"] = measured(
-        "length of what the key token adds to the query token", low=0
+        "length of the vector that the key token adds to the query token", low=0
     )
 
     @derived("length of the key token's value", low=0)
@@ -83,8 +82,8 @@ class AttentionPairResult(Result):
     def written(self, model: Any, layer: int, head: int) -> Float[Tensor, "prompt key d_model"]:
         """The vector that each key token adds to the query token through head `head` of layer `layer`.
 
-        Read that of a prompt with `lp.read_vector(model, written[prompt])`. On models with a norm between attention and
-        the residual stream (Gemma 2) it is what comes before that norm.
+        Read those of a prompt with `lp.read_vector(model, written[prompt])`. In models with a norm between attention
+        and the residual stream (Gemma 2), they are the vectors before that norm.
         """
         view = ModelView(model)
         if self.provenance.model != view.name or self.provenance.processed != view.processed:
@@ -109,14 +108,14 @@ class AttentionPairResult(Result):
         permutations: int = inference.PERMUTATIONS,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Per head: does the cue move the query from the second key to the first? Effect, interval, p, q over heads.
+        """Per head: does the cue shift attention from the second key to the first? Effect, interval, p, q over heads.
 
-        Prompts 0 and 1 are a pair, 2 and 3, and so on; the first of a pair has the cue for the first key. Only pairs
-        whose three words stand at the same positions in both prompts count: `pairs`, of `pairs_given`.
-        `quantity="score"`: in nats, independent of attention sinks; `quantity="weight"`: differences of the raw
-        weights. A cue behind the query has no effect in a decoder: exactly 0, p 1. `attention_on_keys`: the mean weight
-        on both keys together. The 95 % interval is Student's t over pairs; p is two-sided, from swapping the prompts of
-        a pair.
+        Prompts 0 and 1 are a pair, 2 and 3, and so on; in the first of a pair the cue refers to the first key. A pair
+        counts only if its three words have the same positions in both prompts: `pairs`, of `pairs_given`.
+        `quantity="score"` is in nats and independent of attention sinks; `quantity="weight"` compares the raw weights.
+        In a decoder, a cue after the query has an effect of exactly 0, with p 1. `attention_on_keys` is the mean weight
+        of both keys together. The 95 % interval is Student's t over pairs; p is two-sided, by swapping the prompts of a
+        pair.
         """
         says, first = self._contrast(quantity).title, self._pairs()
         on_keys = self.weight[:, :, torch.stack([first, first + 1]), :2].sum(-1).mean((2, 3))
@@ -133,7 +132,7 @@ class AttentionPairResult(Result):
         )
 
     def _contrast(self, quantity: str) -> Quantity:
-        """What the contrast of scores or weights is."""
+        """Name and unit of the contrast of scores or weights."""
         if quantity not in ("score", "weight"):
             raise ValueError(f"quantity must be 'score' or 'weight'; got {brief(quantity)}")
         return Quantity(f"contrast of {quantity}s", self.quantity(quantity).unit)
@@ -145,7 +144,7 @@ class AttentionPairResult(Result):
         return ((one - other)[:, :, first] - (one - other)[:, :, first + 1]).flatten(0, 1).numpy()
 
     def _pairs(self) -> Int[Tensor, " pair"]:
-        """The first prompts of the pairs whose words stand at the same positions in both."""
+        """The first prompt of each pair whose words have the same positions in both prompts."""
         n = len(self.prompt)
         if len(self.key) < 2 or n % 2 or not n:
             raise ValueError(
@@ -157,8 +156,8 @@ class AttentionPairResult(Result):
         same = (positions[first] == positions[first + 1]).all(1)
         if not same.any():
             raise ValueError(
-                f"query and keys must stand at the same positions in both prompts of a pair; got none of {len(first)} "
-                f"pairs that have: use equal lengths"
+                f"query and keys must have the same positions in both prompts of a pair; got {len(first)} pairs, none "
+                f"of which has: use prompts of equal length"
             )
         return first[same]
 
@@ -190,7 +189,7 @@ class AttentionPairResult(Result):
         """What each dimension of a head adds to the score of each key (in brackets), in one prompt."""
         whole_number("prompt", prompt)
         if not 0 <= prompt < len(self.prompt):
-            raise ValueError(f"prompt must be 0 to {len(self.prompt) - 1}, the prompts of this result; got {prompt}")
+            raise ValueError(f"prompt {prompt} is out of range: this result has prompts 0 to {len(self.prompt) - 1}")
         at = self.index_of("layer", layer), self.index_of("head", head), prompt
         sums = self.dot[at].tolist()
         question = f"What each dimension of L{layer}H{head} adds to the score of each key"
@@ -207,7 +206,7 @@ class AttentionPairResult(Result):
 
 
 def _are_keys(asked: object) -> bool:
-    """Whether a value names one token or more, each of them once."""
+    """Whether a value names one token or more, each once."""
     if isinstance(asked, str) or not isinstance(asked, Sequence | Mapping) or not len(asked):
         return False
     places = list(asked.values()) if isinstance(asked, Mapping) else list(asked)
@@ -221,10 +220,10 @@ else:
 
 
 class AttentionPair(Probe[AttentionPairResult]):
-    """What the query token looks for in the key tokens of each prompt.
+    """The attention of a query token to key tokens of each prompt, and what it reads from them.
 
-    `query` and each of `keys` is a word, a position, or several words of which a prompt has one; `keys` may have names:
-    `{"animal": ["cat", "dog"], "thing": ["mat", "sofa"]}`. Of a word of several tokens the last is taken.
+    `query` and each of `keys` is a word, a position, or several words of which a prompt has one. `keys` may have names:
+    `{"animal": ["cat", "dog"], "thing": ["mat", "sofa"]}`. For a word of several tokens, the last token counts.
 
     >>> import lens_probes as lp
     >>> result = lp.AttentionPair("it", ("cat", "mat")).run(lp.tiny.bridge(), "The cat left the mat. Tired, it slept.")
@@ -237,17 +236,17 @@ class AttentionPair(Probe[AttentionPairResult]):
     layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
-        """Queries, keys, values and patterns of every layer, and what its heads and its attention put out."""
+        """Queries, keys, values and patterns of every layer, and the outputs of its heads and its attention."""
         of_heads = (model.hook_query, model.hook_key, model.hook_value, model.hook_pattern)
         names = [
             name
             for layer in model.layers(self.layers)
             for name in (*(hook(layer) for hook in of_heads), *model.hooks_written(layer))
         ]
-        return list(dict.fromkeys(names))  # the stream after one layer is that before the next
+        return list(dict.fromkeys(names))  # the stream after one layer is the stream before the next
 
     def measure(self, reading: Reading) -> AttentionPairResult:
-        """Find the tokens, then compute one layer after the other."""
+        """Find the tokens, then compute layer by layer."""
         model, keys = reading.model, named(self.keys)
         layers, prompts = model.layers(self.layers), list(reading.by_prompt())
         query_position = torch.tensor([place_of(one.tokens, self.query) for one in prompts])
@@ -255,7 +254,7 @@ class AttentionPair(Probe[AttentionPairResult]):
         ahead = (key_position > query_position[:, None]).any(1)
         if not model.encoder and ahead.any():
             raise ValueError(
-                f"no key may stand after the query, since {model.name} looks back only; got one that does in "
+                f"keys must precede the query, since {model.name} attends to earlier tokens only; got a later key in "
                 f"{shown(prompts[int(ahead.nonzero()[0])].tokens)}: put the query after its keys"
             )
         found = [of_layer(reading, layer, prompts, query_position, key_position) for layer in layers]
@@ -271,7 +270,7 @@ class AttentionPair(Probe[AttentionPairResult]):
 
 
 class Scored(NamedTuple):
-    """The scores of one query with every token of its prompt, and the weights they give."""
+    """The scores of one query with every token of its prompt, and the resulting weights."""
 
     terms: Float[Tensor, "key head d_head"]
     dot: Float[Tensor, "key head"]
@@ -306,7 +305,7 @@ def of_layer(
     query_position: Int[Tensor, " prompt"],
     key_position: Int[Tensor, "prompt key"],
 ) -> dict[str, Float[Tensor, "head prompt key ..."]]:
-    """One layer's scores, values and what they write; what the card promises of them is checked."""
+    """One layer's scores, values and outputs, with the checks that the module docstring lists."""
     model, position, lengths = reading.model, reading.tokens.position, [len(one.tokens) for one in prompts]
     model.check_written(layer, reading.__getitem__)
     activations = (
@@ -323,16 +322,16 @@ def of_layer(
         if not allowed[asked, at].all():
             raise ValueError(
                 f"keys must be within the query's attention window in layer {layer} of {model.name}; got one before it "
-                f"in {shown(one.tokens)}: ask for other layers, or bring query and keys nearer to each other"
+                f"in {shown(one.tokens)}: use other layers, or a shorter distance between query and keys"
             )
         pattern = pattern.float()
-        largest = pattern.amax(-1).amin(0)  # in the head of each query that spreads its attention most
+        largest = pattern.amax(-1).amin(0)  # for each query, in the head that spreads its attention most
         spread = int(largest.argmin())
-        if not largest[spread] < 1 - close:  # else any larger scale would pass
+        if not largest[spread] < 1 - close:  # otherwise any larger scale would pass
             raise ValueError(
-                f"a prompt needs one query that spreads its attention in layer {layer} of {model.name}, since scores "
-                f"are checked by it; in {shown(one.tokens)} got a weight of {float(largest[spread]):.4g} on one token "
-                f"from every query: use longer prompts, or other layers"
+                f"a prompt must have a query that spreads its attention in layer {layer} of {model.name}, to check the "
+                f"scores; in {shown(one.tokens)} got a weight of {float(largest[spread]):.4g} on one token from every "
+                f"query: use longer prompts, or other layers"
             )
         for place in (spread, asked):
             own = scored(q[place], k, allowed[place], model.attention_scale(layer), model.scores)
@@ -347,7 +346,7 @@ def of_layer(
         off = float((einsum(pattern, v, "head query key, key head d -> query head d") - z).abs().max())
         if not off <= close * size:
             raise ValueError(
-                f"weights times values must sum to what the heads of layer {layer} of {model.name} put out; got sums "
+                f"weights times values must sum to the outputs of the heads of layer {layer} of {model.name}; got sums "
                 f"that are off by {off:.2g}, with values up to {size:.2g}: use another model"
             )
         written = einsum(own.weight[at, :, None] * v[at], W_O, "key head d_head, head d_head d -> key head d")
@@ -361,5 +360,5 @@ def of_layer(
 
 
 def named(keys: Keys) -> dict[str, Place]:
-    """Keys by their names: those given, or the keys themselves."""
+    """Keys by name; a key without a name is named after itself."""
     return dict(keys) if isinstance(keys, Mapping) else {name_of(key): key for key in keys}

@@ -1,4 +1,4 @@
-"""AttentionPatterns: where does each head look?
+"""AttentionPatterns: which tokens does each head attend to?
 
 Every query that can attend to two tokens or more counts. Special tokens are excluded as queries but kept as keys. With
 a the query's row of the attention pattern, over its n allowed keys:
@@ -12,10 +12,11 @@ a the query's row of the attention pattern, over its n allowed keys:
     max             = max a                                               0 to 1
     distance        = sum a |query - key|                                 in tokens, 0 or more
 
-`mean[statistic, layer, head]` is the mean over queries, and `uniform[statistic]` what uniform attention over the
-allowed keys would give. `by_word_class` splits attention by the word classes of query and key, beside uniform attention
-again. The result's size does not depend on the number of tokens; `keep_patterns=True` also keeps the patterns, 4 bytes
-per layer, head and pair of tokens, at most 1 GB. Raises for prompts longer than a layer's attention window.
+`mean[statistic, layer, head]` is the mean over queries, and `uniform[statistic]` its value under uniform attention to
+the allowed keys. `by_word_class` splits attention by the word classes of query and key, again with the value under
+uniform attention. The result's size does not depend on the number of tokens; `keep_patterns=True` also stores the
+patterns, 4 bytes per layer, head and pair of tokens, at most 1 GB. Raises for prompts longer than a layer's attention
+window.
 
 Source: Vaswani et al. 2017, arXiv 1706.03762 (the appendix shows single heads); Olsson et al. 2022, "In-context
 Learning and Induction Heads", arXiv 2209.11895. The names of heads are those of `transformer_lens.head_detector`.
@@ -50,16 +51,16 @@ STATISTICS: dict[Statistic, Quantity] = {
     "previous_token": Quantity("attention to the previous token", low=0, high=1),
     "duplicate_token": Quantity("attention to earlier copies of the token", low=0, high=1),
     "induction": Quantity("attention to the tokens after earlier copies", low=0, high=1),
-    "entropy": Quantity("entropy of attention / that of uniform attention", low=0, high=1),
+    "entropy": Quantity("entropy of attention / entropy of uniform attention", low=0, high=1),
     "max": Quantity("largest attention to one token", low=0, high=1),
     "distance": Quantity("mean distance from query to key", "tokens", low=0),
 }
 CLASSES = (*inference.CLASSES, "other", "special")
-LIMIT = 1e9  # bytes of patterns kept
+LIMIT = 1e9  # bytes of stored patterns
 
 
 class AttentionPatternsResult(PairResult):
-    """Sums over queries, by the query's word class; patterns if asked for."""
+    """Sums over queries, by the query's word class; patterns if they were kept."""
 
     headline = "mean"
     layer: tuple[str, ...]
@@ -79,8 +80,8 @@ class AttentionPatternsResult(PairResult):
         super().__post_init__()
         if self.attention is not None and self.attention.nbytes > LIMIT:
             raise ValueError(
-                f"kept patterns must be at most {LIMIT / 1e9:.0f} GB; got {self.attention.nbytes / 1e9:.1f} GB: ask "
-                f"for fewer layers or prompts, or run AttentionPatterns() without keep_patterns"
+                f"patterns must take at most {LIMIT / 1e9:.0f} GB; got {self.attention.nbytes / 1e9:.1f} GB: use fewer "
+                f"layers or prompts, or run AttentionPatterns() without keep_patterns"
             )
 
     @derived("mean over queries", low=0, null="uniform")
@@ -90,7 +91,7 @@ class AttentionPatternsResult(PairResult):
 
     @derived("mean over queries under uniform attention", low=0)
     def uniform(self) -> Float[Tensor, " statistic"]:
-        """The same for a head that attends to all allowed keys uniformly."""
+        """`mean` of a head that attends to all allowed keys uniformly."""
         return (self.uniform_total.sum(1) / self.queries.sum(1)).float()
 
     def mean_of(self, statistic: Statistic) -> Float[Tensor, "layer head"]:
@@ -98,7 +99,7 @@ class AttentionPatternsResult(PairResult):
         return self.mean[self._index(statistic)]
 
     def by_word_class(self) -> pd.DataFrame:
-        """Mean attention from queries of one class to keys of another, beside uniform attention; one row per head."""
+        """Mean attention from queries of one class to keys of another, per head; `uniform`: under uniform attention."""
         queries = self.queries[self._index("max")]  # all of them
         if not queries.any():
             raise ValueError(
@@ -118,9 +119,7 @@ class AttentionPatternsResult(PairResult):
     def pattern(self, prompt: int = 0, quantity: str | None = None) -> Float[Tensor, "layer head query key"]:
         """The attention pattern of one prompt, 0 where a query cannot attend to a key."""
         if self.attention is None:
-            raise ValueError(
-                "patterns must be kept to be shown; got sums only: run AttentionPatterns(keep_patterns=True)"
-            )
+            raise ValueError("pattern needs stored patterns; got sums only: run AttentionPatterns(keep_patterns=True)")
         return super().pattern(prompt, quantity)
 
     def _index(self, statistic: str) -> int:
@@ -185,7 +184,7 @@ class AttentionPatterns(Probe[AttentionPatternsResult]):
         return {str(layer): model.hook_pattern(layer) for layer in model.layers(self.layers)}
 
     def measure(self, reading: Reading) -> AttentionPatternsResult:
-        """Each prompt by itself, then the sums over the batch."""
+        """Prompt by prompt, then the sums over the batch."""
         model, tokens = reading.model, reading.tokens
         classes = (*CLASSES, *sorted(set(word_classes(tokens)) - set(CLASSES)))
         sums, patterns, pairs = [], [], []
@@ -214,7 +213,7 @@ NO_PAIRS = PairTable(*torch.zeros(3, 0, dtype=torch.int64))
 
 
 class Sums(NamedTuple):
-    """What one prompt adds to the sums of a result."""
+    """One prompt's contribution to the sums of a result."""
 
     queries: Float64[Tensor, "statistic word_class"]
     total: Float64[Tensor, "statistic word_class layer head"]
@@ -280,11 +279,10 @@ def word_classes(tokens: Tokens) -> list[str]:
 def _check_window(
     model: ModelView, layers: Sequence[int], tokens: Tokens, pattern: Float64[Tensor, "layer head query key"]
 ) -> None:
-    """Raise for a layer whose last token cannot attend to all tokens before it, which the statistics count as keys."""
+    """Raise if in a layer the last token cannot attend to all earlier tokens: the statistics count them as keys."""
     for layer, own in zip(layers, pattern, strict=True):
         if not model.seen(layer, tokens.id, own)[-1].all():
             raise ValueError(
-                f"AttentionPatterns needs prompts no longer than the attention window of each layer; got a prompt of "
-                f"{len(tokens)} tokens, longer than that of layer {layer} of {model.name}: use shorter prompts, or "
-                f"other layers"
+                f"prompts must not be longer than the attention window of a layer; got {len(tokens)} tokens, more than "
+                f"the window of layer {layer} of {model.name}: use shorter prompts, or other layers"
             )

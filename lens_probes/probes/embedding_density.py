@@ -1,11 +1,11 @@
-"""EmbeddingDensity: how crowded is the vocabulary around a token's embedding?
+"""EmbeddingDensity: how dense is the vocabulary around a token's embedding?
 
     density[token] = mean over the k entries nearest to w[id] (itself excluded) of cos(w[id], w[v])        -1 to 1
 
-No activation is read: it is a fact about the embedding. A published guess says that content words live in denser
-regions than function words ("Paying Attention, Part 2", github.com/danavery/attention-encodings); work on inverting
-models says the opposite of frequent function words (arXiv 2510.15511 and after). Words are compared as types: `the`
-counts once however often it was said. Frequency is the obvious rival explanation: see `compare(strata=...)`.
+It reads W_E only. "Paying Attention, Part 2" (github.com/danavery/attention-encodings) conjectures that content words
+lie in denser regions than function words; work on inverting models says the opposite of frequent function words (arXiv
+2510.15511 and after). Words are compared as types: `the` counts once. Frequency is the main confounder: control for it
+with `compare(strata=...)`.
 """
 
 import torch
@@ -21,7 +21,7 @@ from lens_probes.settings import Positive
 
 
 class EmbeddingDensityResult(TokenResult):
-    """Local density of each token's embedding. It grows with the number of tokens, a number each."""
+    """Local density of each token's embedding: one number per token."""
 
     density: Float[Tensor, " token"] = measured("mean cosine with the nearest embeddings", low=-1, high=1, by_id=True)
 
@@ -38,28 +38,28 @@ class EmbeddingDensity(Probe[EmbeddingDensityResult]):
     k: Positive = 10
 
     def hooks(self, model: ModelView) -> list[str]:
-        """None: it reads the embedding only."""
+        """None: the probe reads the embedding only."""
         if self.k >= model.d_vocab:
             raise ValueError(
-                f"EmbeddingDensity(k=...) must be below the {model.d_vocab} entries of {model.name}; got {self.k}"
+                f"EmbeddingDensity(k=...) must be below {model.d_vocab}, the size of the vocabulary; got {self.k}"
             )
         return []
 
     def measure(self, reading: Reading) -> EmbeddingDensityResult:
-        """Each id once."""
+        """Compute the density of each id once."""
         ids, place = reading.tokens.id.unique(return_inverse=True)
         W_E = reading.model.W_E
         return self.result(reading, density=density(ids.to(W_E.device), W_E, self.k).cpu()[place])
 
 
 def density(ids: Int[Tensor, " row"], vocabulary: Float[Tensor, "vocab d_model"], k: int) -> Float[Tensor, " row"]:
-    """Mean cosine of each id's vector with the k nearest others; an equal vector of another id is one of them.
+    """Mean cosine of each id's vector with the k nearest others; equal vectors of other ids count among them.
 
     >>> density(torch.tensor([0]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), 2)
     tensor([0.5000])
     """
     found, cosines = nearest(vocabulary[ids], vocabulary, k + 1)
     other = found != ids[:, None]
-    # The id itself is among its k + 1 nearest unless more than k equal it; then the last of them stands in for it.
+    # An id is among its own k + 1 nearest unless more than k others equal it; then the last one is left out instead.
     other[:, -1] &= ~other.all(dim=1)
     return torch.where(other, cosines, 0.0).sum(1) / k

@@ -1,21 +1,21 @@
 """HeadTopicSimilarity: are a head's outputs more similar for prompts of one topic than for prompts of different topics?
 
-Every head (or block, or state) has one vector x per prompt, the mean over its tokens, or that of one token:
+Every head (or block, or state) has one vector x per prompt: the mean over its tokens, or the vector of one token.
 
     topic_similarity[layer, head, topic, other_topic] = mean over pairs of prompts i != j of similarity(x_i, x_j)
-    separation[layer, head] = mean over topics of its diagonal - mean over pairs of topics of the rest
+    separation[layer, head] = mean over topics of the diagonal - mean over pairs of topics of the rest
 
-    similarity:  cosine    x . y / (|x| |y|)                  -1 to 1, zero vectors left out
+    similarity:  cosine    x . y / (|x| |y|)                  -1 to 1, zero vectors excluded
                  scaled    x . y / (largest |z|^2 of all)     -1 to 1
-                 distance  1 - |x - y| / (|x| + |y|)          0 to 1, two zero vectors are alike
+                 distance  1 - |x - y| / (|x| + |y|)          0 to 1, 1 for two zero vectors
 
-A head that does not respond to topics has a separation of 0, however similar its outputs are overall. (With templates
-it is slightly lower: a prompt has one prompt fewer of its template in its own topic.) `test` permutes the topics.
-Prompts of a topic also share words, length and form: write them in templates that every topic has, and pass these as
-`groups`.
+A head that does not respond to topics has a separation of 0, regardless of how similar its outputs are overall. (With
+templates it is slightly lower: a prompt's own topic has one other prompt less of its template.) `test` permutes the
+topics. Prompts of a topic also share words, length and form: write them in templates that every topic has, and pass
+these as `groups`.
 
-Source: the question is that of "Searching for Modularity in Large Language Models" (lesswrong.com, 2022), whose readers
-asked for single heads, for a similarity under which two near-zero vectors are alike, and for an orthogonal basis.
+Source: the question is from "Searching for Modularity in Large Language Models" (lesswrong.com, 2022), whose readers
+asked for single heads, for a similarity under which two near-zero vectors are similar, and for an orthogonal basis.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ from lens_probes.text.prompts import Pool, pooled, pooling, prompt_table
 Component = Literal["head", "head_out", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"]
 Basis = Literal["own", "pca"]
 
-PROMPTS_PER_DIRECTION = 10  # with as many directions as prompts, every pair looks alike
+PROMPTS_PER_DIRECTION = 10  # with as many directions as prompts, all pairs are equally similar
 NULL = f"a prompt's vector does not depend on its topic; {PERMUTED}"
 SEPARATION = {  # the quantity by metric
     "cosine": Quantity("separation of topics", "cosine", low=-2, high=2),
@@ -65,7 +65,7 @@ SEPARATION = {  # the quantity by metric
 
 
 class HeadTopicSimilarityResult(TopicResult):
-    """One vector per prompt and head, and sums by topic. Its vectors grow with the number of prompts."""
+    """One vector per prompt and head, and sums by topic. Memory scales with the number of prompts."""
 
     headline = "vector"
     component: Component
@@ -78,17 +78,17 @@ class HeadTopicSimilarityResult(TopicResult):
     count: Float64[Tensor, "layer head topic"] = summed("number of these vectors that are not zero")
     vector: Float[Tensor, "layer head prompt d_head"] | None = measured("output of a head on a prompt", default=None)
 
-    @derived("largest share of one dimension in all squared vectors", low=0, high=1)
+    @derived("largest share of one dimension in the squared norm", low=0, high=1)
     def brightness(self) -> Float[Tensor, "layer head"]:
-        """The largest share that one dimension has of all squared vectors; evenly spread it is 1 / d_head.
+        """The largest share of one dimension in the squared norm, summed over prompts; 1 / d_head if all are equal.
 
-        The basis of `hook_z` is arbitrary (W_V and W_O can be rotated against each other): use `component="head_out"`.
+        The basis of `hook_z` is arbitrary (W_V and W_O can be rotated together): use `component="head_out"`.
         """
         return self._shares().amax(-1)
 
-    @derived("dimension with that share", low=0, missing=-1)
+    @derived("dimension with the largest share in the squared norm", low=0, missing=-1)
     def brightest(self) -> Int[Tensor, "layer head"]:
-        """Which dimension has the largest share; -1 for a head whose vectors are zero or NaN."""
+        """The dimension with the largest share; -1 for a head whose vectors are zero or NaN."""
         shares = self._shares()
         return shares.argmax(-1).masked_fill(shares.isnan().any(-1), -1)
 
@@ -98,7 +98,7 @@ class HeadTopicSimilarityResult(TopicResult):
 
     @property
     def pca_rank(self) -> int:
-        """Number of directions that `basis="pca"` keeps: one per ten prompts, at most as many as there are."""
+        """Number of directions that `basis="pca"` keeps: one per ten prompts, at most d_head."""
         return max(1, min(len(self.prompt) // PROMPTS_PER_DIRECTION, self.unit_sum.shape[-1]))
 
     # Similarities
@@ -138,19 +138,19 @@ class HeadTopicSimilarityResult(TopicResult):
         center: bool = False,
         basis: Basis = "own",
     ) -> pd.DataFrame:
-        """Per head: separation with its 95 % interval, p, q over heads, and p of the largest head.
+        """Per head: separation with its 95 % interval, p, q over heads, and p against the largest head.
 
-        `groups`, one label per prompt (its template, say): whole cells of topic x group are permuted within a group, so
-        that a topic that only one template brings out gives no small p. Without groups, everything holds for these
-        templates. Prompts are resampled within cells; there is no interval if a topic has fewer than five prompts or a
-        cell one. `p` is two-sided, (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` counts permutations in
-        which any head is as far out, the family-wise error rate. `null_mean` is the mean separation over permutations.
-        A head without a value (its outputs are zero) has none of them. What a test of topics says is in
-        `lens_probes.maths.topics`; the null is in `attrs["null"]`.
+        `groups`, one label per prompt (such as its template): whole cells of topic x group are permuted within a group,
+        so that a separation that only one template produces is not significant. Without groups, everything holds for
+        these templates only. Prompts are resampled within cells; there is no interval if a topic has fewer than five
+        prompts or a cell one. `p` is two-sided, (b+1)/(m+1); `q` the false-discovery rate over heads; `p_max` the p
+        against the largest of all heads in each permutation, the family-wise error rate. `null_mean` is the mean
+        separation over permutations. A head without a value (its outputs are zero) has NaN. See
+        `lens_probes.maths.topics` for what a test of topics shows; the null is in `attrs["null"]`.
         """
         prompts = self.by_topic(groups)
         means = self._means(metric, center, basis, torch.from_numpy(prompts.order))
-        # A prompt drawn twice makes no pair with itself, so that resamples have fewer pairs within a template and their
+        # A prompt drawn twice makes no pair with itself. So resamples have fewer pairs within a template, and their
         # separation is too low; its spread is right.
         found, low, high, null = prompts.tested(
             lambda weights: separation(means(weights)),
@@ -185,9 +185,9 @@ class HeadTopicSimilarityResult(TopicResult):
     ) -> pd.DataFrame:
         """The k heads with the largest separation on one part of the prompts, and their separation on the other.
 
-        Whole groups (templates) go to one part; without groups, prompts. `chosen`: the separation on the part on which
-        heads (and the mean, and the principal directions) were chosen, which is biased upwards; `held_out`: on the
-        other part.
+        Prompts are split by groups (templates), or one by one without groups. `chosen` is the separation on the part on
+        which heads were chosen (and mean and principal directions fitted), which is biased upwards; `held_out` is that
+        on the other part.
         """
         prompts = self.by_topic(groups)
         first = torch.from_numpy(prompts.first_part(fraction, seed=seed))
@@ -275,10 +275,10 @@ class HeadTopicSimilarityResult(TopicResult):
         order: Int[Tensor, " prompt"] | None = None,
         fit: Bool[Tensor, " prompt"] | None = None,
     ) -> Float64[Tensor, "layer head prompt d_head"]:
-        """The stored vectors, centred or whitened by the prompts that `fit` marks (all by default)."""
+        """The stored vectors, centred or whitened on the prompts that `fit` marks (default: all)."""
         if self.vector is None:
             raise ValueError(
-                "vectors must have been kept; got sums by topic only, which give raw cosines and no test: run "
+                "this needs one vector per prompt; got sums by topic only, which give raw cosines and no test: run "
                 "HeadTopicSimilarity(keep_vectors=True)"
             )
         if basis not in get_args(Basis):
@@ -314,9 +314,9 @@ class HeadTopicSimilarityResult(TopicResult):
 class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
     """The output of each head on each prompt, for prompts that have topics.
 
-    `component`: a head's mixed values (`head`), the same written to the residual stream (`head_out`), or a block's
-    output or state. `pool`: the mean over a prompt's tokens (without special ones), its `last` token, or a position.
-    `keep_vectors=False` keeps sums by topic only: memory does not grow with prompts, and there are raw cosines only.
+    `component`: a head's mixed values (`head`), its output in the residual stream (`head_out`), or a block's output or
+    state. `pool`: the mean over a prompt's tokens (special ones excluded), its `last` token, or a position.
+    `keep_vectors=False` keeps sums by topic only: constant memory, raw cosines only, no tests.
 
     >>> import lens_probes as lp
     >>> topics = {"animals": ["The cat sat.", "A dog ran."], "food": ["The bread rose.", "A soup boiled."]}
@@ -331,14 +331,14 @@ class HeadTopicSimilarity(Probe[HeadTopicSimilarityResult]):
     layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
-        """The component's activation in every layer; for `head_out`, also what shows that heads add up."""
+        """The component's activation in every layer; for `head_out`, also those that check that heads add up."""
         layers = model.layers(self.layers)
         if self.component == "head_out":
             return list(dict.fromkeys(name for layer in layers for name in model.hooks_written(layer)))
         return [self._hook(model, layer) for layer in layers]
 
     def measure(self, reading: Reading) -> HeadTopicSimilarityResult:
-        """The vectors of the batch's prompts and their sums, a layer at a time."""
+        """The vectors of the batch's prompts and their sums, layer by layer."""
         model, prompts = reading.model, prompt_table(reading.tokens)
         layers, weights = model.layers(self.layers), pooling(reading.tokens, self.pool)
         vectors = []

@@ -1,18 +1,18 @@
 """KeyValueOverlap: do W_K and W_V of a head read the same subspace?
 
-W_K and W_V of a key/value head each read d_head directions of the residual stream: the columns' span, with the weight
-and the centring of the input norm folded in. With c the cosines of the principal angles between these two subspaces:
+W_K and W_V of a key/value head each read a subspace of the residual stream: the span of their d_head columns, with the
+weight and the centring of the input norm folded in. With c the cosines of the principal angles between the two:
 
-    overlap[layer, kv_head] = mean over the d_head principal angles of c^2            0: orthogonal, 1: the same
+    overlap[layer, kv_head] = mean over the d_head principal angles of c^2            0 (orthogonal) to 1 (equal)
 
 This is the projection kernel |U^T V|_F^2 of orthonormal bases U and V, divided by d_head: the `normalized` of
 `transformer_lens.tools.analysis.projection_kernel`, which compares W_O with W_Q, W_K and W_V of other layers.
 
-Two random subspaces have d_head / d_model on average, `null_mean`; 95 % of random pairs lie between `null_low` and
-`null_high`. Another baseline is `other_head`: the keys of one head with the values of the other heads of the layer (NaN
-where there is a single head). A probe of weights alone: any prompt will do, and none changes a number.
+The mean overlap of two random subspaces is d_head / d_model, `null_mean`; 95 % of random pairs lie between `null_low`
+and `null_high`. Another baseline is `other_head`: the overlap of a head's keys with the values of the layer's other
+heads (NaN if there is a single head). The probe reads weights only: you can pass any prompt, and none changes a number.
 
-Source: the question, what one vector for key and value would lose, is from Henry Dashwood, "How to Think About
+Source: the question what is lost if one vector serves as key and value is from Henry Dashwood, "How to Think About
 Self-Attention Intuitively"; principal angles: Bjorck and Golub 1973, doi.org/10.2307/2005662.
 """
 
@@ -34,7 +34,7 @@ DRAWS = 100  # pairs of random subspaces
 
 
 class KeyValueOverlapResult(Result):
-    """Overlap of every key/value head. Its size does not depend on prompts."""
+    """Overlap of W_K and W_V in every key/value head."""
 
     headline = "overlap"
     layer: tuple[str, ...]
@@ -44,8 +44,8 @@ class KeyValueOverlapResult(Result):
         "mean overlap of W_K with the W_V of the layer's other heads", low=0, high=1
     )
     null_mean: Float[Tensor, ""] = measured("mean overlap of random subspaces", low=0, high=1)
-    null_low: Float[Tensor, ""] = measured("overlap that 2.5 % of random pairs stay below", low=0, high=1)
-    null_high: Float[Tensor, ""] = measured("overlap that 2.5 % of random pairs exceed", low=0, high=1)
+    null_low: Float[Tensor, ""] = measured("2.5 % quantile of the overlap of random subspaces", low=0, high=1)
+    null_high: Float[Tensor, ""] = measured("97.5 % quantile of the overlap of random subspaces", low=0, high=1)
 
     @derived("overlap of W_K and W_V", low=0, high=1, null="null_mean")
     def overlap(self) -> Float[Tensor, "layer kv_head"]:
@@ -65,7 +65,7 @@ class KeyValueOverlapResult(Result):
 
 
 class KeyValueOverlap(Probe[KeyValueOverlapResult]):
-    """Overlap of the subspaces that W_K and W_V read, head by head.
+    """Overlap of the subspaces that W_K and W_V read, per key/value head.
 
     >>> import lens_probes as lp
     >>> result = lp.KeyValueOverlap().run(lp.tiny.bridge("llama"), "Any text.")
@@ -76,14 +76,14 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
     layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
-        """None: it reads weights."""
+        """None: the probe reads weights only."""
         model.layers(self.layers)
         if not model.encoder:
             model.check_input_norm()
         return []
 
     def measure(self, reading: Reading) -> KeyValueOverlapResult:
-        """Principal angles, one layer after the other."""
+        """Principal angles, layer by layer."""
         model = reading.model
         layers = model.layers(self.layers)
         cosines = torch.stack([self._cosines(model, layer) for layer in layers])
@@ -102,7 +102,7 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
         )
 
     def _cosines(self, model: ModelView, layer: int) -> Float[Tensor, "key_head value_head k"]:
-        """The principal angles of every head's keys with every head's values."""
+        """Cosines of the principal angles between every head's keys and every head's values."""
         norm = model.input_norm(layer)
         keys, values = (folded(read, norm.weight, norm.centred) for read in (model.W_K(layer), model.W_V_shared(layer)))
         return torch.stack([principal_cosines(key, values) for key in keys])
@@ -111,7 +111,7 @@ class KeyValueOverlap(Probe[KeyValueOverlapResult]):
 def folded(
     weights: Float[Tensor, "kv_head d_model d_head"], norm_weight: Float[Tensor, " d_model"], centred: bool
 ) -> Float[Tensor, "kv_head d_model d_head"]:
-    """What the weights read of the state itself: with the norm's weight, and without the mean that it subtracts."""
+    """Weights that act on the state before the norm: times the norm's weight, and centred if the norm centres."""
     read = weights.float() * norm_weight[:, None]
     return read - read.mean(1, keepdim=True) if centred else read
 
@@ -119,7 +119,7 @@ def folded(
 def principal_cosines(
     one: Float[Tensor, "d_model d_head"], others: Float[Tensor, "kv_head d_model d_head"]
 ) -> Float[Tensor, "kv_head k"]:
-    """The cosines of the principal angles between the columns' spans, largest first; NaN where a column has NaN.
+    """Cosines of the principal angles between the spans of columns, largest first; NaN if a column contains NaN.
 
     >>> principal_cosines(torch.eye(3)[:, :2], torch.eye(3)[None, :, 1:])
     tensor([[1., 0.]])
@@ -130,7 +130,7 @@ def principal_cosines(
 
 
 def _basis(columns: Float[Tensor, "*any d_model d_head"]) -> Float[Tensor, "*any d_model k"]:
-    """Orthonormal directions of the columns' span; zeros for the directions that dependent columns lack.
+    """An orthonormal basis of the columns' span; zeros in place of directions missing from dependent columns.
 
     NaN for columns that contain NaN or Inf.
     """
@@ -141,7 +141,7 @@ def _basis(columns: Float[Tensor, "*any d_model d_head"]) -> Float[Tensor, "*any
 
 
 def random_overlap(d_model: int, d_head: int) -> Float[np.ndarray, " bound"]:
-    """The bounds between which 95 % of pairs of random subspaces overlap."""
+    """The 2.5 % and 97.5 % quantiles of the overlap of random subspaces."""
     spaces = torch.randn(DRAWS + 1, d_model, d_head, generator=seeded(f"{d_model} {d_head}", 0))
     overlaps = principal_cosines(spaces[0], spaces[1:]).square().mean(-1).double().numpy()
     return np.quantile(overlaps, (0.025, 0.975))

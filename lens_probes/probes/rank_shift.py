@@ -1,4 +1,4 @@
-"""RankShift: does a token's state stay near the token's own embedding, or move to where others are closer?
+"""RankShift: does a token's state stay close to the token's own embedding, or move closer to other embeddings?
 
 For every layer and token, with h the state at the read point and w[v] the reference vector of vocabulary entry v:
 
@@ -7,12 +7,12 @@ For every layer and token, with h the state at the read point and w[v] the refer
 
     null_rank[layer, token] = the rank, in the same state, of another token of the same prompt and word class
 
-Rank 0 means no entry is closer than the token's own. Random states rank uniformly, at (vocab - 1) / 2 on average. A
-rank by itself can mislead: where all scores are near 0, a huge rank is a tiny step. So it comes with its score, with
-`anisotropy`, and with a null. The null is conservative: context may carry that other token into this very state.
+Rank 0 means that no entry is closer than the token's own. Ranks of random states are uniform, (vocab - 1) / 2 on
+average. A rank alone can mislead: if all scores are near 0, a small step changes it greatly. So there are also scores,
+`anisotropy` and a null. Attention may move the control token into this position, so the null understates the effect.
 
-Source: the question is that of "Paying Attention, Part 2" (github.com/danavery/attention-encodings), whose published
-numbers multiply by untransposed weights and use one position for all tokens; the tests show the difference.
+Source: the question is from "Paying Attention, Part 2" (github.com/danavery/attention-encodings). Its published numbers
+use untransposed weights and one position for all tokens; our tests show the difference.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from lens_probes.text.prompts import Tokens
 
 Reference = Literal["embed", "embed_pos", "unembed"]
 
-STATES_AT_ONCE = 2**22  # numbers in the states held in float32 at a time: 16 MiB, and a few copies of it
+STATES_AT_ONCE = 2**22  # float32 numbers of states in memory at a time: 16 MiB, and a few copies
 SCORES = {
     "cosine": {"unit": "cosine", "low": -1.0, "high": 1.0},
     "dot": {"unit": "product"},
@@ -48,7 +48,7 @@ SCORES = {
 
 
 class RankShiftResult(LayerTokenResult):
-    """Ranks and scores of every token's own vocabulary entry, by layer. It grows with the number of tokens."""
+    """Ranks and scores of every token's own vocabulary entry, by layer. Memory scales with the number of tokens."""
 
     at: ReadPoint
     reference: Reference
@@ -59,27 +59,27 @@ class RankShiftResult(LayerTokenResult):
     rank: Int[Tensor, "layer token"] = measured(
         "rank of the token's own entry", low=0, missing=-1, null="null_rank", low_on_top=True
     )
-    score: Float[Tensor, "layer token"] = measured("score of the own entry")
-    norm: Float[Tensor, "layer token"] = measured("length of the state, before any centring", low=0)
+    score: Float[Tensor, "layer token"] = measured("score of the token's own entry")
+    norm: Float[Tensor, "layer token"] = measured("length of the state before centring", low=0)
     null_rank: Int[Tensor, "layer token"] = measured("rank of another token of the prompt and class", low=0, missing=-1)
     unit_sum: Float64[Tensor, "layer d_model"] = summed("sum of the compared states, each divided by its length")
     neighbour_ids: Int[Tensor, "layer token k"] | None = measured(
-        "the closest entries, closest first", low=0, missing=-1, into="vocab", default=None
+        "the nearest entries, nearest first", low=0, missing=-1, into="vocab", default=None
     )
-    neighbour_score: Float[Tensor, "layer token k"] | None = measured("their closeness, as score", default=None)
+    neighbour_score: Float[Tensor, "layer token k"] | None = measured("score of the nearest entries", default=None)
     overlap: Float[Tensor, "layer token"] | None = measured(
-        "share of the closest entries kept from the layer before", low=0, high=1, default=None
+        "share of the nearest entries that were nearest in the previous layer", low=0, high=1, default=None
     )
 
     @derived("mean cosine over all pairs of compared states", low=-1, high=1)
     def anisotropy(self) -> Float[Tensor, " layer"]:
-        """Mean cosine over all pairs of compared states, special tokens out: 0 if directions are spread evenly."""
+        """Mean cosine over all pairs of compared states, special tokens excluded; 0 if directions are uniform."""
         n = (~self.token.special).sum().expand(len(self.layer))
         return mean_pairwise_cosine(self.unit_sum, n).float()
 
-    @derived("places that the rank has moved since the first layer")
+    @derived("change of the rank since the first layer")
     def shift(self) -> Float64[Tensor, "layer token"]:
-        """How many places the rank has moved since the first layer of this result; positive is away from the token."""
+        """The rank minus the rank in the first layer of this result; positive is away from the token."""
         rank = torch.from_numpy(self.known("rank"))
         return rank - rank[:1]
 
@@ -99,8 +99,8 @@ class RankShiftResult(LayerTokenResult):
         """The entries closest to one token's state, layer by layer; the token's own is shaded."""
         if self.neighbour_ids is None or self.neighbour_score is None:
             raise ValueError(
-                f"figure_neighbours needs the nearest entries and {self.provenance.probe or 'this run'} did not keep "
-                f"them: run RankShift(neighbours=10)"
+                f"figure_neighbours needs the nearest entries; got none from {self.provenance.probe or 'this run'}: "
+                f"run RankShift(neighbours=10)"
             )
         row = self.token.row(prompt, token)
         own, ids, scores = self.token.id[row], self.neighbour_ids[:, row], self.neighbour_score[:, row]
@@ -119,7 +119,7 @@ class RankShiftResult(LayerTokenResult):
         return figures.table(columns, title=self.title(question), shade=shade)
 
     def quantity(self, name: str) -> Quantity:
-        """What a tensor's numbers are; ranks and scores by the vocabulary and the metric of this run."""
+        """Description, unit and range of a tensor; for ranks and scores, those of this run's vocabulary and metric."""
         if name in ("rank", "null_rank"):
             return super().quantity(name)._replace(high=self.n_vocab - 1)
         if name in ("score", "neighbour_score"):
@@ -134,10 +134,10 @@ class RankShiftResult(LayerTokenResult):
 class RankShift(Probe[RankShiftResult]):
     """The rank of each token's own entry in its state, by layer.
 
-    `at`: where the state is read. `reference`: rows of W_E, the same with the token's own position added, or columns of
-    W_U. `metric`: what closer means. `center`: a `ResidualMean` result, whose mean states (and the mean reference
-    vector) are removed first. `neighbours`, `overlap`: keep that many closest entries; the share of them kept from the
-    layer before. `null_seed`: of the null's draw.
+    `at`: read point of the state. `reference`: rows of W_E, the same plus the token's own position, or columns of W_U.
+    `metric`: the measure of closeness. `center`: a `ResidualMean` result; its mean states (and the mean reference
+    vector) are subtracted first. `neighbours`: number of nearest entries to store. `overlap`: overlap of the k nearest
+    entries with the previous layer's. `null_seed`: seed of the null's draw.
 
     >>> import lens_probes as lp
     >>> result = lp.RankShift(at="resid_pre").run(lp.tiny.bridge("llama"), "Time flies like an arrow.")
@@ -160,16 +160,16 @@ class RankShift(Probe[RankShiftResult]):
             check_entries(self._vocabulary(model), f"the reference vectors of {model.name}")
             self.center.of(model, self.at, model.layers(self.layers))
         if self.reference == "embed_pos":
-            model.embedding_at(0)  # refuses a model without learned positions before the forward pass
+            model.embedding_at(0)  # raises for a model without learned positions before the forward pass
         if max(self.neighbours, self.overlap) > model.d_vocab:
             raise ValueError(
-                f"RankShift(neighbours=..., overlap=...) must be at most the {model.d_vocab} entries of {model.name}; "
+                f"RankShift(neighbours=..., overlap=...) must be at most {model.d_vocab}, the size of the vocabulary; "
                 f"got {max(self.neighbours, self.overlap)}"
             )
         return model.states(self.at, self.layers)
 
     def measure(self, reading: Reading) -> RankShiftResult:
-        """Ranks of the own and the null entry, a few layers at a time."""
+        """Ranks of the token's own and the null entry, a few layers at a time."""
         model, tokens, hooks = reading.model, reading.tokens, list(reading.points.values())
         layers = model.layers(self.layers)
         means = self.center.of(model, self.at, layers) if self.center else None
@@ -217,7 +217,7 @@ class RankShift(Probe[RankShiftResult]):
     def _references(
         self, model: ModelView, tokens: Tokens
     ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "vocab d_model"]]]:
-        """The tokens that share reference vectors, and those vectors: one group, or one a position."""
+        """The tokens that share reference vectors, and those vectors: one group, or one per position."""
         if self.reference == "embed_pos":
             for position in tokens.position.unique().tolist():
                 yield (tokens.position == position).nonzero().flatten(), model.embedding_at(position)
@@ -230,10 +230,10 @@ class RankShift(Probe[RankShiftResult]):
 
 
 def null_ids(tokens: Tokens, seed: int) -> Int[Tensor, " token"]:
-    """For each token the id of another token of its prompt and word class, -1 where there is none.
+    """For each token, the id of another token of its prompt and word class; -1 if there is none.
 
-    Neither its own id nor that of the next token, which the state is there to predict. Drawn evenly, with a seed made
-    of `seed`, the prompt's ids and the position: where the prompt sits in a batch changes nothing.
+    Its own id and that of the next token, which the state predicts, are excluded. Drawn uniformly; the random seed is
+    `seed`, the prompt's ids and the position, so that batches change nothing.
     """
     drawn = []
     for _, prompt in tokens.by_prompt():
@@ -251,7 +251,7 @@ def null_ids(tokens: Tokens, seed: int) -> Int[Tensor, " token"]:
 
 
 def layer_overlap(ids: Int[Tensor, "layer token k"]) -> Float[Tensor, "layer token"]:
-    """The share of each state's closest entries that were among those of the layer before; NaN in the first layer."""
+    """The share of each state's nearest entries that were nearest in the previous layer; NaN in the first layer."""
     overlap = torch.full(ids.shape[:2], torch.nan)
     for layer in range(1, len(ids)):
         overlap[layer] = kept(ids[layer], ids[layer - 1])

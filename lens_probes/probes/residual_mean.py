@@ -1,12 +1,12 @@
-"""ResidualMean: what do all states at a read point have in common?
+"""ResidualMean: what is the mean state at a read point, and how large is it?
 
     mean[layer] = (1/n) sum over tokens of h[layer, token]                                      [layer d_model]
     share[layer] = |mean[layer]|^2 / ((1/n) sum over tokens of |h[layer, token]|^2)             0 to 1
 
-Much of a residual stream is one direction that every token shares, and a rank or a cosine with that direction left in
-says little about the token (Ethayarajh 2019, arXiv 1909.00512). The result of this probe is what
-`RankShift(center=...)` removes. Special tokens are left out: the first token's state is often a hundred times longer
-than the rest (an attention sink). Sums stay the same size however long the corpus.
+Much of the residual stream is one direction shared by all tokens. A rank or a cosine that includes it says little about
+a single token (Ethayarajh 2019, arXiv 1909.00512). Pass the result to `RankShift(center=...)` to subtract it. Special
+tokens are excluded: the first token's state is often a hundred times longer than the rest (an attention sink). Memory
+does not depend on the size of the corpus.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from lens_probes.settings import Layers
 
 
 class ResidualMeanResult(Result):
-    """Sums of states by layer; `mean`, `share` are properties of them. The same size however long the corpus."""
+    """Sums of states by layer, from which `mean` and `share` derive. Memory does not depend on the corpus."""
 
     headline = "share"
     at: ReadPoint
@@ -31,28 +31,28 @@ class ResidualMeanResult(Result):
     total: Float64[Tensor, "layer d_model"] = summed("sum of the states of tokens that are not special")
     square: Float64[Tensor, " layer"] = summed("sum of the squared norms of the same states")
     count: Float64[Tensor, ""] = summed("number of these tokens")
-    embed_mean: Float[Tensor, " d_model"] = measured("mean row of the model's embedding, to know it again")
+    embed_mean: Float[Tensor, " d_model"] = measured("mean embedding, which identifies the model")
 
     @derived("mean state")
     def mean(self) -> Float[Tensor, "layer d_model"]:
         """The mean state."""
         return (self.total / self.count.clamp(min=1)).float()
 
-    @derived("share of the mean squared norm that all tokens have in common", low=0, high=1)
+    @derived("squared norm of the mean state / mean squared norm of states", low=0, high=1)
     def share(self) -> Float[Tensor, " layer"]:
-        """Share of the mean squared norm that the mean state makes up, 0 to 1; about 1/n for n unrelated states."""
+        """The mean state's share of the mean squared norm, 0 to 1; about 1/n for n unrelated states."""
         return (self.count.clamp(min=1) * self.mean.double().square().sum(-1) / self.square).float()
 
     def of(self, model: ModelView, at: ReadPoint, layers: Sequence[int]) -> Float[Tensor, "layer d_model"]:
-        """The mean states of these layers, refused where they belong to another model or read point."""
+        """The mean states of these layers. Raises if they belong to another model or read point."""
         if not self.count:
-            raise ValueError("center holds no states, all its tokens were special: run ResidualMean on more text")
-        model.refuse_other("center holds mean states", self.provenance, self.embed_mean)
+            raise ValueError("center must have states; got special tokens only: run ResidualMean on more text")
+        model.refuse_other("center", self.provenance, self.embed_mean)
         labels = [model.label(at, layer) for layer in layers]
         if at != self.at or not set(labels) <= set(self.layer):
             raise ValueError(
-                f"center holds mean states at {self.at} ({self.layer[0]} to {self.layer[-1]}) and {at} "
-                f"({labels[0]} to {labels[-1]}) is asked for: run ResidualMean(at={at!r}) on this model first"
+                f"center must have mean states at {at} ({labels[0]} to {labels[-1]}); got {self.at} ({self.layer[0]} "
+                f"to {self.layer[-1]}): run ResidualMean(at={at!r}) on this model first"
             )
         return self.mean[[self.layer.index(label) for label in labels]]
 

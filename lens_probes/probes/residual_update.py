@@ -1,13 +1,13 @@
-"""ResidualUpdate: how far does each layer move a token's state, whereto, and do the tokens of a prompt move together?
+"""ResidualUpdate: how far and in which direction does each layer move a state, and is it the same for all tokens?
 
     step[layer, token]      = h_post[layer, token] - h_pre[layer, token]
     length[layer, token]    = |step|                                                   at least 0
     cosine[layer, token]    = step . h_pre / (|step| |h_pre|)                          -1 (erases) to 1 (amplifies)
     agreement[layer, prompt] = mean over pairs i != j of the prompt's tokens of cos(step_i, step_j)         -1 to 1
 
-The control for `agreement` is `agreement_between`: the same mean over pairs of tokens of different prompts. What every
-token of every prompt does alike is in both; only the difference is about the prompt. Special tokens are left out of
-both. Source: the open questions of "Paying Attention, Part 2" (github.com/danavery/attention-encodings).
+The baseline of `agreement` is `agreement_between`: the same mean over pairs of tokens of different prompts. Both
+contain what all tokens of all prompts have in common; only their difference is specific to a prompt. Both exclude
+special tokens. Source: the open questions of "Paying Attention, Part 2" (github.com/danavery/attention-encodings).
 """
 
 import pandas as pd
@@ -29,7 +29,7 @@ from lens_probes.text.prompts import PromptTable, prompt_table
 
 
 class ResidualUpdateResult(LayerTokenResult):
-    """Steps by layer and token, and their agreement by prompt. It grows with the number of tokens."""
+    """Steps by layer and token, and their agreement by prompt. Memory scales with the number of tokens."""
 
     prompt: PromptTable
     length: Float[Tensor, "layer token"] = measured("length of the layer's step", low=0, logarithmic=True)
@@ -45,7 +45,7 @@ class ResidualUpdateResult(LayerTokenResult):
 
     @derived("length of the step / length of the state", low=0, logarithmic=True)
     def relative_length(self) -> Float[Tensor, "layer token"]:
-        """Length of the step divided by that of the state before it, at least 0."""
+        """Length of the step divided by the length of the state before it, at least 0."""
         return self.length / self.norm
 
     @derived("mean cosine between steps of different prompts", low=-1, high=1)
@@ -56,7 +56,7 @@ class ResidualUpdateResult(LayerTokenResult):
         return torch.where(pairs > 0, between, torch.nan).float()
 
     def agreement_table(self) -> pd.DataFrame:
-        """Per layer: the mean over prompts of `agreement` with its 95 % interval, the control, and their difference."""
+        """Per layer: the mean over prompts of `agreement` with its 95 % interval, its baseline, and the difference."""
         mean, low, high, n = inference.prompt_means(self.agreement.double().numpy(), self.token)
         between = self.agreement_between.double().numpy()
         return pd.DataFrame(

@@ -1,28 +1,28 @@
 """TopicActivity: which heads, blocks and neurons are more or less active for one topic than for others?
 
-A scan. The activations x of a unit over a prompt's tokens (and over the dimensions of a head or block) are summarised
-by five statistics per prompt, and per topic with its prompts weighing equally:
+The activations x of a unit over a prompt's tokens (and over the dimensions of a head or block) are summarised by five
+statistics, per prompt, and per topic with equal weights of its prompts:
 
     mean = E[x]    std = sqrt(E[(x - mean)^2])    rms = sqrt(E[x^2])    positive = P(x > 0)    mean_abs = E[|x|]
 
-Then each unit's values are standardised over prompts (less their mean, over their standard deviation SD):
+Then each unit's values are standardised over prompts (minus their mean, divided by their standard deviation SD):
 
     share[layer, unit]       = variance between topics / variance between prompts                  0 to 1
-    selectivity[layer, unit] = (share - its mean by chance) / (1 - its mean by chance)             up to 1
+    selectivity[layer, unit] = (share - its chance level) / (1 - its chance level)                 up to 1
     contrast[layer, unit]    = (mean of a topic - mean of the other topics' means) / SD            in SDs
 
-By chance the mean share is (topics - 1) / (prompts - 1). A unit that does not respond to topics has a mean selectivity
-and a mean contrast of 0. For p, topics are permuted among prompts. Anything else that topics differ in counts too: pass
-the prompts' templates, lengths or last tokens (`result.prompt.n_tokens`, `.last_text`) as `groups`, and values are
-compared within groups only. The baseline of the words alone is the same scan of the embeddings (`component="embed"`,
-each dimension a unit); that of the architecture alone is a scan of `lp.untrained(model)`.
+The chance level of share is (topics - 1) / (prompts - 1). A unit that does not respond to topics has an expected
+selectivity and contrast of 0. For p, topics are permuted among prompts. Topics may also differ in other ways: pass the
+prompts' templates, lengths or last tokens (`result.prompt.n_tokens`, `.last_text`) as `groups` to compare values within
+groups only. A baseline of the words alone is the same analysis of the embeddings (`component="embed"`, each dimension a
+unit); a baseline of the architecture alone is that of `lp.untrained(model)`.
 
-Source: asked for by readers of "Searching for Modularity in Large Language Models" (lesswrong.com, 2022); the
-statistics are those of Pochinkov and Schoots 2024, arXiv 2403.01267.
+Source: readers of "Searching for Modularity in Large Language Models" (lesswrong.com, 2022) asked the question; the
+statistics are from Pochinkov and Schoots 2024, arXiv 2403.01267.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Unpack, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -39,7 +39,7 @@ from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
 from lens_probes.result import Quantity, TopicResult, derived, measured, summed
-from lens_probes.result.topics import PERMUTED, UnitEffect
+from lens_probes.result.topics import PERMUTED, Permuting, UnitEffect
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import Pool, pooled, pooling, prompt_table
 
@@ -51,7 +51,7 @@ NULL = f"a unit's activity does not depend on the topic; {PERMUTED}"
 
 
 class TopicActivityResult(TopicResult):
-    """Five statistics per prompt and unit, and sums by topic. Its rows grow with the number of prompts."""
+    """Five statistics per prompt and unit, and sums by topic. Memory scales with the number of prompts."""
 
     headline = "mean"
     component: Component
@@ -79,7 +79,7 @@ class TopicActivityResult(TopicResult):
 
     @derived("mean activation of a topic")
     def topic_mean(self) -> Float[Tensor, "layer topic unit"]:
-        """E[x] of a topic, its prompts weighing equally."""
+        """E[x] of a topic, with equal weights of its prompts."""
         return self._per_prompt(self.mean_sum).float()
 
     @derived("standard deviation of the activation around the topic's mean", low=0)
@@ -112,96 +112,65 @@ class TopicActivityResult(TopicResult):
             raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}; got {brief(statistic)}")
         if self.mean is None or self.std is None:
             raise ValueError(
-                "statistics per prompt must have been kept; got sums by topic only: run TopicActivity(keep_rows=True)"
+                "this needs statistics per prompt; got sums by topic only: run TopicActivity(keep_rows=True)"
             )
         return torch.hypot(self.mean, self.std) if statistic == "rms" else getattr(self, statistic)
 
-    # Which units tell topics apart
+    # Which units distinguish topics
 
     def contrast(self, *, statistic: Statistic = "mean_abs") -> Float[Tensor, "layer topic unit"]:
-        """How much more active each unit is for each topic than for the others, in standard deviations over prompts."""
+        """How much more active each unit is for a topic than for the others, in standard deviations over prompts."""
         order = self.by_topic()
         values, weights = self._standardised(statistic, order), order.members.float()
         found = torch.stack([contrast(values, weights, topic) for topic in range(len(self.topic))])
         return found.unflatten(1, (len(self.layer), len(self.unit))).transpose(0, 1)
 
-    def selectivity(
-        self,
-        *,
-        statistic: Statistic = "mean_abs",
-        groups: Sequence[str] | None = None,
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-        progress: bool = True,
-    ) -> pd.DataFrame:
-        """Per unit: how much of its variance between prompts lies between topics, with interval, p, q and p_max.
+    def selectivity(self, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]) -> pd.DataFrame:
+        """Per unit: the share of its variance between prompts that lies between topics, with interval, p, q and p_max.
 
-        `groups`, one label per prompt (template, length, last token): values are taken from their group's mean, and
-        whole cells of topic x group are permuted within groups. `p` is (b+1)/(m+1) of the absolute effect; `q` the
-        false-discovery rate over units; `p_max` the same as p against the largest of all units in each permutation,
-        the family-wise error rate. `null_mean` is the effect's mean over permutations. The 95 % interval resamples
-        prompts within cells; there is none if a topic has fewer than five prompts or a cell one. What a test of topics
-        says is in `lens_probes.maths.topics`; the null is in `attrs["null"]`.
+        `groups`, one label per prompt (template, length, last token): values are compared with their group's mean, and
+        whole cells of topic x group are permuted within groups. `permutations` (999), `seed` and `progress` are the
+        other options. `p` is (b+1)/(m+1) of the absolute effect; `q` the false-discovery rate over units; `p_max` the p
+        against the largest of all units in each permutation, the family-wise error rate. `null_mean` is the effect's
+        mean over permutations. The 95 % interval resamples prompts within cells; there is none if a topic has fewer
+        than five prompts or a cell one. See `lens_probes.maths.topics` for what a test of topics shows; the null is in
+        `attrs["null"]`.
         """
-        says = f"selectivity of {statistic} for topics (at most 1)"
-        return self._tested(selectivity, says, statistic, groups, permutations, seed, progress)
+        return self._tested(selectivity, f"selectivity of {statistic} for topics (at most 1)", statistic, **how)
 
     def most_active(
-        self,
-        topic: str,
-        k: int = 10,
-        *,
-        statistic: Statistic = "mean_abs",
-        groups: Sequence[str] | None = None,
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-        progress: bool = True,
+        self, topic: str, k: int = 10, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]
     ) -> pd.DataFrame:
-        """The k units that are most active for a topic against the others, with columns as in `selectivity`."""
-        table = self._contrasts(topic, statistic, groups, permutations, seed, progress)
+        """The k units with the largest contrast for a topic; `groups` to `progress` and columns: see `selectivity`."""
+        table = self._contrasts(topic, statistic, **how)
         return table.sort_values("effect", ascending=False, kind="stable").head(k).reset_index(drop=True)
 
     def least_active(
-        self,
-        topic: str,
-        k: int = 10,
-        *,
-        statistic: Statistic = "mean_abs",
-        groups: Sequence[str] | None = None,
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-        progress: bool = True,
+        self, topic: str, k: int = 10, *, statistic: Statistic = "mean_abs", **how: Unpack[Permuting]
     ) -> pd.DataFrame:
-        """The k units that are least active for a topic against the others."""
-        table = self._contrasts(topic, statistic, groups, permutations, seed, progress)
+        """The k units with the smallest contrast for a topic; `groups` to `progress` and columns: see `selectivity`."""
+        table = self._contrasts(topic, statistic, **how)
         return table.sort_values("effect", kind="stable").head(k).reset_index(drop=True)
 
-    def _contrasts(
-        self,
-        topic: str,
-        statistic: Statistic,
-        groups: Sequence[str] | None,
-        permutations: int,
-        seed: int,
-        progress: bool,
-    ) -> pd.DataFrame:
+    def _contrasts(self, topic: str, statistic: Statistic, **how: Unpack[Permuting]) -> pd.DataFrame:
         number = self.topic_number(topic)
         says = f"contrast of {statistic} for {topic!r} (SDs over prompts)"
 
         def effect(values: Tensor, weights: Tensor) -> Tensor:
             return contrast(values, weights, number)
 
-        return self._tested(effect, says, statistic, groups, permutations, seed, progress)
+        return self._tested(effect, says, statistic, **how)
 
     def _tested(
         self,
         effect: UnitEffect,
         says: str,
         statistic: Statistic,
-        groups: Sequence[str] | None,
-        permutations: int,
-        seed: int,
-        progress: bool,
+        *,
+        groups: Sequence[str] | None = None,
+        permutations: int = inference.PERMUTATIONS,
+        seed: int = 0,
+        progress: bool = True,
     ) -> pd.DataFrame:
         """The test of an effect on the standardised statistic."""
         order = self.by_topic(groups)
@@ -217,7 +186,7 @@ class TopicActivityResult(TopicResult):
         )
 
     def _standardised(self, statistic: Statistic, order: TopicOrder) -> Float[Tensor, "prompt unit"]:
-        """One standardised value per prompt and unit, prompts in this order, units of all layers laid end to end."""
+        """One standardised value per prompt and unit; prompts in this order, units of all layers laid end to end."""
         values = self.of_prompts(statistic)[:, order.order].transpose(0, 1).flatten(1)
         return standardised(values, torch.from_numpy(order.group_or_one))
 
@@ -252,8 +221,8 @@ class TopicActivity(Probe[TopicActivityResult]):
     """How active each unit is on each prompt, for prompts that have topics.
 
     `component`: heads (their mixed values), the output of attention or MLP (one unit per layer), single neurons, or the
-    embeddings, each dimension a unit. `pool`: all tokens but special ones, the `last`, or a position.
-    `keep_rows=False` keeps sums by topic only: memory does not grow with prompts, and there are no tests.
+    embeddings, each dimension a unit. `pool`: all tokens that are not special, the `last`, or a position.
+    `keep_rows=False` keeps sums by topic only: memory does not depend on the number of prompts, and there are no tests.
 
     >>> import lens_probes as lp
     >>> topics = {"animals": ["The cat sat.", "A dog ran."], "food": ["The bread rose.", "A soup boiled."]}
@@ -272,7 +241,7 @@ class TopicActivity(Probe[TopicActivityResult]):
     def __post_init__(self) -> None:
         if self.component == "embed" and self.layers is not None:
             raise ValueError(
-                f"TopicActivity(layers=...) must be left out for component='embed', which has no layers; got "
+                f"TopicActivity(layers=...) must be None for component='embed', which has no layers; got "
                 f"{brief(self.layers)}"
             )
 
@@ -286,7 +255,7 @@ class TopicActivity(Probe[TopicActivityResult]):
         return {str(layer): model.hook_units(self.component, layer) for layer in layers}
 
     def measure(self, reading: Reading) -> TopicActivityResult:
-        """The statistics of the batch's prompts and their sums by topic, a layer at a time."""
+        """The statistics of the batch's prompts and their sums by topic, layer by layer."""
         prompts, weights = prompt_table(reading.tokens), pooling(reading.tokens, self.pool)
         prompt_of = torch.unique(reading.tokens.prompt, return_inverse=True)[1]
         found = []

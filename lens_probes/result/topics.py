@@ -1,7 +1,7 @@
 """Results about prompts that have topics: their order, and the table of a test that permutes topics."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,15 @@ PERMUTED = "topics permuted among prompts, or among cells of topic x group withi
 
 UnitEffect = Callable[[Float[Tensor, "prompt unit"], Float[Tensor, "*draw topic prompt"]], Float[Tensor, "*draw unit"]]
 """A number per unit, given its values per prompt and how often each prompt counts in each topic."""
+
+
+class Permuting(TypedDict, total=False):
+    """The options of a test that permutes topics."""
+
+    groups: Sequence[str] | None
+    permutations: int
+    seed: int
+    progress: bool
 
 
 class TopicResult(Result):

@@ -1,1 +1,1 @@
-"""Prompts, the table of their tokens, and the words that tokens belong to."""
+"""Prompts, the table of their tokens, and the word that each token belongs to."""

