@@ -1,4 +1,4 @@
-"""The contract: what a probe is, what an experiment is, and how they are asked.
+"""The contract: what a probe and an experiment are, and how they are run.
 
 prompts -> tokens -> batches -> activations -> Reading -> probe.measure -> merged result
 """
@@ -47,7 +47,7 @@ def _result_class(kind: type) -> Any:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
-    """What can be asked of a model: a frozen dataclass by itself, its fields its settings, checked when it is made."""
+    """A question about a model. Subclasses are frozen dataclasses; their fields are settings, checked on creation."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -56,7 +56,7 @@ class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
         card, own = sys.modules[cls.__module__].__doc__ or "", inspect.cleandoc(cls.__doc__ or "")
         result = _result_class(cls)
         if isinstance(result, type):
-            cls.__doc__ = f"{card.strip()}\n\n{own}\n\nIts result: help of {result.__name__}."
+            cls.__doc__ = f"{card.strip()}\n\n{own}\n\nSee `{result.__name__}`."
 
     if not TYPE_CHECKING:  # a type checker would take the return type for that of the constructor
 
@@ -207,12 +207,12 @@ def run(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> list[Any]:
-    """Ask several probes of one model in one forward pass; their results, in the order of the probes.
+    """Run several probes on one forward pass; returns their results in the order of the probes.
 
     `prompts`: a text, texts (a list, a generator, a column of a table), topic -> texts, `Prompt`s, or token ids.
     `prepend_bos` is about text (None: the model's default). `word_class` names the words of a text. `batch_size` is in
-    prompts (None: about 512 tokens per batch); no number depends on it. `progress` shows a bar where there is more than
-    one batch.
+    prompts (None: about 512 tokens per batch); the numbers do not depend on it. `progress` shows a bar for several
+    batches.
 
     >>> import lens_probes as lp
     >>> shift, update = lp.run([lp.RankShift(), lp.ResidualUpdate()], lp.tiny.bridge(), "Time flies like an arrow.")
@@ -260,8 +260,8 @@ def _check_probes(probes: Any) -> None:
             raise TypeError(f"a probe must be made before it is run; got its class: write {probe.__name__}()")
         if not hasattr(probe, "measure"):  # a model has hooks too
             raise TypeError(
-                f"{brief(probe)} is no probe; an experiment such as TunedLens runs alone: write "
-                f"run([probe], model, prompts), or experiment.run(model, prompts)"
+                f"probes must be a list of probes; got {brief(probe)}: write run([probe], model, prompts), or "
+                f"experiment.run(model, prompts) for an experiment such as TunedLens"
             )
 
 
@@ -304,7 +304,7 @@ class Experiment(Asked, Generic[R]):
 
     @abc.abstractmethod
     def run(self, model: Any, prompts: Any, *, progress: bool = True) -> R:
-        """Do it, and return what came out."""
+        """Run it on a model and return its result."""
 
 
 def _by_itself(run: Callable[..., R]) -> Callable[..., R]:

@@ -69,7 +69,7 @@ class Reading:
         return torch.stack([self[name].float() for name in names])
 
     def dtype(self, name: str) -> torch.dtype:
-        """The precision in which an activation came."""
+        """The precision of an activation."""
         return self._activation(name).dtype
 
     def __getitem__(self, name: str) -> Float[Tensor, "token ..."]:
@@ -100,20 +100,21 @@ class Reading:
     def _activation(self, name: str) -> Tensor:
         if name not in self._cache:
             raise ValueError(
-                f"activation {name!r} was not asked for: the probe's hooks name {', '.join(self._cache) or 'none'}"
+                f"an activation must be named by the probe's hooks; got {name!r}, and they name "
+                f"{', '.join(self._cache) or 'none'}: add it to hooks"
             )
         return self._cache[name]
 
 
 def finite(name: str, activation: Tensor, *, masked: bool = False) -> Tensor:
-    """The activation, or an error if it holds what is no number."""
+    """The activation; raises if it contains NaN or Inf."""
     known = torch.isfinite(activation)
     if masked:
         known |= activation == -torch.inf  # the score where attention may not look
     if not known.all():
         raise ValueError(
-            f"activation {name!r} holds values that are not finite: run the model in float32 or bfloat16, and check "
-            f"its weights"
+            f"activation {name!r} must be finite; got NaN or Inf: run the model in float32 or bfloat16, and check its "
+            f"weights"
         )
     return activation
 

@@ -176,7 +176,7 @@ def test_values_that_are_not_finite_are_refused():
     with torch.no_grad():
         model.blocks[2].mlp.out.original_component.weight.mul_(3e4)
     for method in ("gradient", "sequential"):
-        with pytest.raises(ValueError, match="hook_resid_post' holds values that are not finite"):
+        with pytest.raises(ValueError, match="hook_resid_post' must be finite; got NaN or Inf"):
             lp.InputReconstruction(2, method=method, steps=2).run(model, TEXT, progress=False)
 
 

@@ -360,7 +360,7 @@ def test_what_cannot_be_asked_is_said_before_the_forward_pass(monkeypatch):
     for translator in (3, lp.TunedLens(), lp.TunedLens):
         with pytest.raises(TypeError, match=r"such as the result of TunedLens\(\).run\(model, texts\), or None; got "):
             lp.LogitLens(translator=translator)
-    with pytest.raises(TypeError, match="is no probe; an experiment such as TunedLens runs alone"):
+    with pytest.raises(TypeError, match=r"probes must be a list of probes; got .*for an experiment such as TunedLens"):
         lp.run([lp.TunedLens()], model, TEXTS)
     with pytest.raises(ValueError, match="no token here has a target that belongs to a word"):
         lp.LogitLens().run(model, [[5]]).by_word_class()

@@ -240,9 +240,7 @@ def test_a_fitted_lens_and_centring_name_the_entry_of_nan():
 
 def test_keys_or_values_of_nan_are_not_tied():
     for which in ("k", "v"):
-        with pytest.raises(
-            ValueError, match=rf"activation 'blocks\.1\.attn\.hook_{which}' holds values that are not f"
-        ):
+        with pytest.raises(ValueError, match=rf"activation 'blocks\.1\.attn\.hook_{which}' must be finite; got NaN"):
             lp.TiedKeyValue().run(_spoilt_kv(which), list(PROMPTS), progress=False)
 
 
@@ -251,13 +249,13 @@ def test_keys_or_values_of_nan_are_not_tied():
 )
 def test_what_heads_write_names_the_layer_of_nan(asked):
     model = spoilt("gpt2", "blocks.2.attn.o.weight", 3, 5)
-    with pytest.raises(ValueError, match=r"activation 'blocks\.2\.hook_resid_mid' holds values that are not finite"):
+    with pytest.raises(ValueError, match=r"activation 'blocks\.2\.hook_resid_mid' must be finite; got NaN or Inf"):
         asked.run(model, TOPICS, progress=False)
 
 
 def test_reach_names_the_layer_of_nan():
     model = spoilt("gpt2", "blocks.1.mlp.out.weight", 3, 5)
-    with pytest.raises(ValueError, match=r"activation 'blocks\.1\.hook_resid_post' holds values that are not finite"):
+    with pytest.raises(ValueError, match=r"activation 'blocks\.1\.hook_resid_post' must be finite; got NaN or Inf"):
         lp.PositionReach(projections=2).run(model, TEXT, progress=False)
 
 
@@ -266,7 +264,7 @@ def test_pixels_name_the_layer_of_nan():
     with torch.no_grad():
         next(weight for name, weight in model.named_parameters() if "mlp" in name)[3] = NAN
     images = normal(2, 3, 16, 16)
-    with pytest.raises(ValueError, match=r"activation 'blocks\.2\.hook_resid_post' holds values that are not finite"):
+    with pytest.raises(ValueError, match=r"activation 'blocks\.2\.hook_resid_post' must be finite; got NaN or Inf"):
         lp.FeatureVisualization(2, units=[3], at="resid_post", steps=2).run(model, images, progress=False)
 
 
@@ -307,7 +305,6 @@ def test_every_refusal_of_a_weight_of_nan_is_one_sentence():
             except ValueError as error:
                 told.append(str(error))
     assert told and all("finite" in each for each in told)
-    assert "the logits of tiny-llama must be finite; got NaN or Inf: check the model's weights" in told
 
 
 _WITHOUT_SETTINGS = (

@@ -196,9 +196,11 @@ def test_only_the_named_activations_are_kept_and_shown(own_gpt2: Any, passes: li
     (reading,) = spied(own_gpt2, TEXTS, STATE)
     assert passes == [[STATE]]
     assert list(reading._cache) == [STATE]
-    with pytest.raises(ValueError, match=rf"'blocks\.0\.hook_resid_pre' was not asked for: .* name {STATE}"):
+    with pytest.raises(
+        ValueError, match=rf"named by the probe's hooks; got 'blocks\.0\.hook_resid_pre', and they name {STATE}"
+    ):
         reading["blocks.0.hook_resid_pre"]
-    with pytest.raises(ValueError, match="was not asked for: the probe's hooks name none"):
+    with pytest.raises(ValueError, match=r"must be named by the probe's hooks; got .*, and they name none"):
         spied(own_gpt2, TEXTS)[0][STATE]
 
 
@@ -309,7 +311,7 @@ def test_activations_that_are_not_finite_are_refused_by_name(value: float, own_g
     with torch.no_grad():
         for parameter in own_gpt2.blocks[1].parameters():
             parameter.fill_(value)
-    with pytest.raises(ValueError, match=r"activation 'blocks\.1\.hook_resid_post' holds values that are not finite"):
+    with pytest.raises(ValueError, match=r"activation 'blocks\.1\.hook_resid_post' must be finite; got NaN or Inf"):
         lp.RankShift(at="resid_post").run(own_gpt2, TEXTS)
     assert lp.RankShift(at="resid_post", layers=[0]).run(own_gpt2, TEXTS).layer == ("0_post",)
 
@@ -319,7 +321,7 @@ def test_an_attention_pattern_of_nan_is_refused_by_name_and_masked_scores_are_no
     (reading,) = spied(own_gpt2, "one two", scores, PATTERN)
     assert reading.pattern(scores).min() < -1e30
     reading._cache[PATTERN][0, 2, 1, 0] = torch.nan
-    with pytest.raises(ValueError, match=rf"activation '{PATTERN}' holds values that are not finite"):
+    with pytest.raises(ValueError, match=rf"activation '{PATTERN}' must be finite; got NaN or Inf"):
         reading.pattern(PATTERN)
 
 
@@ -429,7 +431,7 @@ MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
         ([[7, 8], [10, 11]], MASK, r"marks \[3, 2\] tokens a prompt and the prompts have \[2, 2\]: pass the mask"),
         ([[7, 8, 9], [10, 11]], MASK[0], "marks 3 tokens a prompt and the prompts have"),
         ([[7, 8, 9], [10, 11]], MASK[:1], r"marks \[3\] tokens a prompt and the prompts have \[3, 2\]"),
-        (IDS, torch.zeros_like(MASK), "prompt 0 has no tokens"),
+        (IDS, torch.zeros_like(MASK), "prompt 0 must not be empty"),
         (IDS[:1], None, r"of \(1, 3\): pass the token ids that the model was run with"),
         (IDS[:, :2], None, r"in the cache has shape \(2, 3, 32\) and the prompts make a batch of \(2, 2\): pass the"),
         ([[7, 8, 9]] * 3, None, r"make a batch of \(3, 3\)"),
@@ -516,10 +518,13 @@ def test_arguments_in_the_wrong_order_get_one_short_sentence(gpt2: Any) -> None:
     with pytest.raises(TypeError, match=r"got <TransformerBridge>: write run\(\[probe\], model, prompts\)$"):
         lp.run(gpt2, [lp.ResidualUpdate()], "one")  # pyright: ignore[reportArgumentType]
     with pytest.raises(
-        TypeError, match=r"^<TransformerBridge> is no probe; .*: write run\(\[probe\], model, prompts\)"
+        TypeError,
+        match=r"^probes must be a list of probes; got <TransformerBridge>: write run\(\[probe\], model, prompts\)",
     ):
         lp.run([gpt2], gpt2, "one")
-    with pytest.raises(TypeError, match=r"^TunedLens\(.* is no probe; .* or experiment\.run\(model, prompts\)"):
+    with pytest.raises(
+        TypeError, match=r"list of probes; got TunedLens\(.*: write .* or experiment\.run\(model, prompts\)"
+    ):
         lp.run([lp.TunedLens()], gpt2, "one")
 
 
@@ -537,7 +542,7 @@ def test_a_cache_that_is_not_finite_is_refused_but_for_its_padding(gpt2: Any) ->
     cache = {name: own_cache(gpt2, IDS, MASK)[name].clone() for name in lp.ResidualUpdate().hooks(ModelView(gpt2))}
     cache[STATE][1, 2] = torch.nan
     lp.ResidualUpdate().from_cache(gpt2, IDS, cache, attention_mask=MASK)
-    with pytest.raises(ValueError, match=f"'{STATE}' holds values that are not finite"):
+    with pytest.raises(ValueError, match=f"'{STATE}' must be finite; got NaN or Inf"):
         lp.ResidualUpdate().from_cache(gpt2, IDS, cache)
 
 

@@ -463,7 +463,7 @@ def test_a_frame_of_nothing_has_its_columns_and_no_rows() -> None:
 def test_a_frame_of_what_there_is_not_is_refused_with_what_there_is(toy: ToyResult) -> None:
     with pytest.raises(ValueError, match=r"ToyResult has no tensor 'note'; it has rank, length, .*mean"):
         toy.to_frame("note")
-    with pytest.raises(ValueError, match=r"'extra' was not asked for in this run: see Toy\(\)"):
+    with pytest.raises(ValueError, match=r"got 'extra', which Toy\(\) leaves out: run it with other settings"):
         part("a", [0], 1).to_frame("extra")
 
 

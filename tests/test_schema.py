@@ -150,7 +150,7 @@ def test_what_is_missing_is_nan_when_it_is_known() -> None:
     known = paths(place=torch.tensor([[0, -1, 2, 3, 4, 5]] * 2)).known("place")
     assert known.dtype == np.float64
     assert np.isnan(known[:, 1]).all() and known[0, 2] == 2
-    with pytest.raises(ValueError, match="'extra' was not measured in this run: its settings left it out"):
+    with pytest.raises(ValueError, match="got 'extra', which the settings of this run leaves out"):
         paths().known("extra")
     with pytest.raises(ValueError, match=r"a quantity of a PathResult must be one of place, .*; got 'nothing'"):
         paths().quantity("nothing")

@@ -400,7 +400,7 @@ def test_the_nearest_have_the_ranks_from_zero_on(metric, with_origin):
 
 @pytest.mark.parametrize("k", [0, -1, 6, 100])
 def test_more_nearest_entries_than_there_are_or_none_are_refused(k):
-    with pytest.raises(ValueError, match=f"{k} nearest entries were asked for and the vocabulary has 5"):
+    with pytest.raises(ValueError, match=f"must be 1 to 5, the size of the vocabulary; got {k}"):
         nearest(torch.tensor([[1.0, 0.0]]), FIVE, k)
 
 

@@ -103,7 +103,9 @@ def nearest(
     tensor([[0]])
     """
     if not 1 <= k <= len(vocabulary):
-        raise ValueError(f"{k} nearest entries were asked for and the vocabulary has {len(vocabulary)}")
+        raise ValueError(
+            f"the number of nearest entries must be 1 to {len(vocabulary)}, the size of the vocabulary; got {k}"
+        )
     asked = _directions(states, metric)
     best = asked.new_full((len(asked), 0), 0.0)
     ids = torch.zeros(len(asked), 0, dtype=torch.int64, device=asked.device)

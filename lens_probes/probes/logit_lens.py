@@ -56,7 +56,7 @@ FINAL = "final"  # the hook from which the model itself predicts, beside those o
 
 @runtime_checkable
 class FittedTranslator(Protocol):
-    """A translator that was fitted on one model and can tell whether it is asked about another, as a tuned lens can."""
+    """A translator that was fitted on one model, such as a tuned lens, and can refuse another."""
 
     def check_model(self, model: ModelView, labels: Sequence[str]) -> None:
         """Raise unless it was fitted on this model, for the states with these labels."""
@@ -113,7 +113,7 @@ class LogitLensResult(LayerTokenResult):
         return asked
 
     def target_id(self) -> Int[Tensor, " token"]:
-        """The id that each token was asked for, -1 where there is none or there are several."""
+        """The target id of each token; -1 where it has none or several."""
         if self.target == "final":
             return self.final_id
         ids = target_ids(self.token, self.target)

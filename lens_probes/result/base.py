@@ -32,10 +32,10 @@ R = TypeVar("R", bound="Result")
 
 
 class Result(Declared):
-    """What a probe returns: typed tensors on the CPU with the labels of their axes, and how they came about.
+    """What a probe returns: typed tensors on the CPU, the labels of their axes, and their provenance.
 
     Subclass it, or one of its relatives in `lens_probes.result.tokens`, and declare each quantity with `measured`,
-    `summed` or `derived`. `headline` names the quantity that tables and figures are of unless another is asked for; by
+    `summed` or `derived`. `headline` names the quantity of tables and figures where none is named; by
     default it is the first that is no sum.
     """
 
@@ -96,7 +96,8 @@ class Result(Declared):
         missing, tensor = self.quantity(name).missing, getattr(self, name)
         if tensor is None:
             raise ValueError(
-                f"{name!r} was not measured in this run: {self.provenance.probe or 'its settings'} left it out"
+                f"a quantity must be one that this run measured; got {name!r}, which "
+                f"{self.provenance.probe or 'the settings of this run'} leaves out: run it with other settings"
             )
         values = tensor.double()
         return (values if missing is None else values.masked_fill(tensor == missing, np.nan)).numpy()
@@ -266,7 +267,7 @@ class Result(Declared):
         columns = {other: getattr(self, other) for other, dims in axes.items() if dims == axes[name]}
         columns = {other: tensor for other, tensor in columns.items() if tensor is not None}
         if name not in columns:
-            raise ValueError(f"{name!r} was not asked for in this run: see {self.provenance.probe}")
+            self.known(name)  # says what to do
         shape = columns[name].shape
         index = np.indices(tuple(shape)).reshape(len(shape), shape.numel())
         frames = [self._axis_frame(axis, at) for axis, at in zip(axes[name], index, strict=True)]

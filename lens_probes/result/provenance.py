@@ -1,4 +1,4 @@
-"""How a result came about."""
+"""Provenance: which probe read which model, and with which versions."""
 
 import dataclasses
 from collections.abc import Sequence

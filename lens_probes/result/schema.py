@@ -112,7 +112,7 @@ def derived(
     low_on_top: bool = False,
     logarithmic: bool = False,
 ) -> Callable[[Callable[[Any], T]], T]:
-    """A quantity that is computed from the measured ones whenever it is asked for: a property with a declaration."""
+    """A quantity that is computed from the measured ones on access: a property with a declaration."""
 
     def declare(compute: Callable[[Any], T]) -> Any:
         found = Derived(compute)
@@ -138,7 +138,7 @@ class Declared:
 class Schema(NamedTuple):
     """What a result class declares: axes and quantities of its tensors by name, and its tables of labels.
 
-    `headline`: what a table or a figure is of unless another quantity is asked for.
+    `headline`: the quantity of a table or a figure where none is named.
     """
 
     axes: dict[str, tuple[str, ...]]

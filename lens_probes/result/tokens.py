@@ -62,7 +62,7 @@ class WordResult(Result):
         return frame.drop(columns="unit") if layer is None else inference.with_layers(frame, layer)
 
     def asked(self, quantity: str | None) -> str:
-        """The quantity that was asked for, or the first."""
+        """The name of a quantity, checked; the first if none is given."""
         known = self.compared()
         if quantity is not None and quantity not in tuple(known):
             raise ValueError(f"quantity must be one of {', '.join(known)}; got {brief(quantity)}")

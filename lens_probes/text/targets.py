@@ -1,4 +1,4 @@
-"""What a prediction is asked for: the token that follows, the token itself, the model's own choice, or fixed tokens."""
+"""Targets of predictions: the token that follows, the token itself, the model's own choice, or fixed tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -84,7 +84,7 @@ def _token_of(text: str, model: Tokenizing, says: str) -> int:
 
 
 def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "token target"]:
-    """The ids that each token is asked for: what follows it in its prompt (-1 at the end), its own, or fixed ones."""
+    """The target ids of each token: the next token of its prompt (-1 at the end), its own id, or fixed ids."""
     if target == "next":
         ids = tokens.id.roll(-1)
         return torch.where(_has_next(tokens), ids, -1)[:, None]
