@@ -429,7 +429,7 @@ MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
         ([[7, 8], [10, 11]], MASK, r"marks \[3, 2\] tokens a prompt and the prompts have \[2, 2\]: pass the mask"),
         ([[7, 8, 9], [10, 11]], MASK[0], "marks 3 tokens a prompt and the prompts have"),
         ([[7, 8, 9], [10, 11]], MASK[:1], r"marks \[3\] tokens a prompt and the prompts have \[3, 2\]"),
-        (IDS, torch.zeros_like(MASK), "prompt 0 has no tokens"),
+        (IDS, torch.zeros_like(MASK), "prompt 0 must not be empty"),
         (IDS[:1], None, r"of \(1, 3\): pass the token ids that the model was run with"),
         (IDS[:, :2], None, r"in the cache has shape \(2, 3, 32\) and the prompts make a batch of \(2, 2\): pass the"),
         ([[7, 8, 9]] * 3, None, r"make a batch of \(3, 3\)"),
