@@ -75,7 +75,7 @@ def test_two_files_that_define_one_name_are_refused_with_both(monkeypatch: pytes
     kind = type("ResidualUpdate", (Probe,), {"__module__": embedding_density.__name__})
     monkeypatch.setattr(embedding_density, "ResidualUpdate", kind, raising=False)
     with pytest.raises(
-        ValueError, match=r"ResidualUpdate is defined in lens_probes\.probes\.\w+ and in lens_probes\.probes\."
+        ValueError, match=r"got ResidualUpdate of lens_probes\.probes\.\w+ and of lens_probes\.probes\."
     ):
         siblings()
 
@@ -143,16 +143,14 @@ def test_a_probe_that_two_entry_points_name_is_one_probe(other_package: ModuleTy
 def test_two_probes_of_one_name_are_refused_with_both_modules(other_package: ModuleType) -> None:
     with pytest.raises(
         ValueError,
-        match=r"two probes are called ResidualUpdate: lens_probes\.probes\.residual_update and other_package; rename",
+        match=r"got ResidualUpdate of lens_probes\.probes\.residual_update and of other_package: rename",
     ):
         _probes([entry("update", "other_package:ResidualUpdate")])
 
 
 @pytest.mark.parametrize("value", ["json:loads", "lens_probes.result:Result", "lens_probes:Experiment", "lens_probes"])
 def test_an_entry_point_that_is_no_probe_is_refused_by_name(value: str) -> None:
-    with pytest.raises(
-        TypeError, match=rf"entry point 'wrong' of lens_probes\.probes is {value}, which is not a Probe"
-    ):
+    with pytest.raises(TypeError, match=rf"lens_probes\.probes must be a Probe class; got {value} for 'wrong'"):
         _probes([entry("wrong", value)])
 
 
