@@ -17,7 +17,7 @@ Source: Pochinkov and Schoots 2024, "Dissecting Language Models: Machine Unlearn
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -137,7 +137,7 @@ class TopicAblationResult(TopicResult):
             }
         )
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The excess loss on every topic with each topic's units ablated; a star where no draw did as much damage."""
         table, draws = self.damage(), self.random.shape[1]
         table["star"] = (table["damage"] > table["random_high"]) & (draws >= DRAWS_FOR_STARS)
@@ -160,6 +160,7 @@ class TopicAblationResult(TopicResult):
                 [f"{value:.{digits}f}{'*' * star}" for value, star in zip(row, marked, strict=True)]
                 for row, marked in zip(excess.to_numpy().tolist(), stars.to_numpy().tolist(), strict=True)
             ],
+            **look,
         )
 
     def conditions(self) -> str:

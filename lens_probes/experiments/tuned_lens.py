@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import plotly.graph_objects as go
 import torch
@@ -79,7 +79,7 @@ class TunedLensResult(Result):
                 f"got {missing[0]}: ask for those layers, or fit more of them"
             )
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """KL(final || layer) by layer, of the first step and of the last ones."""
         steps, recent = self.loss.shape[1], self.loss[:, -RECENT:]
         if not steps:
@@ -90,8 +90,9 @@ class TunedLensResult(Result):
         return figures.lines(
             {self.quantity("loss").title: [start, end]},
             self.layer,
-            title=self.title(f"Tuned lens before and after {amount(steps, 'step')}"),
-            x_title="layer (read point)",
+            title=self.title(f"KL(final || layer) of the tuned lens, before and after {amount(steps, 'step')}"),
+            x_title=figures.layer_title(self.layer),
+            **look,
         )
 
 
