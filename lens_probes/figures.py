@@ -240,7 +240,7 @@ def _lines(text: str, longest: int | float) -> list[str]:
     """A text broken into lines, escaped. Wide characters count twice; the no-break spaces of `quoted` become spaces."""
     padded = "".join(f"{each}\0" if unicodedata.east_asian_width(each) in "WF" else each for each in text)
     lines = textwrap.wrap(padded, max(8, int(longest)), break_on_hyphens=False)
-    return [html.escape(line.replace("\0", "").replace("\u00a0", " ")) for line in lines]
+    return [html.escape(line.replace("\0", "").replace("\u00a0", " "), quote=False) for line in lines]
 
 
 def _broken(title: str | None, length: int | float) -> str | None:
