@@ -35,7 +35,7 @@ CLASS_COLOURS = {
 OTHER_COLOURS = ("#56B4E9", "#E69F00", "#117733", "#CC6677", "#999933")
 Numbers = Sequence[float] | Sequence[int]
 FEW_WORDS = 10
-FEW_NAMES = 14
+FEW_NAMES, SHORT = 14, 6
 ROWS, COLUMNS = 60, 40  # of a heatmap: more cannot be read
 SMALLEST = 200  # pixels
 CHOSEN = "#0072B2"
@@ -209,16 +209,20 @@ def _finish(
             axis.tickvals = _thinned(axis.categoryarray, length / 14)
     for scale in scales:
         scale.title.text = _broken(scale.title.text, tall - top - below)
+        scale.update(title_font_size=13, tickfont_size=11)
     figure.update_layout(
         width=wide,
         height=tall,
-        title={"text": text, "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "pad": {"l": 16, "t": 16}},
+        title={"text": text, "x": 16 / wide, "y": 1 - 28 / tall, "xanchor": "left", "yanchor": "top"},
         title_font_size=16,
         margin={"l": left, "r": right, "t": top, "b": below},
-        legend={"orientation": "h", "x": 0, "y": 0, "xref": "container", "yref": "container", "yanchor": "bottom"},
+        legend={"orientation": "h", "traceorder": "normal", "x": 0, "y": 0, "yanchor": "bottom"},
+        legend_xref="container",
+        legend_yref="container",
         hoverlabel={"font": {"family": "Menlo, Consolas, monospace"}},
     )
-    figure.update_yaxes(automargin=True, tickfont_size=11)
+    figure.update_xaxes(title_font_size=13, title_standoff=8)
+    figure.update_yaxes(title_font_size=13, title_standoff=8, tickfont_size=11, automargin=True)
     try:
         return figure.update_layout(template=look.get("template", TEMPLATE))
     except ValueError:
@@ -273,7 +277,7 @@ def _fit_across(axis: Any, length: int | float) -> float:
     longest = _longest(given or labels)
     if not given and labels and axis.tickangle is None:
         room = length / (7.5 * longest + 12)
-        axis.tickangle = 0 if len(labels) <= room or len(labels) > FEW_NAMES else -40
+        axis.tickangle = 0 if len(labels) <= room or len(labels) > FEW_NAMES or longest < SHORT else -40
         if not axis.tickangle:
             axis.tickvals = _thinned(labels, room)
             return below + 15 * max((label.count("<br>") for label in labels), default=0)
@@ -336,7 +340,7 @@ def lines(
     for which there is no room stand below.
     """
     width = min(480, 1080 // len(panels)) * len(panels) + 60
-    columns = max(1, min(len(panels), _asked(look, "width", width) // 300))
+    columns = max(1, min(len(panels), _asked(look, "width", width) // 270))
     rows = math.ceil(len(panels) / columns)
     figure = make_subplots(rows, columns, horizontal_spacing=0.24 / columns, vertical_spacing=0.25 / rows)
     shown: set[str] = set()
@@ -469,7 +473,7 @@ def paths(
 def _room(tokens: Sequence[TokenPath], bold: int, labels: int = 24) -> list[tuple[int, int]]:
     """Which paths get a label, and where: the bold one, then those that end a label's height from those labelled."""
     ends = {i: end for i, token in enumerate(tokens) if (end := token.end) is not None}
-    known = [tokens[i].y[end] for i, end in ends.items()]
+    known = [y for token in tokens for y in token.y if math.isfinite(y)]
     height = (max(known) - min(known)) / labels if known else 0.0
     labelled: list[tuple[int, int]] = []
     for i in sorted(ends, key=lambda i: i != bold):
@@ -495,7 +499,7 @@ def heatmap(
     signed: bool = False,
     text: Sequence[Sequence[str]] | None = None,
     hover: Sequence[Sequence[str]] | None = None,
-    narrowest: int = 8,
+    narrowest: int = 6,
     **look: Unpack[Look],
 ) -> go.Figure:
     """A grid of numbers, rows from the top, with a text in each cell; wide ones are thinned to every nth column.
@@ -508,8 +512,8 @@ def heatmap(
     kept = range((len(x) - 1) % step, len(x), step)  # the last column always
     shown = _known([[row[i] for i in kept] for row in z])
     cell = (46 if text else 22) * len(kept)
-    cell_width = min(room, max(cell, 300)) / len(kept)
-    texts = [[row[i] for i in kept] for row in text] if text else []
+    cell_width = (_asked(look, "width", max(cell, 460) + 260) - 172 - 6.6 * _longest(y)) / len(kept)
+    texts = [[_cut(row[i], max(2, cell_width // 5)) for i in kept] for row in text] if text else []
     size = min(10.0, cell_width / (0.62 * max(map(_longest, texts), default=1) or 1))
     x, y = _apart(x[i] for i in kept), _apart(y)
     figure = go.Figure(
@@ -529,8 +533,8 @@ def heatmap(
             ygap=1,
         )
     )
-    figure.update_xaxes(title_text=x_title, title_standoff=10, showgrid=False, **_labelled(x))
-    figure.update_yaxes(title_text=y_title, title_standoff=10, showgrid=False, autorange="reversed", **_labelled(y))
+    figure.update_xaxes(title_text=x_title, showgrid=False, **_labelled(x))
+    figure.update_yaxes(title_text=y_title, showgrid=False, autorange="reversed", **_labelled(y))
     if "template" not in look:
         figure.update_layout(plot_bgcolor="#E9E9E9")  # the colour of a missing value
     title = f"{title}; one column in {step}" if step > 1 else title
@@ -657,7 +661,9 @@ def small_grids(
         figure.update_xaxes(showticklabels=number + columns >= len(panels), row=row, col=column)
     figure.update_xaxes(**_labelled(x), showgrid=False, tickangle=-60 if tokens else None)
     figure.update_yaxes(autorange="reversed", **_labelled(y), showgrid=False)
-    figure.update_xaxes(title_text=x_title, row=rows, col=((len(panels) - 1) % columns + 2) // 2)
+    last = (len(panels) - 1) % columns + 1
+    for column in range(1, last + 1) if len(x_title) < panel / 6.8 else [(last + 1) // 2]:
+        figure.update_xaxes(title_text=x_title, row=rows, col=column)
     figure.update_yaxes(title_text=y_title, row=(rows + 1) // 2, col=1)
     figure.update_annotations(font_size=12)
     above = 20 if any(name for name, _ in panels) else 0
@@ -665,9 +671,13 @@ def small_grids(
 
 
 def _cut(name: str, longest: int | float) -> str:
-    """An escaped name, cut to as many characters."""
+    """An escaped name, cut to as many characters; a number is left as it is."""
     text = html.unescape(name)
-    return name if len(text) <= longest else f"{html.escape(text[: max(1, int(longest) - 1)], quote=False)}…"
+    return (
+        name
+        if len(text) <= longest or text.lstrip("-")[:1].isdigit()
+        else f"{html.escape(text[: max(1, int(longest) - 1)], quote=False)}…"
+    )
 
 
 def images(
@@ -779,8 +789,15 @@ def table(
     shade: Sequence[Sequence[str]] | None = None,
     **look: Unpack[Look],
 ) -> go.Figure:
-    """A table of texts; `shade` gives each column's cell colours. Texts must have gone through `visible`."""
-    rows = len(next(iter(columns.values()), ()))
+    """A table of texts, as many columns as there is room for; `shade` gives each column's cell colours.
+
+    Texts must have gone through `visible`.
+    """
+    rows, width = len(next(iter(columns.values()), ())), min(130 * len(columns) + 60, 2400)
+    room = (_asked(look, "width", width) - 40) // 115
+    if room < len(columns):
+        title = f"{title}; {room} of {len(columns)} columns"
+        columns = dict(list(columns.items())[:room])
     figure = go.Figure(
         go.Table(
             header={
@@ -798,7 +815,6 @@ def table(
             },
         )
     )
-    width = min(130 * len(columns) + 60, 2400)
     return _finish(figure, title, look, width=width, height=27 * rows + 40, left=20, right=20, below=20)
 
 

@@ -55,8 +55,9 @@ class VectorReading(Result):
                 columns[f"{end} {k}"] = [
                     f"{figures.visible(self.vocab[int(ids[i, k])], 10)} {log_prob[i, k].exp():.1g}" for i in rows
                 ]
+        least = "and least " if self.bottom_ids.shape[1] else ""
         several = f", {rows[0]} to {rows[-1]} of {len(self.unit)}" if len(rows) < len(self.unit) else ""
-        return figures.table(columns, title=self.title(f"Most and least probable tokens per vector{several}"), **look)
+        return figures.table(columns, title=self.title(f"Most {least}probable tokens per vector{several}"), **look)
 
 
 def read_vector(

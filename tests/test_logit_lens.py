@@ -483,7 +483,7 @@ def test_titles_say_what_was_asked_and_whether_a_translator_stood_between():
     fixed = lp.LogitLens(target=[40, 9], translator=lambda state, label: state).run(model, TEXTS)
     assert fixed.conditions() == f"target: {fixed.vocab[40]!r} or {fixed.vocab[9]!r}; through a translator"
     assert lp.LogitLens(target=[40, 9], top_k=0).run(model, TEXTS).conditions() == "target: id 40 or id 9"
-    assert "target: model&#x27;s own choice; tiny-gpt2" in (
+    assert "target: model's own choice; tiny-gpt2" in (
         lp.LogitLens(target="final").run(model, TEXTS).figure_prompt(quantity="kl").layout.title.text
     )
 

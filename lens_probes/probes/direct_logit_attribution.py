@@ -105,7 +105,13 @@ class DirectLogitAttributionResult(TokenResult):
         """Heads by layer, and beside them MLPs and attention biases, mean over tokens that are not special."""
         means, chosen = self.mean_contribution(), self._counted()
         total, n = float(self.total[chosen].mean()), amount(int(chosen.sum()), "token")
-        return self._draw(means["mean"].tolist(), total, f"{target_name(self.target)}, mean over {n}", "", **look)
+        return self._draw(
+            means["mean"].tolist(),
+            total,
+            f"{'the ' * isinstance(self.target, str)}{target_name(self.target)}, mean over {n}",
+            "",
+            **look,
+        )
 
     def figure_token(self, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """Contributions at one token: heads by layer, and beside them MLPs and attention biases."""

@@ -57,7 +57,7 @@ class KeyValueOverlapResult(Result):
 
     def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The overlap by layer and head; the title says what random subspaces have."""
-        null = f"random subspaces: {self.null_mean:.3f}, 95 % {self.null_low:.3f} to {self.null_high:.3f}"
+        null = f"random subspaces: {self.null_mean:.3f}, 95\u00a0% {self.null_low:.3f} to {self.null_high:.3f}"
         return self.draw_grid(
             self.overlap,
             self.quantity("overlap"),

@@ -249,7 +249,7 @@ class LayerTokenResult(WordResult):
             logarithmic=asked.logarithmic,
             text=[[text(layer, i) for layer in layers] for i in rows] if text else None,
             hover=[[hover(layer, i) for layer in layers] for i in rows] if hover else None,
-            narrowest=36 if text else 8,
+            narrowest=36 if text else 6,
             **look,
         )
 
