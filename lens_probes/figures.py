@@ -101,13 +101,12 @@ def quoted(text: str) -> str:
 
 
 def _seen(character: str) -> str:
-    named = {"\n": "⏎", "\t": "⇥"}.get(character)
+    if character in "\n\t":
+        return "⏎" if character == "\n" else "⇥"
     category = unicodedata.category(character)
-    if named is None and category == "Zs":  # no-break, ideographic and thin spaces too
-        named = "·"
-    if named is None and category in ("Cc", "Cf", "Zl", "Zp", "Co", "Cn", "Cs"):
-        named = f"\\u{ord(character):04x}"
-    return named or character
+    if category == "Zs":  # no-break, ideographic and thin spaces too
+        return "·"
+    return f"\\u{ord(character):04x}" if category in ("Cc", "Cf", "Zl", "Zp", "Co", "Cn", "Cs") else character
 
 
 def class_colour(name: str, among: Sequence[str]) -> str:
@@ -202,10 +201,12 @@ def _finish(
     rows = math.ceil(len(legend) / max(1, (wide - 20) // max(legend))) if sum(legend) > wide - 20 else bool(legend)
     top, below = top + above, below + 19 * rows + 6 * bool(rows)
     tall = _asked(look, "height", top + height + below)
+    squeezed = min(1.0, (tall - 100) / (top + below))  # a low figure still has a plot
+    top, below = top * squeezed, below * squeezed
     for axis in figure.select_yaxes():
         length = (tall - top - below) * _span(axis)
         axis.title.text = _broken(axis.title.text, length)
-        if axis.categoryarray and axis.tickvals is None:
+        if axis.categoryarray:
             axis.tickvals = _thinned(axis.categoryarray, length / 14)
     for scale in scales:
         scale.title.text = _broken(scale.title.text, tall - top - below)
@@ -273,15 +274,15 @@ def _fit_across(axis: Any, length: int | float) -> float:
     if axis.title.text is not None:
         axis.title.text = _broken(axis.title.text, length)
     below = 16.0 * (axis.title.text or "").count("<br>")
-    labels, given = axis.categoryarray or (), axis.ticktext or ()
-    longest = _longest(given or labels)
-    if not given and labels and axis.tickangle is None:
+    labels = axis.categoryarray or ()
+    longest = _longest(labels)
+    if labels and axis.tickangle is None:
         room = length / (7.5 * longest + 12)
         axis.tickangle = 0 if len(labels) <= room or len(labels) > FEW_NAMES or longest < SHORT else -40
         if not axis.tickangle:
             axis.tickvals = _thinned(labels, room)
             return below + 15 * max((label.count("<br>") for label in labels), default=0)
-    if labels and axis.tickvals is None:
+    if labels:
         axis.tickvals = _thinned(labels, length / 16)
     return below + 6.2 * longest * abs(math.sin(math.radians(axis.tickangle or 0)))
 
@@ -356,11 +357,7 @@ def lines(
                     legendgroup=name,
                     showlegend=name not in shown,
                     mode=_mode(line.y),
-                    line={
-                        "color": line.colour,
-                        "width": 1.6 if line.dashed else 2.4,
-                        "dash": "dash" if line.dashed else "solid",
-                    },
+                    line={"color": line.colour, **({"width": 1.6, "dash": "dash"} if line.dashed else {"width": 2.4})},
                     hovertemplate="%{fullData.name}<br>%{x}: %{y:.4g}<extra></extra>",
                 ),
                 **place,
@@ -579,39 +576,23 @@ def _colours(
     }
 
 
-def blocks(
-    z: Sequence[Numbers],
-    columns: Sequence[str],
-    rows: Sequence[str] | None,
-    *,
-    title: str,
-    x_title: str,
-    y_title: str,
-    colour_title: str,
-    signed: bool = False,
-    **look: Unpack[Look],
-) -> go.Figure:
+def blocks(z: Sequence[Numbers], columns: Sequence[str], rows: Sequence[str] | None, **drawn: Any) -> go.Figure:
     """A large grid whose columns (and rows, unless None) come in groups: a group's name at its middle, borders between.
 
-    `columns` and `rows` name the group of each, those of one group side by side. `signed`: red below and blue above 0.
+    `columns` and `rows` name the group of each, those of one group side by side; `drawn` is what `small_grids` takes.
     """
     x, y = ([f"{named(name, 16)} {n}" for n, name in enumerate(names or ())] for names in (columns, rows))
-    y = y if rows else [str(i) for i in range(len(z))]
-    hover = _hover(x_title, y_title)
-    figure = go.Figure(go.Heatmap(z=_known(z), x=x, y=y, hovertemplate=hover, **_colours(z, colour_title, signed)))
-    figure.update_xaxes(title_text=x_title, tickangle=-40, showgrid=False, **_labelled(x))
-    figure.update_yaxes(title_text=y_title, autorange="reversed", showgrid=False, **_labelled(y))
-    for axis, groups, other in (("x", columns, "y"), ("y", rows, "x")):
-        runs = [(name, len(list(run))) for name, run in groupby(groups or ())]
+    figure = small_grids([("", z)], x=x, y=y or [str(i) for i in range(len(z))], tokens=True, **drawn)
+    for axis, groups, other in (("x", columns, "y"), ("y", rows or (), "x")):
+        runs = [(name, len(list(run))) for name, run in groupby(groups)]
         starts = list(accumulate((size for _, size in runs), initial=0))
-        middles = [start + (size - 1) / 2 for start, (_, size) in zip(starts, runs, strict=False)]
-        if groups:
-            ticks = {"tickvals": middles, "ticktext": [named(name, 16) for name, _ in runs]}
-            figure.update_layout({f"{axis}axis": ticks})
+        if runs:
+            middles = [start + (size - 1) / 2 for start, (_, size) in zip(starts, runs, strict=False)]
+            figure.update_layout({f"{axis}axis": {"tickvals": middles, "ticktext": [named(n, 16) for n, _ in runs]}})
         for start in starts[1:-1]:
             edge = {f"{axis}0": start - 0.5, f"{axis}1": start - 0.5, f"{other}0": 0, f"{other}1": 1}
             figure.add_shape(type="line", **edge, **{f"{other}ref": "paper"}, line={"color": INK, "width": 1})
-    return _finish(figure, title, look, width=860, height=600 if rows else 460)
+    return figure
 
 
 def small_grids(

@@ -210,6 +210,11 @@ def test_a_logarithmic_axis_writes_out_round_numbers():
     assert layout.yaxis3.type == "log"
 
 
+def test_the_lowest_figure_still_has_a_plot():
+    margin = draw_lines("word " * 99, width=200, height=200).layout.margin
+    assert margin.t + margin.b <= 100 and margin.l + margin.r <= 150
+
+
 def test_panels_without_room_stand_below_each_other():
     panels = {name: [Line("a", [1, 2])] for name in "xyz"}
     domains = [
