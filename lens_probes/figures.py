@@ -1,17 +1,20 @@
 """The only file that builds Plotly figures: lines with bands, labelled paths, heatmaps, bars, tables, and their page.
 
 Colours mean word classes, the same everywhere. Token text goes through `visible`: spaces and control characters are
-shown, and nothing in it can act as HTML (Plotly reads a part of HTML in every label).
+shown, and nothing in it can act as HTML (Plotly reads a part of HTML in every label). Every picture goes through
+`_finish`, which fits title, labels and margins to its size. Labels stand in the traces wherever they can, so that
+traces can be copied into the panels of another figure.
 """
 
 import html
 import math
+import textwrap
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -19,9 +22,9 @@ import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_probes.messages import amount
+from lens_probes.messages import amount, brief
 
-# Colours of Okabe and Ito, told apart with colour-blind eyes too.
+# Colours of Okabe and Ito, and of Tol: told apart with colour-blind eyes too, and seen on white and on black.
 CLASS_COLOURS = {
     "content": "#0072B2",
     "function": "#D55E00",
@@ -29,38 +32,33 @@ CLASS_COLOURS = {
     "punctuation": "#AA4499",
     "special": "#777777",
 }
-OTHER_COLOURS = ("#56B4E9", "#E69F00", "#117733", "#882255", "#332288")
+OTHER_COLOURS = ("#56B4E9", "#E69F00", "#117733", "#CC6677", "#999933")
 Numbers = Sequence[float] | Sequence[int]
 FEW_WORDS = 10
-FEW_NAMES = 14
+FEW_NAMES, SHORT = 14, 6
 ROWS, COLUMNS = 60, 40  # of a heatmap: more cannot be read
+SMALLEST = 200  # pixels
 CHOSEN = "#0072B2"
 GREY = "#9A9A9A"
 INK = "#222222"
 
+
+class Look(TypedDict, total=False):
+    """What every figure method takes: a size in pixels, and a Plotly template or its name, such as "plotly_dark"."""
+
+    width: int
+    height: int
+    template: str | go.layout.Template
+
+
+_AXIS = {"showline": True, "linecolor": INK, "ticks": "outside", "gridcolor": "#EEEEEE", "zeroline": False}
 TEMPLATE = go.layout.Template(
     layout=go.Layout(
         font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
-        title={"x": 0.01, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 16}},
         paper_bgcolor="white",
         plot_bgcolor="white",
-        margin={"l": 70, "r": 30, "t": 90, "b": 60},
-        xaxis={
-            "showline": True,
-            "linecolor": INK,
-            "ticks": "outside",
-            "gridcolor": "#EEEEEE",
-            "zeroline": False,
-        },
-        yaxis={
-            "showline": True,
-            "linecolor": INK,
-            "ticks": "outside",
-            "gridcolor": "#EEEEEE",
-            "zeroline": False,
-        },
-        legend={"orientation": "h", "y": -0.22, "x": 0, "yanchor": "top"},
-        hoverlabel={"font": {"family": "Menlo, Consolas, monospace"}},
+        xaxis=_AXIS,
+        yaxis=_AXIS,
     )
 )
 
@@ -93,17 +91,37 @@ def spelled(text: str, longest: int = 24) -> str:
     return shown
 
 
+def quoted(text: str) -> str:
+    """Token text in a title: in quotes, with spaces as spaces, at which no line ends.
+
+    >>> quoted(" a") == "'\\u00a0a'", quoted("\\u00a0")
+    (True, "'·'")
+    """
+    return f"'{' '.join(map(spelled, text.split(' ')))}'".replace(" ", "\u00a0")
+
+
 def _seen(character: str) -> str:
-    named = {" ": "·", "\n": "⏎", "\t": "⇥"}.get(character)
-    if named is None and unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs", "Co", "Cn", "Cs"):
-        named = f"\\u{ord(character):04x}"
-    return named or character
+    if character in "\n\t":
+        return "⏎" if character == "\n" else "⇥"
+    category = unicodedata.category(character)
+    if category == "Zs":  # no-break, ideographic and thin spaces too
+        return "·"
+    return f"\\u{ord(character):04x}" if category in ("Cc", "Cf", "Zl", "Zp", "Co", "Cn", "Cs") else character
 
 
 def class_colour(name: str, among: Sequence[str]) -> str:
     """The colour of a word class; classes of the user's own get the next free one."""
     own = [each for each in among if each not in CLASS_COLOURS]
     return CLASS_COLOURS[name] if name in CLASS_COLOURS else OTHER_COLOURS[own.index(name) % len(OTHER_COLOURS)]
+
+
+def layer_title(layers: Sequence[str]) -> str:
+    """The title of a layer axis: labels such as 3_post say where a state is read.
+
+    >>> layer_title(["0", "1"]), layer_title(["0_pre", "0_post"])
+    ('layer', 'layer (read point)')
+    """
+    return "layer" if all(map(str.isdigit, layers)) else "layer (read point)"
 
 
 @dataclass(frozen=True)
@@ -114,7 +132,7 @@ class Line:
     y: Numbers
     low: Numbers | None = None
     high: Numbers | None = None
-    colour: str = INK
+    colour: str = CHOSEN
     dashed: bool = False
 
 
@@ -126,7 +144,7 @@ def shown_classes(table: pd.DataFrame) -> list[str]:
 
 
 def class_lines(table: pd.DataFrame, quantity: str, classes: Sequence[str]) -> list[Line]:
-    """The median of a quantity over layers with its interval, a line a word class, from a table by word class."""
+    """The median of a quantity over layers with its interval, one line per word class, from a table by word class."""
     drawn = []
     for word_class in classes:
         rows = table[(table["quantity"] == quantity) & (table["word_class"] == word_class)]
@@ -137,6 +155,176 @@ def class_lines(table: pd.DataFrame, quantity: str, classes: Sequence[str]) -> l
     return drawn
 
 
+# The last step of every picture
+
+
+def _asked(look: Look, name: str, default: int | float) -> int:
+    """A size that was asked for, or this one; raises for what is no look."""
+    for other in look:
+        if other not in Look.__annotations__:
+            raise TypeError(f"a figure takes the options {', '.join(Look.__annotations__)}; got {other}")
+    pixels = look.get(name, max(round(default), SMALLEST))
+    if isinstance(pixels, bool) or not isinstance(pixels, int | np.integer) or pixels < SMALLEST:
+        raise ValueError(
+            f"figure({name}=...) must be a whole number of pixels, {SMALLEST} or more; got {brief(pixels)}"
+        )
+    return int(pixels)
+
+
+def _finish(
+    figure: go.Figure,
+    title: str,
+    look: Look,
+    *,
+    width: int | float,
+    height: int | float,
+    left: int | float = 70,
+    right: int | float = 30,
+    above: int | float = 0,
+    below: int | float = 62,
+) -> go.Figure:
+    """Fit title, labels and legend to the size: `width` pixels in all and `height` for the plots, if `look` has none.
+
+    `left`, `right` and `below` are the margins without long labels; `above` is the room for names of panels.
+    """
+    wide = _asked(look, "width", width)
+    text, top = _title(title, wide - 30)
+    traces: Any = figure.data
+    scales = [trace.colorbar for trace in traces if trace.type == "heatmap" and trace.showscale is not False]
+    right = max(right, 112) if scales else right
+    down = [axis for axis in figure.select_yaxes() if axis.categoryarray]
+    left = max([left, *(50 + 6.6 * _longest(axis.categoryarray) for axis in down)])
+    left = min(left, wide / 3)
+    across = wide - left - right
+    below += max([_fit_across(axis, across * _span(axis)) for axis in figure.select_xaxes()], default=0)
+    legend = [len(html.unescape(trace.name)) * 7 + 48 for trace in traces if getattr(trace, "showlegend", None)]
+    rows = math.ceil(len(legend) / max(1, (wide - 20) // max(legend))) if sum(legend) > wide - 20 else bool(legend)
+    top, below = top + above, below + 19 * rows + 6 * bool(rows)
+    tall = _asked(look, "height", top + height + below)
+    squeezed = min(1.0, (tall - 100) / (top + below))  # a low figure still has a plot
+    top, below = top * squeezed, below * squeezed
+    for axis in figure.select_yaxes():
+        length = (tall - top - below) * _span(axis)
+        axis.title.text = _broken(axis.title.text, length)
+        if axis.categoryarray:
+            axis.tickvals = _thinned(axis.categoryarray, length / 14)
+    for scale in scales:
+        scale.title.text = _broken(scale.title.text, tall - top - below)
+        scale.update(title_font_size=13, tickfont_size=11)
+    figure.update_layout(
+        width=wide,
+        height=tall,
+        title={"text": text, "x": 16 / wide, "y": 1 - 28 / tall, "xanchor": "left", "yanchor": "top"},
+        title_font_size=16,
+        margin={"l": left, "r": right, "t": top, "b": below},
+        legend={"orientation": "h", "traceorder": "normal", "x": 0, "y": 0, "yanchor": "bottom"},
+        legend_xref="container",
+        legend_yref="container",
+        hoverlabel={"font": {"family": "Menlo, Consolas, monospace"}},
+    )
+    figure.update_xaxes(title_font_size=13, title_standoff=8)
+    figure.update_yaxes(title_font_size=13, title_standoff=8, tickfont_size=11, automargin=True)
+    try:
+        return figure.update_layout(template=look.get("template", TEMPLATE))
+    except ValueError:
+        raise ValueError(
+            f"figure(template=...) must be a Plotly template or the name of one, such as 'plotly_dark'; got "
+            f"{brief(look.get('template'))}"
+        ) from None
+
+
+def _title(title: str, width: int | float) -> tuple[str, int]:
+    """A title whose second and later lines are smaller, broken at this width, and the room that it needs."""
+    first, *rest = title.split("\n")
+    large = [f"<b>{line}</b>" for line in _lines(first, width / 9)]
+    small = [f"<span style='font-size:12px'>{line}</span>" for part in rest for line in _lines(part, width / 6.4)]
+    return "<br>".join([*large, *small]), 34 + 21 * len(large) + 16 * len(small)
+
+
+def _lines(text: str, longest: int | float) -> list[str]:
+    """A text broken into lines, escaped. Wide characters count twice; the no-break spaces of `quoted` become spaces."""
+    padded = "".join(f"{each}\0" if unicodedata.east_asian_width(each) in "WF" else each for each in text)
+    lines = textwrap.wrap(padded, max(8, int(longest)), break_on_hyphens=False)
+    return [html.escape(line.replace("\0", "").replace("\u00a0", " "), quote=False) for line in lines]
+
+
+def _broken(title: str | None, length: int | float) -> str | None:
+    """The title of an axis or a colour bar, broken where it is longer than its axis."""
+    return title and "<br>".join(_lines(html.unescape(title), max(length, 100) / 6.8))
+
+
+def _span(axis: Any) -> float:
+    """The part of a figure's plots that an axis takes up."""
+    low, high = axis.domain or (0.0, 1.0)
+    return high - low
+
+
+def _longest(labels: Iterable[str]) -> int:
+    """The number of characters in the longest line of some labels."""
+    return max((len(line) for label in labels for line in html.unescape(label).split("<br>")), default=0)
+
+
+def _thinned(labels: Sequence[str], room: int | float) -> list[str]:
+    """As many labels as there is room for, beginning with the first."""
+    return list(labels)[:: math.ceil(len(labels) / max(1, int(room)))]
+
+
+def _fit_across(axis: Any, length: int | float) -> float:
+    """Write out as many labels of a horizontal axis as fit, at a slant if they are few and long; the room below it."""
+    if axis.title.text is not None:
+        axis.title.text = _broken(axis.title.text, length)
+    below = 16.0 * (axis.title.text or "").count("<br>")
+    labels = axis.categoryarray or ()
+    longest = _longest(labels)
+    if labels and axis.tickangle is None:
+        room = length / (7.5 * longest + 12)
+        axis.tickangle = 0 if len(labels) <= room or len(labels) > FEW_NAMES or longest < SHORT else -40
+        if not axis.tickangle:
+            axis.tickvals = _thinned(labels, room)
+            return below + 15 * max((label.count("<br>") for label in labels), default=0)
+    if labels:
+        axis.tickvals = _thinned(labels, length / 16)
+    return below + 6.2 * longest * abs(math.sin(math.radians(axis.tickangle or 0)))
+
+
+def _labelled(labels: Sequence[str]) -> dict[str, Any]:
+    """An axis of labels in their order, of which `_finish` writes out as many as fit."""
+    return {"type": "category", "categoryorder": "array", "categoryarray": _apart(labels)}
+
+
+def _apart(labels: Iterable[str]) -> list[str]:
+    """The labels, with a number behind one that comes again: equal ones would be drawn in one place.
+
+    >>> _apart(["a", "b", "a"])
+    ['a', 'b', 'a (2)']
+    """
+    apart: dict[str, None] = {}
+    for label in labels:
+        again = (f"{label} ({n})" for n in range(2, len(apart) + 2))
+        apart[label if label not in apart else next(each for each in again if each not in apart)] = None
+    return list(apart)
+
+
+def _round_numbers(low: int | float, high: int | float) -> list[float]:
+    """Ticks of a logarithmic axis: powers of ten, and 2 and 5 times these where there are few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    digits = (1, 2, 5) if last - first <= 3 else (1,)
+    every = [digit * 10.0**n for n in range(first, last + 1) for digit in digits]
+    return [tick for tick in every if low <= tick <= high]
+
+
+def _scale(values: Iterable[int | float], logarithmic: bool) -> dict[str, Any]:
+    """A linear axis, or a logarithmic one whose ticks are whole numbers written out."""
+    known = [value for value in values if value > 0 and math.isfinite(value)]
+    if not logarithmic:
+        return {}
+    ticks = _round_numbers(0.8 * min(known), 1.25 * max(known)) if known else []
+    return {"type": "log", **({"tickvals": ticks, "ticktext": [f"{t:,.12g}" for t in ticks]} if len(ticks) > 1 else {})}
+
+
+# Kinds of pictures
+
+
 def lines(
     panels: Mapping[str, Sequence[Line]],
     x: Sequence[str],
@@ -145,50 +333,54 @@ def lines(
     x_title: str,
     upside_down: Sequence[str] = (),
     logarithmic: Sequence[str] = (),
+    **look: Unpack[Look],
 ) -> go.Figure:
     """Panels side by side, each with its y title as key; lines of one name share a colour and a legend entry.
 
-    `upside_down` names the panels whose small values stand on top, `logarithmic` those with a logarithmic axis.
+    `upside_down` names the panels whose small values stand on top, `logarithmic` those with a logarithmic axis. Panels
+    for which there is no room stand below.
     """
-    width = min(480, 1080 // len(panels))
-    figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.24 / len(panels))
+    width = min(480, 1080 // len(panels)) * len(panels) + 60
+    columns = max(1, min(len(panels), _asked(look, "width", width) // 270))
+    rows = math.ceil(len(panels) / columns)
+    figure = make_subplots(rows, columns, horizontal_spacing=0.24 / columns, vertical_spacing=0.25 / rows)
     shown: set[str] = set()
-    for column, (y_title, drawn) in enumerate(panels.items(), start=1):
+    for number, (y_title, drawn) in enumerate(panels.items()):
+        place: Any = {"row": number // columns + 1, "col": number % columns + 1}
         for line in drawn:
-            if line.low is not None and line.high is not None:
-                figure.add_trace(_band(line, x), row=1, col=column)
+            name = html.escape(line.name, quote=False)
             figure.add_trace(
                 go.Scatter(
                     x=list(x),
                     y=list(line.y),
-                    name=line.name,
-                    legendgroup=line.name,
-                    showlegend=line.name not in shown,
-                    mode="lines+markers" if len(x) < 3 else "lines",
-                    line={"color": line.colour, "width": 1.6 if line.dashed else 2.4, "dash": _dash(line)},
-                    hovertemplate=f"{html.escape(line.name)}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+                    name=name,
+                    legendgroup=name,
+                    showlegend=name not in shown,
+                    mode=_mode(line.y),
+                    line={"color": line.colour, **({"width": 1.6, "dash": "dash"} if line.dashed else {"width": 2.4})},
+                    hovertemplate="%{fullData.name}<br>%{x}: %{y:.4g}<extra></extra>",
                 ),
-                row=1,
-                col=column,
+                **place,
             )
-            shown.add(line.name)
-        figure.update_xaxes(title_text=x_title, row=1, col=column, **_ticks(x, width - 80))
+            shown.add(name)
+            band = _band(line, x)
+            if band.x:
+                figure.add_trace(band.update(legendgroup=name), **place)
+        figure.update_xaxes(title_text=x_title, **_labelled(x), **place)
         figure.update_yaxes(
             title_text=y_title,
             autorange="reversed" if y_title in upside_down else True,
-            **_scale(y_title in logarithmic),
-            row=1,
-            col=column,
+            **_scale((value for line in drawn for value in line.y), y_title in logarithmic),
+            **place,
         )
-    figure.update_layout(template=TEMPLATE, title=_title(title), width=width * len(panels) + 60, height=500)
-    return figure
+    return _finish(figure, title, look, width=width, height=300 * rows + 20)
 
 
 def _band(line: Line, x: Sequence[str]) -> go.Scatter:
     """The area between low and high, without the points where there is no interval."""
     known = [
         (label, low, high)
-        for label, low, high in zip(x, line.low or (), line.high or (), strict=True)
+        for label, low, high in zip(x, line.low or (), line.high or (), strict=False)
         if math.isfinite(low) and math.isfinite(high)
     ]
     return go.Scatter(
@@ -196,51 +388,21 @@ def _band(line: Line, x: Sequence[str]) -> go.Scatter:
         y=[high for _, _, high in known] + [low for _, low, _ in reversed(known)],
         mode="lines",
         fill="toself",
-        fillcolor=_faint(line.colour),
+        fillcolor=_faint(line.colour, 0.15),
         line={"width": 0},
-        legendgroup=line.name,
         showlegend=False,
         hoverinfo="skip",
     )
 
 
-def _dash(line: Line) -> str:
-    return "dot" if line.dashed else "solid"
+def _mode(y: Numbers) -> str:
+    """A line, with points where one of them may have no neighbour."""
+    return "lines" if len(y) > 2 and all(map(math.isfinite, y)) else "lines+markers"
 
 
-def _faint(colour: str) -> str:
+def _faint(colour: str, opacity: int | float) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.15)"
-
-
-def _ticks(x: Sequence[str], width: int) -> dict[str, Any]:
-    """All labels of a layer axis in their order, as many of them written out as there is room for."""
-    room = max(1, width // (9 * max(map(len, x), default=1) + 12))
-    return {
-        "type": "category",
-        "categoryorder": "array",
-        "categoryarray": list(x),
-        "tickvals": list(x)[:: math.ceil(len(x) / room)],
-        "tickangle": 0,
-    }
-
-
-def _slanted(x: Sequence[str], width: int) -> dict[str, Any]:
-    """All labels at a slant, where they are few, and names too long to stand side by side."""
-    if len(x) > FEW_NAMES or max(map(len, x), default=0) * 9 * len(x) <= width:
-        return {}
-    return {"type": "category", "tickvals": list(x), "tickangle": -40, "automargin": True}
-
-
-def _scale(logarithmic: bool) -> dict[str, Any]:
-    return {"type": "log", "dtick": "D2"} if logarithmic else {}
-
-
-def _title(title: str) -> dict[str, Any]:
-    """A title whose second and later lines are smaller."""
-    first, *rest = title.split("\n")
-    small = "".join(f"<br><span style='font-size:12px;color:#555555'>{html.escape(line)}</span>" for line in rest)
-    return {"text": f"<b>{html.escape(first)}</b>{small}"}
+    return f"rgba({red},{green},{blue},{opacity:.2f})"
 
 
 @dataclass(frozen=True)
@@ -268,50 +430,48 @@ def paths(
     x_title: str,
     y_title: str,
     upside_down: bool = False,
+    **look: Unpack[Look],
 ) -> go.Figure:
-    """One line a token in the colour of its group, one of them bold, labels where they end if there is room."""
+    """One line per token in the colour of its group, one of them bold, labels where they end if there is room."""
+    right = min(150, _asked(look, "width", 860) // 4)
+    height = 400 if "height" not in look else _asked(look, "height", 0) - 170
+    ends = dict(_room(tokens, bold, max(2, height // 16)))
     figure = go.Figure()
-    for group, colour in dict.fromkeys((token.group, token.colour) for token in tokens):
-        sample = go.Scatter(
-            x=[None], y=[None], mode="lines", name=html.escape(group), line={"color": colour, "width": 3}
-        )
-        figure.add_trace(sample)
     for i in [*(i for i in range(len(tokens)) if i != bold), bold]:  # the bold one last, on top
-        token = tokens[i]
+        token, own = tokens[i], visible(tokens[i].text, max(4, right // 8 - 1))
+        opacity = 1.0 if i == bold else max(0.25, min(0.7, 12 / len(tokens)))
+        colour = _faint(token.colour, opacity)
+        label = f" <b>{own}</b>" if i == bold else f" {own}"
         figure.add_trace(
             go.Scatter(
                 x=list(x),
                 y=list(token.y),
-                mode="lines" if len(x) > 2 and all(map(math.isfinite, token.y)) else "lines+markers",
-                line={"color": token.colour, "width": 4 if i == bold else 1},
-                marker={"size": 5},
-                opacity=1.0 if i == bold else max(0.25, min(0.7, 12 / len(tokens))),
+                mode=f"{_mode(token.y)}{'+text' if i in ends else ''}",
+                text=[label if ends.get(i) == n else "" for n in range(len(x))] if i in ends else None,
+                textposition="middle right",
+                textfont={"color": token.colour, "size": 14 if i == bold else 11},
+                cliponaxis=False,
+                line={"color": colour, "width": 4 if i == bold else 1},
+                marker={"size": 5, "color": colour},
                 showlegend=False,
-                name=visible(token.text),
-                hovertemplate=f"{visible(token.text)}{html.escape(token.note)}<br>%{{x}}: %{{y:.5g}}<extra></extra>",
+                legendgroup=html.escape(token.group),
+                name=f"{visible(token.text)}{html.escape(token.note)}",
+                hovertemplate="%{fullData.name}<br>%{x}: %{y:.5g}<extra></extra>",
             )
         )
-    for i, end in _room(tokens, bold):
-        figure.add_annotation(
-            x=x[end],
-            xanchor="left",
-            xshift=6,
-            y=tokens[i].y[end],
-            text=f"<b>{visible(tokens[i].text)}</b>" if i == bold else visible(tokens[i].text, 16),
-            font={"color": tokens[i].colour, "size": 14 if i == bold else 11},
-            showarrow=False,
-        )
-    figure.update_xaxes(title_text=x_title, **_ticks(x, 600))
+    for group, colour in dict.fromkeys((token.group, token.colour) for token in tokens):  # for the legend
+        name, line = html.escape(group), {"color": colour, "width": 3}
+        figure.add_scatter(x=[None], y=[None], mode="lines", name=name, legendgroup=name, line=line, showlegend=True)
+    figure.update_xaxes(title_text=x_title, **_labelled(x))
     figure.update_yaxes(title_text=y_title, autorange="reversed" if upside_down else True)
-    figure.update_layout(template=TEMPLATE, title=_title(title), width=860, height=560, margin={"r": 170})
-    return figure
+    return _finish(figure, title, look, width=860, height=400, right=right)
 
 
-def _room(tokens: Sequence[TokenPath], bold: int) -> list[tuple[int, int]]:
+def _room(tokens: Sequence[TokenPath], bold: int, labels: int = 24) -> list[tuple[int, int]]:
     """Which paths get a label, and where: the bold one, then those that end a label's height from those labelled."""
     ends = {i: end for i, token in enumerate(tokens) if (end := token.end) is not None}
-    known = [tokens[i].y[end] for i, end in ends.items()]
-    height = (max(known) - min(known)) / 24 if known else 0.0
+    known = [y for token in tokens for y in token.y if math.isfinite(y)]
+    height = (max(known) - min(known)) / labels if known else 0.0
     labelled: list[tuple[int, int]] = []
     for i in sorted(ends, key=lambda i: i != bold):
         y = tokens[i].y[ends[i]]
@@ -336,62 +496,50 @@ def heatmap(
     signed: bool = False,
     text: Sequence[Sequence[str]] | None = None,
     hover: Sequence[Sequence[str]] | None = None,
+    narrowest: int = 6,
+    **look: Unpack[Look],
 ) -> go.Figure:
     """A grid of numbers, rows from the top, with a text in each cell; wide ones are thinned to every nth column.
 
-    What is below `low` or above `high` has their colour; `signed`: red below and blue above 0. `y`, `text` and `hover`
-    must have gone through `visible` where they hold token text.
+    What is below `low` or above `high` has their colour; `signed`: red below and blue above 0. No column is narrower
+    than `narrowest` pixels. `y`, `text` and `hover` must have gone through `visible` where they hold token text.
     """
-    step = math.ceil(len(x) / COLUMNS)
+    room = _asked(look, "width", 10_000) - 172 - 6.6 * _longest(y)
+    step = math.ceil(len(x) / max(1, min(COLUMNS, room // narrowest)))
     kept = range((len(x) - 1) % step, len(x), step)  # the last column always
-    shown = [[row[i] if math.isfinite(row[i]) else None for i in kept] for row in z]
-    thinned = f"; one column in {step}" if step > 1 else ""
-    colours = [[value and math.log10(value + 1) for value in row] for row in shown] if logarithmic else shown
-    if signed:
-        high = _largest(shown)
-        low = -high
+    shown = _known([[row[i] for i in kept] for row in z])
+    cell = (46 if text else 22) * len(kept)
+    cell_width = (_asked(look, "width", max(cell, 460) + 260) - 172 - 6.6 * _longest(y)) / len(kept)
+    texts = [[_cut(row[i], max(2, cell_width // 5)) for i in kept] for row in text] if text else []
+    size = min(10.0, cell_width / (0.62 * max(map(_longest, texts), default=1) or 1))
+    x, y = _apart(x[i] for i in kept), _apart(y)
     figure = go.Figure(
         go.Heatmap(
-            z=colours,
-            x=[x[i] for i in kept],
-            y=list(range(len(y))),  # by number: two rows may have one label
-            zmin=low,
-            zmax=high,
-            zauto=False if low is not None and high is not None else None,
-            colorscale="RdBu" if signed else "Blues",
-            reversescale=not dark_is_high,
-            colorbar={"title": {"text": colour_title, "side": "right"}, **(_decades(colours) if logarithmic else {})},
-            text=[[row[i] for i in kept] for row in text] if text else None,
-            texttemplate="%{text}" if text else None,
-            textfont={"size": 10},
+            z=[[value and math.log10(value + 1) for value in row] for row in shown] if logarithmic else shown,
+            x=x,
+            y=y,
+            customdata=shown if logarithmic else None,
+            **_colours(shown, colour_title, signed, low, high, logarithmic, not dark_is_high),
+            text=texts if text and size >= 7 else None,
+            texttemplate="%{text}" if text and size >= 7 else None,
+            textfont={"size": size},
             hovertext=[[row[i] for i in kept] for row in hover] if hover else None,
-            hoverinfo="text" if hover else "x+z",
+            hoverinfo="text" if hover else None,
+            hovertemplate=None if hover else _hover(x_title, y_title, "customdata" if logarithmic else "z"),
             xgap=1,
             ygap=1,
         )
     )
-    width = 46 * len(kept) if text else 22 * len(kept)
-    names = [x[i] for i in kept]
-    figure.update_xaxes(
-        title_text=x_title, title_standoff=10, **_slanted(names, width) or _ticks(names, max(width, 300))
-    )
-    figure.update_yaxes(
-        title_text=y_title,
-        autorange="reversed",
-        tickvals=list(range(len(y))),
-        ticktext=list(y),
-        title_standoff=10,
-        tickfont={"size": 11},
-        automargin=True,
-    )
-    figure.update_layout(
-        template=TEMPLATE,
-        title=_title(f"{title}{thinned}"),
-        width=max(width, 460) + 260,
-        height=max(18 * len(y), 240) + 190,
-        plot_bgcolor="#F4F4F4",
-    )
-    return figure
+    figure.update_xaxes(title_text=x_title, showgrid=False, **_labelled(x))
+    figure.update_yaxes(title_text=y_title, showgrid=False, autorange="reversed", **_labelled(y))
+    if "template" not in look:
+        figure.update_layout(plot_bgcolor="#E9E9E9")  # the colour of a missing value
+    title = f"{title}; one column in {step}" if step > 1 else title
+    return _finish(figure, title, look, width=max(cell, 460) + 260, height=max(18 * len(y), 240))
+
+
+def _hover(x_title: str, y_title: str, value: str = "z") -> str:
+    return f"{y_title} %{{y}}, {x_title} %{{x}}: %{{{value}:.4g}}<extra></extra>"
 
 
 def _known(z: Sequence[Numbers]) -> list[list[float | None]]:
@@ -399,62 +547,51 @@ def _known(z: Sequence[Numbers]) -> list[list[float | None]]:
     return [[value if math.isfinite(value) else None for value in row] for row in z]
 
 
-def _largest(z: Sequence[Sequence[float | None]]) -> float:
-    """How far a colour scale around 0 must reach."""
-    known = (abs(value) for row in z for value in row if value is not None and math.isfinite(value))
-    return max(known, default=0.0) or 1.0
-
-
-def _decades(colours: Sequence[Sequence[float | None]]) -> dict[str, Any]:
-    """Ticks of a colour bar of log10(value + 1), with the values themselves."""
-    highest = max((value for row in colours for value in row if value is not None), default=0.0)
-    ticks = [0, *(10**n for n in range(1, math.floor(highest) + 1))]
-    return {"tickvals": [math.log10(tick + 1) for tick in ticks], "ticktext": [f"{tick:,}" for tick in ticks]}
-
-
-def blocks(
-    z: Sequence[Numbers],
-    columns: Sequence[str],
-    rows: Sequence[str] | None,
-    *,
+def _colours(
+    z: Iterable[Sequence[float | None]],
     title: str,
-    x_title: str,
-    y_title: str,
-    colour_title: str,
     signed: bool = False,
-) -> go.Figure:
+    low: int | float | None = None,
+    high: int | float | None = None,
+    logarithmic: bool = False,
+    reverse: bool = False,
+) -> dict[str, Any]:
+    """The colours of a grid, between its own lowest and highest value unless bounds are given, and their bar."""
+    known = [value for row in z for value in row if value is not None and math.isfinite(value)] or [0.0]
+    low, high = min(known) if low is None else low, max(known) if high is None else high
+    if signed:
+        high = max(map(abs, known)) or 1.0
+        low = -high
+    ticks = {}
+    if logarithmic:
+        marks = [0.0, *(_round_numbers(max(high / 10_000, min(1.0, high / 100)), high) if high > 0 else ())]
+        ticks = {"tickvals": [math.log10(tick + 1) for tick in marks], "ticktext": [f"{tick:,.12g}" for tick in marks]}
+        low, high = math.log10(low + 1), math.log10(high + 1)
+    return {
+        "zmin": low,
+        "zmax": high if high > low else low + 1,
+        "colorscale": "RdBu" if signed else "Blues",
+        "reversescale": reverse,
+        "colorbar": {"title": {"text": title, "side": "right"}, **ticks},
+    }
+
+
+def blocks(z: Sequence[Numbers], columns: Sequence[str], rows: Sequence[str] | None, **drawn: Any) -> go.Figure:
     """A large grid whose columns (and rows, unless None) come in groups: a group's name at its middle, borders between.
 
-    `columns` and `rows` name the group of each, those of one group side by side. `signed`: red below and blue above 0.
+    `columns` and `rows` name the group of each, those of one group side by side; `drawn` is what `small_grids` takes.
     """
-    values = [value for row in z for value in row if math.isfinite(value)]
-    largest = _largest(z)
-    figure = go.Figure(
-        go.Heatmap(
-            z=_known(z),
-            zmin=-largest if signed else min(values, default=0.0),
-            zmax=largest,
-            colorscale="RdBu" if signed else "Blues",
-            colorbar={"title": {"text": colour_title, "side": "right"}},
-            hovertemplate="column %{x}, row %{y}: %{z:.3g}<extra></extra>",
-        )
-    )
-    for axis, groups, other in (("x", columns, "y"), ("y", rows, "x")):
-        if groups is None:
-            continue
+    x, y = ([f"{named(name, 16)} {n}" for n, name in enumerate(names or ())] for names in (columns, rows))
+    figure = small_grids([("", z)], x=x, y=y or [str(i) for i in range(len(z))], tokens=True, **drawn)
+    for axis, groups, other in (("x", columns, "y"), ("y", rows or (), "x")):
         runs = [(name, len(list(run))) for name, run in groupby(groups)]
         starts = list(accumulate((size for _, size in runs), initial=0))
-        ticks = {
-            "tickvals": [start + (size - 1) / 2 for start, (_, size) in zip(starts, runs, strict=False)],
-            "ticktext": [named(name, 16) for name, _ in runs],
-        }
-        figure.update_layout({f"{axis}axis": ticks})
+        if runs:
+            middles = [start + (size - 1) / 2 for start, (_, size) in zip(starts, runs, strict=False)]
+            figure.update_layout({f"{axis}axis": {"tickvals": middles, "ticktext": [named(n, 16) for n, _ in runs]}})
         for start in starts[1:-1]:
             edge = {f"{axis}0": start - 0.5, f"{axis}1": start - 0.5, f"{other}0": 0, f"{other}1": 1}
             figure.add_shape(type="line", **edge, **{f"{other}ref": "paper"}, line={"color": INK, "width": 1})
-    figure.update_xaxes(title_text=x_title, title_standoff=12, tickangle=-40, automargin=True, showgrid=False)
-    figure.update_yaxes(title_text=y_title, autorange="reversed", showgrid=False, automargin=True)
-    figure.update_layout(template=TEMPLATE, title=_title(title), width=860, height=760 if rows else 620)
     return figure
 
 
@@ -468,153 +605,92 @@ def small_grids(
     y_title: str,
     colour_title: str,
     signed: bool = False,
+    low: int | float | None = None,
+    high: int | float | None = None,
+    tokens: bool = False,
+    **look: Unpack[Look],
 ) -> go.Figure:
-    """Small grids of numbers, one a panel, on one colour scale; `signed`: red below and blue above 0.
+    """Grids of numbers, one per panel, on one colour scale; `signed`: red below and blue above 0.
 
-    Names of panels must have gone through `named` or `visible`.
+    Names of panels must have gone through `named`, and labels through `visible`. `tokens`: the columns are tokens, with
+    wide cells and their labels at a slant.
     """
-    columns = min(5, len(panels))
+    x, y, cell = _apart(x), _apart(y), 30 if tokens else 9
+    widest, tallest = (640, 640) if len(panels) == 1 else (420, 420) if tokens else (190, 270)
+    wide, tall = (max(120, min(cell * len(x), widest)), max(120, min(cell * len(y), tallest)))
+    most = (_asked(look, "width", 1200) - 170 - 6.6 * _longest(y)) // 120
+    columns = max(1, int(min(5, len(panels), most)))
     rows = math.ceil(len(panels) / columns)
-    widest = 190 if len(panels) > 1 else 640
-    width, height = max(120, min(9 * len(x), widest)), max(100, min(9 * len(y), 270))
+    width = max(columns * (wide + 14) + 190 + 6.6 * _longest(y), 600)
+    panel = (_asked(look, "width", width) - 170 - 6.6 * _longest(y)) / columns
     figure = make_subplots(
-        rows=rows,
-        cols=columns,
+        rows,
+        columns,
         shared_xaxes=True,
         shared_yaxes=True,
-        horizontal_spacing=0.02,
-        vertical_spacing=40 / (rows * (height + 40)),
-        subplot_titles=[name for name, _ in panels],
+        horizontal_spacing=0.1 / columns if columns > 1 else 0,
+        vertical_spacing=36 / (rows * (tall + 36)),
+        subplot_titles=[_cut(name, panel / 6.8) for name, _ in panels],
     )
-    for number, (_, z) in enumerate(panels):
-        grid = go.Heatmap(
-            z=_known(z),
-            x=list(x),
-            y=list(y),
-            coloraxis="coloraxis",
-            hovertemplate="layer %{y}, %{x}: %{z:.3g}<extra></extra>",
-        )
+    colours = _colours((row for _, z in panels for row in z), colour_title, signed, low, high)
+    for number, (name, z) in enumerate(panels):
         row, column = number // columns + 1, number % columns + 1
+        grid = go.Heatmap(
+            z=_known(z), x=x, y=y, name=name, showscale=not number, hovertemplate=_hover(x_title, y_title), **colours
+        )
         figure.add_trace(grid, row=row, col=column)
         figure.update_xaxes(showticklabels=number + columns >= len(panels), row=row, col=column)
-    largest = max(_largest(z) for _, z in panels)
-    figure.update_xaxes(**_ticks(x, width), showgrid=False)
-    figure.update_yaxes(autorange="reversed", type="category", **_every(y, height), showgrid=False)
-    figure.update_annotations(font={"size": 12})
-    for text, place in ((x_title, {"x": 0.5, "y": 0, "yshift": -44}), (y_title, {"x": 0, "y": 0.5, "xshift": -52})):
-        figure.add_annotation(
-            text=text, xref="paper", yref="paper", showarrow=False, textangle=-90 if place["x"] == 0 else 0, **place
-        )
-    figure.update_layout(
-        template=TEMPLATE,
-        title=_title(title),
-        coloraxis={
-            "colorscale": "RdBu" if signed else "Blues",
-            **({"cmin": -largest, "cmax": largest} if signed else {}),
-            "colorbar": {"title": {"text": colour_title, "side": "right"}},
-        },
-        width=max(columns * (width + 12) + 220, 600),
-        height=rows * (height + 40) + 190,
-        margin={"t": 110, "l": 70 + 7 * max(0, max(map(len, y)) - 4)},
+    figure.update_xaxes(**_labelled(x), showgrid=False, tickangle=-60 if tokens else None)
+    figure.update_yaxes(autorange="reversed", **_labelled(y), showgrid=False)
+    last = (len(panels) - 1) % columns + 1
+    for column in range(1, last + 1) if len(x_title) < panel / 6.8 else [(last + 1) // 2]:
+        figure.update_xaxes(title_text=x_title, row=rows, col=column)
+    figure.update_yaxes(title_text=y_title, row=(rows + 1) // 2, col=1)
+    figure.update_annotations(font_size=12)
+    above = 20 if any(name for name, _ in panels) else 0
+    return _finish(figure, title, look, width=width, height=rows * (tall + 36) - 36, above=above)
+
+
+def _cut(name: str, longest: int | float) -> str:
+    """An escaped name, cut to as many characters; a number is left as it is."""
+    text = html.unescape(name)
+    return (
+        name
+        if len(text) <= longest or text.lstrip("-")[:1].isdigit()
+        else f"{html.escape(text[: max(1, int(longest) - 1)], quote=False)}…"
     )
-    return figure
 
 
-def squares(
-    panels: Sequence[tuple[str, Sequence[Numbers]]],
-    *,
-    x: Sequence[str],
-    y: Sequence[str],
-    title: str,
-    x_title: str,
-    y_title: str,
-    colour_title: str,
+def images(
+    rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]], *, title: str, **look: Unpack[Look]
 ) -> go.Figure:
-    """Grids of shares side by side, every cell drawn however many there are, as many labels as there is room for.
-
-    Labels must have gone through `visible`; equal ones stay apart.
-    """
-    wide = min(30.0, max(6.0, 560 / len(x)))
-    tall = min(30.0, max(6.0, 560 / len(y)))
-    width, height = max(200, wide * len(x)), max(120, tall * len(y))
-    figure = make_subplots(
-        rows=1,
-        cols=len(panels),
-        shared_yaxes=True,
-        horizontal_spacing=0.12 / len(panels),
-        subplot_titles=[name for name, _ in panels],
-    )
-    for column, (_, z) in enumerate(panels, start=1):
-        grid = go.Heatmap(
-            z=list(z),
-            coloraxis="coloraxis",
-            hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}: %{{z:.3f}}<extra></extra>",
-        )
-        figure.add_trace(grid, row=1, col=column)
-    figure.update_xaxes(title_text=x_title, tickangle=-60, showgrid=False, **_numbered(x, wide))
-    figure.update_yaxes(autorange="reversed", showgrid=False, **_numbered(y, tall))
-    figure.update_yaxes(title_text=y_title, title_standoff=12, automargin=True, row=1, col=1)
-    figure.update_layout(
-        template=TEMPLATE,
-        title=_title(title),
-        coloraxis={
-            "colorscale": "Blues",
-            "cmin": 0,
-            "cmax": 1,
-            "colorbar": {"title": {"text": colour_title, "side": "right"}},
-        },
-        width=max(len(panels) * (width + 20) + 260, 640),
-        height=height + 260,
-        margin={"l": 120, "b": 120, "t": 110},
-    )
-    return figure
-
-
-def images(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]], *, title: str) -> go.Figure:
     """Rows of pictures, each a name and its pictures with a caption: [height width 3] of numbers from 0 to 1.
 
     Names and captions must have gone through `named`.
     """
     columns, height, wide = max(len(pictures) for _, pictures in rows), 150, 170
     figure = make_subplots(
-        rows=len(rows),
-        cols=columns,
+        len(rows),
+        columns,
         horizontal_spacing=0.02,
         vertical_spacing=34 / (len(rows) * (height + 34)),
         subplot_titles=[
             pictures[column][0] if column < len(pictures) else "" for _, pictures in rows for column in range(columns)
         ],
     )
-    figure.update_annotations(font={"size": 11})
+    figure.update_annotations(font_size=11)
     for row, (name, pictures) in enumerate(rows, start=1):
-        for column, (_, picture) in enumerate(pictures, start=1):
+        for column, (caption, picture) in enumerate(pictures, start=1):
             drawn = px.imshow((picture.clip(0, 1) * 255).round().astype(np.uint8), binary_string=True).data[0]
-            figure.add_trace(drawn.update(hoverinfo="skip", hovertemplate=None), row=row, col=column)
+            drawn.update(name=f"{name}, {caption}", hoverinfo="name", hovertemplate=None)
+            figure.add_trace(drawn, row=row, col=column)
         figure.update_yaxes(title_text=name, row=row, col=1)
-    figure.update_xaxes(showticklabels=False, ticks="", showline=False)
-    figure.update_yaxes(showticklabels=False, ticks="", showline=False)
+    figure.update_xaxes(showticklabels=False, ticks="", showline=False, showgrid=False, zeroline=False)
+    figure.update_yaxes(showticklabels=False, ticks="", showline=False, showgrid=False, zeroline=False)
     for axis in figure.select_yaxes():
         axis.update(scaleanchor=axis.anchor, autorange="reversed", constrain="domain")
-    figure.update_layout(
-        template=TEMPLATE,
-        title=_title(title),
-        width=max(columns * wide + 120, 460),
-        height=len(rows) * (height + 34) + 140,
-        margin={"t": 110, "b": 30},
-    )
-    return figure
-
-
-def _numbered(labels: Sequence[str], size: float) -> dict[str, Any]:
-    """Labels of an axis that counts its cells, each so many pixels wide; equal labels stay apart."""
-    step = math.ceil(14 / size)
-    places = list(range(0, len(labels), step))
-    return {"tickvals": places, "ticktext": [labels[i] for i in places], "tickfont": {"size": 11}}
-
-
-def _every(y: Sequence[str], height: int) -> dict[str, Any]:
-    """As many labels of a vertical axis as there is room for."""
-    return {"tickvals": list(y)[:: math.ceil(len(y) * 14 / height)]}
+    height = len(rows) * (height + 34) - 34
+    return _finish(figure, title, look, width=max(columns * wide + 120, 460), height=height, above=20, below=20)
 
 
 def grid_with_bars(
@@ -627,65 +703,49 @@ def grid_with_bars(
     x_title: str,
     y_title: str,
     colour_title: str,
+    **look: Unpack[Look],
 ) -> go.Figure:
     """A grid of signed numbers, red below and blue above 0, and bars for each of its rows unless they are all 0."""
-    largest = _largest(z)
-    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, column_widths=[0.62, 0.38], horizontal_spacing=0.2)
-    figure.add_trace(
-        go.Heatmap(
-            z=_known(z),
-            x=list(x),
-            y=list(y),
-            zmin=-largest,
-            zmax=largest,
-            colorscale="RdBu",
-            xgap=1,
-            ygap=1,
-            colorbar={"title": {"text": colour_title, "side": "right"}, "x": 0.52, "thickness": 14},
-            hovertemplate="%{y} %{x}: %{z:.3g}<extra></extra>",
-        ),
-        row=1,
-        col=1,
-    )
     written = {name: values for name, values in bars_.items() if any(values)}
+    widths = [0.62, 0.38] if written else [1.0]
+    figure = make_subplots(1, len(widths), shared_yaxes=True, column_widths=widths, horizontal_spacing=0.1)
+    colours = _colours(z, colour_title, signed=True)
+    hover = _hover(x_title, y_title)
+    figure.add_heatmap(z=_known(z), x=list(x), y=list(y), xgap=1, ygap=1, hovertemplate=hover, **colours, row=1, col=1)
     for (name, values), colour in zip(written.items(), (CHOSEN, "#E69F00", *OTHER_COLOURS), strict=False):
         bar = go.Bar(
             x=list(values),
             y=list(y),
-            name=name,
+            name=html.escape(name),
             orientation="h",
             showlegend=True,
             marker={"color": colour},
-            hovertemplate=f"%{{y}} {html.escape(name)}: %{{x:.3g}}<extra></extra>",
+            hovertemplate=f"{y_title} %{{y}}, %{{fullData.name}}: %{{x:.4g}}<extra></extra>",
         )
         figure.add_trace(bar, row=1, col=2)
-    figure.update_xaxes(title_text=x_title, row=1, col=1, **_ticks(x, 420))
-    figure.update_xaxes(title_text=colour_title, row=1, col=2)
-    labelled = list(y)[:: math.ceil(len(y) / 32)]
-    figure.update_yaxes(
-        autorange="reversed", tickvals=labelled, ticktext=labelled, type="category", showticklabels=True
-    )
+        figure.update_xaxes(title_text=colour_title, row=1, col=2)
+    figure.update_xaxes(title_text=x_title, showgrid=False, row=1, col=1, **_labelled(x))
+    figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=True, **_labelled(y))
     figure.update_yaxes(title_text=y_title, row=1, col=1)
-    figure.update_layout(
-        template=TEMPLATE,
-        title=_title(title),
-        width=1000,
-        height=max(16 * min(len(y), 60), 240) + 220,
-        margin={"t": 112},
-        barmode="relative",
-    )
-    return figure
+    figure.update_layout(barmode="relative")
+    return _finish(figure, title, look, width=1000, height=max(16 * min(len(y), 60), 240))
 
 
 def bars(
-    groups: Mapping[str, tuple[float, float, float]], *, title: str, y_title: str, notes: Mapping[str, str]
+    groups: Mapping[str, tuple[float, float, float]],
+    *,
+    title: str,
+    y_title: str,
+    notes: Mapping[str, str],
+    **look: Unpack[Look],
 ) -> go.Figure:
     """One bar per group, with its interval (value, low, high; NaN draws none) and a note under its name."""
     names = list(groups)
     values, low, high = np.array([groups[name] for name in names], dtype=float).T
+    x = [f"{html.escape(name)}<br>{html.escape(notes.get(name, ''))}" for name in names]
     figure = go.Figure(
         go.Bar(
-            x=[f"{html.escape(name)}<br>{html.escape(notes.get(name, ''))}" for name in names],
+            x=x,
             y=values.tolist(),
             marker={"color": [class_colour(name, names) for name in names]},
             width=0.6,
@@ -698,40 +758,45 @@ def bars(
             hovertemplate="%{x}: %{y:.4g}<extra></extra>",
         )
     )
+    figure.update_xaxes(**_labelled(x))
     figure.update_yaxes(title_text=y_title)
-    figure.update_layout(template=TEMPLATE, title=_title(title), width=160 * max(len(names), 2) + 160, height=460)
-    return figure
+    return _finish(figure, title, look, width=160 * max(len(names), 2) + 160, height=320, below=36)
 
 
 def table(
-    columns: Mapping[str, Sequence[str]], *, title: str, shade: Sequence[Sequence[str]] | None = None
+    columns: Mapping[str, Sequence[str]],
+    *,
+    title: str,
+    shade: Sequence[Sequence[str]] | None = None,
+    **look: Unpack[Look],
 ) -> go.Figure:
-    """A table of texts; `shade` gives each column's cell colours. Texts must have gone through `visible`."""
-    rows = len(next(iter(columns.values()), ()))
+    """A table of texts, as many columns as there is room for; `shade` gives each column's cell colours.
+
+    Texts must have gone through `visible`.
+    """
+    rows, width = len(next(iter(columns.values()), ())), min(130 * len(columns) + 60, 2400)
+    room = (_asked(look, "width", width) - 40) // 115
+    if room < len(columns):
+        title = f"{title}; {room} of {len(columns)} columns"
+        columns = dict(list(columns.items())[:room])
     figure = go.Figure(
         go.Table(
             header={
                 "values": [f"<b>{html.escape(name)}</b>" for name in columns],
                 "align": "left",
                 "fill_color": "#EEEEEE",
+                "font_color": INK,
             },
             cells={
                 "values": [list(values) for values in columns.values()],
                 "align": "left",
                 "height": 26,
                 "fill_color": [list(colours) for colours in shade] if shade else "white",
-                "font": {"size": 12},
+                "font": {"size": 12, "color": INK},
             },
         )
     )
-    figure.update_layout(
-        template=TEMPLATE,
-        title=_title(title),
-        width=min(130 * len(columns) + 60, 2400),
-        height=27 * rows + 160,
-        margin={"l": 20, "r": 20, "b": 20},
-    )
-    return figure
+    return _finish(figure, title, look, width=width, height=27 * rows + 40, left=20, right=20, below=20)
 
 
 def page(title: str, sections: Sequence[tuple[str, str, go.Figure]]) -> str:

@@ -11,7 +11,7 @@ alignmentforum.org/posts/mkbGjzxD8d8XqKHzA.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
@@ -41,7 +41,7 @@ class VectorReading(Result):
     bottom_log_prob: Float[Tensor, "unit other_k"] = measured("their log-probabilities", unit="nats", high=0)
     entropy: Float[Tensor, " unit"] = measured("entropy of the prediction", unit="nats", low=0)
 
-    def figure(self, first: int = 0) -> go.Figure:
+    def figure(self, first: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """A table of thirty vectors, from number `first` on: their most, and then least, probable entries."""
         whole_number("first", first)
         rows = range(len(self.unit))[first : first + ROWS] if first >= 0 else ()
@@ -55,8 +55,9 @@ class VectorReading(Result):
                 columns[f"{end} {k}"] = [
                     f"{figures.visible(self.vocab[int(ids[i, k])], 10)} {log_prob[i, k].exp():.1g}" for i in rows
                 ]
+        least = "and least " if self.bottom_ids.shape[1] else ""
         several = f", {rows[0]} to {rows[-1]} of {len(self.unit)}" if len(rows) < len(self.unit) else ""
-        return figures.table(columns, title=self.title(f"Vectors read into tokens, with probabilities{several}"))
+        return figures.table(columns, title=self.title(f"Most {least}probable tokens per vector{several}"), **look)
 
 
 def read_vector(

@@ -204,7 +204,7 @@ def test_figures_draw_every_token_and_equal_ones_apart():
     texts = [figure.layout.title.text for figure in (result.figure("distance"), two, one)]
     queries = int(result.queries[list(STATISTICS).index("distance")].sum())
     assert texts[0].startswith("<b>Mean distance from query to key (uniform attention: ")
-    assert f"; {queries:,} queries)" in texts[0] and "Attention patterns of prompt 0" in texts[1]
-    assert "Attention of “·ca”, token 3 of prompt 0, in layer 1" in texts[2]
+    assert f"; {queries:,} queries)" in texts[0] and "Attention of L0H1, L2H3, prompt 0" in texts[1]
+    assert "Attention of ' ca', token 3 of prompt 0, in layer 1" in texts[2]
     hostile = result.figure_head(0, 0, prompt=1)
-    assert not any("<b>" in text for text in hostile.layout.xaxis.ticktext)
+    assert not any("<b>" in text for text in hostile.data[0].x)

@@ -226,9 +226,10 @@ def test_figures_show_heads_by_layer_and_say_what_stands_beside_them():
     assert mlp.x[2] == pytest.approx(float(result.of_component("L2_mlp")[row]))
     assert (mlp.name, bias.name) == ("MLP", "attention bias")
     drawn = unescape(result.figure_token(2, prompt=1).layout.title.text)
-    assert f"to {result.token.text[row + 1]!r} at token 2 of prompt 1, {result.token.text[row]!r}" in drawn
+    assert f"attribution to {result.token.text[row + 1]!r} (total {float(result.total[row]):.2f})" in drawn
+    assert f"at {result.token.text[row]!r}, token 2 of prompt 1" in drawn
     fixed = lp.DirectLogitAttribution(target=9).run(tiny.bridge("gpt2"), TEXTS)
-    assert "to id 9 at token 2 of prompt 1" in fixed.figure_token(2, prompt=1).layout.title.text
+    assert "attribution to id 9 (total " in fixed.figure_token(2, prompt=1).layout.title.text
     title = result.figure().layout.title.text
     assert "embed" in title and "position" in title and "final_bias" in title
     last = int((result.token.prompt == 0).sum()) - 1

@@ -522,7 +522,7 @@ def test_titles_say_what_was_asked_and_whether_a_translator_stood_between():
     named = " or ".join(map(repr, ModelView(model).token_texts([40, 9])))
     assert fixed.conditions() == f"target: {named}; through a translator"
     assert lp.LogitLens(target=[40, 9], top_k=0).run(model, TEXTS).conditions() == f"target: {named}"
-    assert "target: model&#x27;s own choice; tiny-gpt2" in (
+    assert "target: model's own choice; tiny-gpt2" in (
         lp.LogitLens(target="final").run(model, TEXTS).figure_prompt(quantity="kl").layout.title.text
     )
 

@@ -156,8 +156,8 @@ def test_figures_show_what_is_stored():
     assert list(drawn.z[0]) == pytest.approx(result.top(3)["value"].tolist())
     figure = result.figure_positions(1)
     assert [sum(row) for row in figure.data[0].z] == pytest.approx([1, 1])
-    # By number: tokens that come twice would share a column.
-    assert figure.data[0].x is None and len(figure.data[0].z[0]) == int((result.token.prompt == 1).sum())
+    # With their numbers: tokens that come twice would share a column.
+    assert len(set(figure.data[0].x)) == len(figure.data[0].z[0]) == int((result.token.prompt == 1).sum())
 
 
 def test_what_stands_beside_a_unit_and_in_which_order_prompts_come_changes_nothing():

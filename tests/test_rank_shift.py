@@ -487,7 +487,7 @@ def test_paths_draw_every_token_once_and_one_of_them_bold():
     assert len(drawn) == len(rows)
     assert [trace.line.width for trace in drawn].count(4) == 1
     assert list(drawn[-1].y) == result.rank[:, rows[3]].tolist()
-    assert any("<b>" in note.text for note in figure.layout.annotations)
+    assert [any("<b>" in text for text in trace.text or ()) for trace in drawn].count(True) == 1
 
 
 def test_neighbours_are_drawn_as_a_table_with_the_own_entry_shaded():

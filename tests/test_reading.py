@@ -31,7 +31,7 @@ class CountResult(Result):
 
     count: Float64[Tensor, ""] = summed("number of tokens")
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Any) -> go.Figure:
         return go.Figure()
 
 

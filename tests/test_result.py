@@ -61,7 +61,7 @@ class ToyResult(Result):
         """No tensor."""
         return "toy"
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Any) -> go.Figure:
         """Nothing to see."""
         return go.Figure()
 
@@ -75,7 +75,7 @@ class PlainResult(Result):
     number: float = 0.0
     flag: bool = False
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Any) -> go.Figure:
         """Nothing to see."""
         return go.Figure()
 
@@ -86,7 +86,7 @@ class PromptsResult(Result):
     prompt: PromptTable
     distance: Float[Tensor, "prompt other_prompt"] = measured("distance", low=0)
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Any) -> go.Figure:
         """Nothing to see."""
         return go.Figure()
 

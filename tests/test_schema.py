@@ -244,7 +244,7 @@ def test_paths_take_any_quantity_and_a_place_and_say_which() -> None:
     figure = paths().figure_paths(0, 2, quantity="size")
     bold = max((trace for trace in figure.data if trace.line.width), key=lambda trace: trace.line.width)
     assert list(bold.y) == [1.0, 4.0]
-    assert "Size: tokens of prompt 0" in figure.layout.title.text
+    assert "Size, prompt 0 (bold: 't2', token 2)" in figure.layout.title.text
     assert figure.layout.yaxis.title.text == "size (nats, 0 or more)"
 
 

@@ -77,8 +77,8 @@ def test_figures_show_the_head_that_is_asked_or_the_one_with_the_largest_contrib
     result = lp.SourceAttribution().run(tiny.bridge("gpt2"), TEXTS)
     largest = result.pattern().nan_to_num().abs().amax((2, 3))
     layer, head = divmod(int(largest.argmax()), 4)
-    assert f"L{layer}H{head}: contribution" in result.figure().layout.title.text
-    assert "L0H1: contribution" in result.figure(0, "H1").layout.title.text
+    assert f"through L{layer}H{head}, prompt 0" in result.figure().layout.title.text
+    assert "through L0H1, prompt 0" in result.figure(0, "H1").layout.title.text
     grid = result.figure_token(1, "cat").data[0]
     assert len(grid.z) == 4 and grid.zmin == -grid.zmax
 

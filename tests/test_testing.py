@@ -40,7 +40,7 @@ class NormResult(Result):
     total: Float64[Tensor, ""] = summed("sum of lengths")
     constant: Float[Tensor, ""] = measured("the same for all batches")
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Any) -> go.Figure:
         if self.fault == "figure runs a module":
             torch.nn.Linear(1, 1)(torch.zeros(1))
         nothing: Any = None
@@ -297,7 +297,7 @@ def test_a_field_that_does_not_say_its_unit_is_named(gpt2: Any) -> None:
         token: Tokens
         bare: Float[Tensor, " token"]
 
-        def figure(self) -> go.Figure:
+        def figure(self, **look: Any) -> go.Figure:
             return go.Figure()
 
     tokens = tokenize("one", ModelView(gpt2))
@@ -312,7 +312,7 @@ class PairResult(Result):
     value: Float[Tensor, " row"] = measured("value")
     whole: Int[Tensor, " row"] = measured("whole number")
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Any) -> go.Figure:
         return go.Figure()
 
 

@@ -22,7 +22,7 @@ Source: blbadger.github.io, "Language Model Features" (features of vision transf
 
 from collections import deque
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -89,7 +89,7 @@ class FeatureVisualizationResult(Result):
             )
         return pd.DataFrame(rows)
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """One row per unit: the image given that activates it most, and the ends of the highest four ascents."""
         rows = []
         for i, name in enumerate(self.unit):
@@ -98,7 +98,9 @@ class FeatureVisualizationResult(Result):
             for place in self.ascended[i].argsort(descending=True)[:SHOWN].tolist():
                 pictures.append((f"ascent: {self.ascended[i, place]:.3g}", self._shown(self.pixels[i, place])))
             rows.append((f"unit {name}", pictures))
-        return figures.images(rows, title=self.title("Pictures that activate each unit most"))
+        return figures.images(
+            rows, title=self.title("Images that activate each unit most: given, and by ascent"), **look
+        )
 
     def conditions(self) -> str:
         """The activation that holds the units."""

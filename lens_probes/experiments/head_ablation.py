@@ -13,6 +13,8 @@ Source: Vaswani et al. 2017, "Attention Is All You Need", arXiv 1706.03762, Tabl
 Heads Really Better than One?", arXiv 1905.10650.
 """
 
+from typing import Unpack
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -77,20 +79,21 @@ class HeadAblationResult(Result):
             null=NULL,
         )
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """Loss against the number of heads ablated; the band of random orders is their range."""
         table, start = self.table(), float(self.loss.mean())
         own, own_low, own_high, random, lowest, highest = (
             [start, *table[name]] for name in ("loss", "loss_low", "loss_high", "random", "random_low", "random_high")
         )
         ordered = figures.Line(f"ordered by {self.statistic!r}, highest first", own, own_low, own_high, figures.CHOSEN)
-        name = f"{len(self.random)} random orders (band: their range)"
+        name = f"{len(self.random)} random orders (dashed; band: their range)"
         drawn = figures.Line(name, random, lowest, highest, figures.GREY, dashed=True)
         return figures.lines(
             {"loss (nats)": [ordered, drawn]},
             ["0", *self.step],
-            title=self.title("Loss after ablating heads"),
+            title=self.title(f"Loss after ablating heads in the order of {self.statistic!r}"),
             x_title="heads ablated",
+            **look,
         )
 
 

@@ -27,7 +27,7 @@ no context); sequential: Nikolaou et al. 2025, "Language Models are Injective an
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -194,7 +194,7 @@ class InputReconstructionResult(TokenResult):
         first = (self.path_loss <= loss).int().argmax(0)
         return self.path_accuracy.gather(0, first[None])[0]
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """Accuracy by position beside its baselines, and the distance of the states over the yardstick."""
         table = self.by_position()
         if not len(table):
@@ -204,7 +204,7 @@ class InputReconstructionResult(TokenResult):
         )
         shares = [
             figures.Line("found", mean, low, high, figures.CHOSEN),
-            figures.Line("decoding alone", decode, colour=figures.INK, dashed=True),
+            figures.Line("decoding alone", decode, colour="#E69F00", dashed=True),
             figures.Line("drawn by frequency", chance, colour=figures.GREY, dashed=True),
         ]
         one = figures.Line("the yardstick", [1.0] * len(table), colour=figures.GREY, dashed=True)
@@ -215,11 +215,12 @@ class InputReconstructionResult(TokenResult):
                 self.quantity("relative_distance").title: [median, one],
             },
             [str(position) for position in table["position"]],
-            title=self.title("How much of the input can be found again?"),
+            title=self.title("Tokens found, and distance of their states, per position"),
             x_title="position in the prompt",
+            **look,
         )
 
-    def figure_prompt(self, prompt: int = 0) -> go.Figure:
+    def figure_prompt(self, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The tokens of a prompt, and those that were found in their places."""
         rows = self.token.rows(prompt)
         correct = self.correct.masked_fill(self.token.special, 1)[rows].tolist()  # special tokens were given
@@ -231,10 +232,11 @@ class InputReconstructionResult(TokenResult):
             title=self.title(f"Tokens of prompt {prompt}, and the tokens found in their places"),
             x_title="position in the prompt",
             y_title="",
-            colour_title="the same token",
+            colour_title="found (0 or 1)",
             low=0.0,
             high=1.0,
             text=[[figures.visible(each, 10) for each in line] for line in texts],
+            **look,
         )
 
     def conditions(self) -> str:

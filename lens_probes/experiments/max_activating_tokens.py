@@ -135,7 +135,7 @@ class MaxActivatingTokensResult(Result):
             rows.append({"unit": name, "rho": rho, "common": common, "chance": k / len(path)})
         return pd.DataFrame(rows)
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The tokens that activate each unit most, coloured by the mean value."""
         k = min(SHOWN, len(self.vocab))
         ids = torch.stack([_highest(values, k) for values in self.mean_value])
@@ -147,21 +147,27 @@ class MaxActivatingTokensResult(Result):
             x_title="place among all tokens",
             y_title="unit",
             colour_title=self.quantity("mean_value").title,
+            signed=True,
             text=[[figures.visible(self.vocab[i], 10) for i in row] for row in ids.tolist()],
+            **look,
         )
 
-    def figure_positions(self, prompt: int = 0) -> go.Figure:
+    def figure_positions(self, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """Which tokens of a prompt pull at each unit: shares of the pull."""
         rows = self.token.rows(prompt)
         pull = self.pull[rows].T
-        return figures.squares(
-            [(self.provenance.read, (pull / pull.sum(1, keepdim=True).clamp(min=1e-30)).tolist())],
-            x=[figures.visible(self.token.text[row], 14) for row in rows],
+        return figures.small_grids(
+            [("", (pull / pull.sum(1, keepdim=True).clamp(min=1e-30)).tolist())],
+            x=[f"{figures.visible(self.token.text[row], 14)} {n}" for n, row in enumerate(rows)],
             y=[figures.named(name) for name in self.unit],
             title=self.title(f"Share of each token of prompt {prompt} in the gradient of each unit"),
             x_title="token",
             y_title="unit",
-            colour_title="share of the pull",
+            colour_title="share of the gradient's length (0 to 1)",
+            low=0,
+            high=1,
+            tokens=True,
+            **look,
         )
 
     def conditions(self) -> str:

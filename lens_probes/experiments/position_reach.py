@@ -31,7 +31,7 @@ random projections: Hutchinson 1990, doi.org/10.1080/03610919008812866.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -172,7 +172,7 @@ class PositionReachResult(PairResult):
         values, expected = (torch.stack(each, dim=-1)[..., order].numpy() for each in (found, uniform))
         return {name: (values[i], expected[i]) for i, name in enumerate(SUMMARIES)}
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The summaries by layer, each over its value under uniform shares; the first token's share is left out."""
         table, panels = self.by_layer(), {}
         for name, quantity in SUMMARIES.items():
@@ -182,18 +182,19 @@ class PositionReachResult(PairResult):
                 line = figures.Line("mean over prompts", mean, low, high, figures.CHOSEN)
                 uniform = figures.Line("uniform shares", [1.0] * len(mean), colour=figures.GREY, dashed=True)
                 panels[f"{quantity.says} / uniform"] = [line, uniform]
-        title = self.title("Dependence on sources over layers, relative to uniform shares")
-        return figures.lines(panels, self.layer, title=title, x_title="layer (read point)")
+        title = self.title("Dependence of states on their sources, relative to uniform shares (dashed)")
+        return figures.lines(panels, self.layer, title=title, x_title=figures.layer_title(self.layer), **look)
 
-    def figure_prompt(self, layer: int, prompt: int = 0) -> go.Figure:
+    def figure_prompt(self, layer: int, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The share of every source in every query of a prompt, at one layer."""
         at = self.index_of("layer", layer)
         return self.draw_patterns(
-            [(self.layer[at], self.pattern(prompt)[at])],
+            [("", self.pattern(prompt)[at])],
             prompt,
-            f"Dependence of each state on each token, prompt {prompt}",
-            colour_title=self.quantity("share").title,
+            f"Share of each source in the state of each token at {self.layer[at]}, prompt {prompt}",
+            quantity="share",
             x_title="source",
+            **look,
         )
 
 

@@ -18,7 +18,7 @@ Source: the question is from Henry Dashwood, "How to Think About Self-Attention 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -75,7 +75,7 @@ class TiedKeyValueResult(Result):
             prompts=increase.shape[1],
         )
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The increase of the loss by place and way of tying."""
         increase = self.increase.T.tolist()
         return figures.heatmap(
@@ -85,11 +85,12 @@ class TiedKeyValueResult(Result):
             title=self.title(
                 f"Increase of the loss with keys and values tied (untied: {float(self.loss.mean()):.2f} nats)"
             ),
-            x_title="tied",
+            x_title="what is tied",
             y_title="place",
             colour_title=self.quantity("increase").title,
             signed=True,
             text=[[f"{value:.2f}" for value in row] for row in increase],
+            **look,
         )
 
 

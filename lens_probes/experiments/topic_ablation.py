@@ -136,7 +136,7 @@ class TopicAblationResult(TopicResult):
             }
         )
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The excess loss on every topic with each topic's units ablated; a star where no draw did as much damage."""
         table, draws = self.damage(), self.random.shape[1]
         table["star"] = (table["damage"] > table["random_high"]) & (draws >= DRAWS_FOR_STARS)
@@ -159,6 +159,7 @@ class TopicAblationResult(TopicResult):
                 [f"{value:.{digits}f}{'*' * star}" for value, star in zip(row, marked, strict=True)]
                 for row, marked in zip(excess.to_numpy().tolist(), stars.to_numpy().tolist(), strict=True)
             ],
+            **look,
         )
 
     def conditions(self) -> str:

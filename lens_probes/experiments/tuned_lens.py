@@ -78,7 +78,7 @@ class TunedLensResult(Result):
                 f"{missing[0]}: use those layers, or fit more layers"
             )
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """KL(final || layer) by layer, of the first step and of the last ones."""
         steps, recent = self.loss.shape[1], self.loss[:, -RECENT:]
         if not steps:
@@ -89,8 +89,9 @@ class TunedLensResult(Result):
         return figures.lines(
             {self.quantity("loss").title: [start, end]},
             self.layer,
-            title=self.title(f"Tuned lens before and after {amount(steps, 'step')}"),
-            x_title="layer (read point)",
+            title=self.title(f"KL(final || layer) of the tuned lens, before and after {amount(steps, 'step')}"),
+            x_title=figures.layer_title(self.layer),
+            **look,
         )
 
 

@@ -30,7 +30,7 @@ arXiv 1706.03762.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -163,45 +163,50 @@ class AttentionPairResult(Result):
 
     # Figures
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The mean attention of the query to each key, by layer and head, on one colour scale."""
         weight = self.weight.mean(2)
         return figures.small_grids(
             [(figures.named(key), weight[:, :, number].tolist()) for number, key in enumerate(self.key)],
             x=self.head,
             y=self.layer,
-            title=self.title("Mean attention of the query to each key"),
+            title=self.title(f"Mean attention of “{self.query}” to each key, per head"),
             x_title="head",
             y_title="layer",
             colour_title=self.quantity("weight").title,
+            low=0,
+            **look,
         )
 
-    def figure_contrast(self) -> go.Figure:
+    def figure_contrast(self, **look: Unpack[figures.Look]) -> go.Figure:
         """How far the cue moves each head from the second key to the first, in scores.
 
         For stars, draw a test: `result.figure_test(result.contrast())`.
         """
         effect = self._moved("score").mean(1).reshape(len(self.layer), len(self.head))
         title = self.title(f"Effect of the cue on attention to “{self.key[0]}” over “{self.key[1]}”")
-        return self.draw_grid(effect, self._contrast("score"), title)
+        return self.draw_grid(effect, self._contrast("score"), title, **look)
 
-    def figure_terms(self, layer: int, head: int, prompt: int = 0) -> go.Figure:
+    def figure_terms(self, layer: int, head: int, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """What each dimension of a head adds to the score of each key (in brackets), in one prompt."""
         whole_number("prompt", prompt)
         if not 0 <= prompt < len(self.prompt):
             raise ValueError(f"prompt {prompt} is out of range: this result has prompts 0 to {len(self.prompt) - 1}")
         at = self.index_of("layer", layer), self.index_of("head", head), prompt
         sums = self.dot[at].tolist()
-        question = f"What each dimension of L{layer}H{head} adds to the score of each key"
+        question = (
+            f"Terms of the score of “{self.query}” with each key, per dimension of L{layer}H{head}, prompt {prompt}"
+        )
         return figures.small_grids(
             [("", self.terms[at].tolist())],
             x=[str(i) for i in range(self.terms.shape[-1])],
             y=[f"{figures.named(key)} ({dot:.2f})" for key, dot in zip(self.key, sums, strict=True)],
             title=self.title(f"{question}\n{figures.spelled(self.prompt.text[prompt], 90)}"),
             x_title="dimension of the head",
-            y_title="",
+            y_title="key (score before a soft cap)",
             colour_title=self.quantity("terms").title,
             signed=True,
+            **look,
         )
 
 

@@ -23,7 +23,7 @@ Learning and Induction Heads", arXiv 2209.11895. The names of heads are those of
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -129,17 +129,19 @@ class AttentionPatternsResult(PairResult):
 
     # Figures
 
-    def figure(self, statistic: Statistic = "first_token") -> go.Figure:
+    def figure(self, statistic: Statistic = "first_token", **look: Unpack[figures.Look]) -> go.Figure:
         """One statistic by layer and head; the title says what uniform attention gives."""
         at, quantity = self._index(statistic), STATISTICS[statistic]
         notes = f"uniform attention: {self.uniform[at]:.2f}; {int(self.queries[at].sum()):,} queries"
-        return self.draw_grid(self.mean[at], quantity, self.title(f"{quantity.says.capitalize()} ({notes})"))
+        return self.draw_grid(self.mean[at], quantity, self.title(f"{quantity.heading} ({notes})"), **look)
 
-    def figure_head(self, layer: int, head: int, prompt: int = 0) -> go.Figure:
+    def figure_head(self, layer: int, head: int, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The pattern of one head, over all tokens of a prompt."""
-        return self.figure_heads([(layer, head)], prompt)
+        return self.figure_heads([(layer, head)], prompt, **look)
 
-    def figure_heads(self, heads: Sequence[tuple[int, int]], prompt: int = 0) -> go.Figure:
+    def figure_heads(
+        self, heads: Sequence[tuple[int, int]], prompt: int = 0, **look: Unpack[figures.Look]
+    ) -> go.Figure:
         """The patterns of some heads side by side, over all tokens of a prompt."""
         pairs = list(heads) if isinstance(heads, Iterable) else []
         if not pairs or not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):
@@ -149,21 +151,21 @@ class AttentionPatternsResult(PairResult):
             (f"L{layer}H{head}", pattern[self.index_of("layer", layer), self.index_of("head", head)])
             for layer, head in pairs
         ]
-        return self.draw_patterns(
-            panels, prompt, f"Attention patterns of prompt {prompt}", colour_title=self.quantity("attention").title
-        )
+        question = f"Attention of {', '.join(name for name, _ in panels)}, prompt {prompt}"
+        return self.draw_patterns(panels, prompt, question, quantity="attention", **look)
 
-    def figure_token(self, layer: int, token: int | str, prompt: int = 0) -> go.Figure:
+    def figure_token(self, layer: int, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The attention of one query token in all heads of a layer: a position, or a word that the prompt has once."""
         row = self.token.row(prompt, token)
-        position, text = self.token.rows(prompt).index(row), figures.spelled(self.token.text[row])
+        position, text = self.token.rows(prompt).index(row), figures.quoted(self.token.text[row])
         return self.draw_patterns(
             [("", self.pattern(prompt)[self.index_of("layer", layer), :, position])],
             prompt,
-            f"Attention of “{text}”, token {position} of prompt {prompt}, in layer {layer}",
-            colour_title=self.quantity("attention").title,
+            f"Attention of {text}, token {position} of prompt {prompt}, in layer {layer}",
+            quantity="attention",
             rows=self.head,
             y_title="head",
+            **look,
         )
 
 

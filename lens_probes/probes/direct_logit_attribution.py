@@ -24,6 +24,7 @@ transformer-circuits.pub/2021/framework.
 """
 
 import math
+from typing import Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -103,13 +104,19 @@ class DirectLogitAttributionResult(TokenResult):
             }
         )
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """Heads by layer, and beside them MLPs and attention biases, mean over tokens that are not special."""
         means, chosen = self.mean_contribution(), self._counted()
-        question = f"Direct logit attribution, mean over {amount(int(chosen.sum()), 'token')}"
-        return self._draw(means["mean"].tolist(), float(self.total[chosen].mean()), question)
+        total, n = float(self.total[chosen].mean()), amount(int(chosen.sum()), "token")
+        return self._draw(
+            means["mean"].tolist(),
+            total,
+            f"{'the ' * isinstance(self.target, str)}{target_name(self.target, self.vocab)}, mean over {n}",
+            "",
+            **look,
+        )
 
-    def figure_token(self, token: int | str, prompt: int = 0) -> go.Figure:
+    def figure_token(self, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """Contributions at one token: heads by layer, and beside them MLPs and attention biases."""
         row = self.token.row(prompt, token)
         position, total = int(self.token.position[row]), float(self.total[row])
@@ -118,11 +125,13 @@ class DirectLogitAttributionResult(TokenResult):
                 f"the token must have a target; token {position} is the last of prompt {prompt}: ask an earlier one"
             )
         known = self.target in ("next", "own")
-        target = repr(self.words().text[row]) if known else target_name(self.target, self.vocab)
-        place = f"token {position} of prompt {prompt}, {self.token.text[row]!r}"
-        return self._draw(self.contribution[:, row].tolist(), total, f"Direct logit attribution to {target} at {place}")
+        target = figures.quoted(self.words().text[row]) if known else target_name(self.target, self.vocab)
+        place = f"at {figures.quoted(self.token.text[row])}, token {position} of prompt {prompt}; "
+        return self._draw(self.contribution[:, row].tolist(), total, target, place, **look)
 
-    def _draw(self, values: list[float], total: float, question: str) -> go.Figure:
+    def _draw(
+        self, values: list[float], total: float, target: str, place: str, **look: Unpack[figures.Look]
+    ) -> go.Figure:
         by_name = dict(zip(self.component, values, strict=True))
         others = ", ".join(f"{name} {value:.2f}" for name, value in by_name.items() if not name.startswith("L"))
         return figures.grid_with_bars(
@@ -133,10 +142,11 @@ class DirectLogitAttributionResult(TokenResult):
             },
             x=self.head,
             y=self.layer,
-            title=self.title(f"{question} (total {total:.2f})\nnot drawn: {others}"),
+            title=self.title(f"Direct logit attribution to {target} (total {total:.2f})\n{place}not drawn: {others}"),
             x_title="head",
             y_title="layer",
             colour_title="contribution (logits)",
+            **look,
         )
 
     def quantity(self, name: str) -> Quantity:

@@ -19,7 +19,7 @@ asked for single heads, for a similarity under which two near-zero vectors are s
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -200,19 +200,19 @@ class HeadTopicSimilarityResult(TopicResult):
 
     # Figures
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """Separation by layer and head, coloured around 0; without topics, the mean cosine over all pairs of prompts.
 
         For stars, draw a test: `result.figure_test(result.test())`.
         """
         if len(self.topic) < 2:
             values = mean_pairwise_cosine(self.unit_sum.sum(2), self.count.sum(2).long())
-            return self.draw_grid(
-                values, Quantity("mean cosine", low=-1, high=1), self.title("Mean cosine between prompts")
-            )
-        return self.draw_grid(self.separation(), SEPARATION["cosine"], self.title("Separation of topics"))
+            title, quantity = "Mean cosine between prompts, per head", Quantity("mean cosine", low=-1, high=1)
+            return self.draw_grid(values, quantity, self.title(title), **look)
+        title = self.title("Separation of topics per head: mean cosine within topics minus between them")
+        return self.draw_grid(self.separation(), SEPARATION["cosine"], title, **look)
 
-    def figure_topics(self, layer: int, head: int = 0) -> go.Figure:
+    def figure_topics(self, layer: int, head: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The mean cosine between the prompts of two topics, in one head."""
         means = self.topic_similarity()[self._at(layer, head)].tolist()
         names = [figures.named(topic) for topic in self.topic]
@@ -224,23 +224,29 @@ class HeadTopicSimilarityResult(TopicResult):
             x_title="topic",
             y_title="topic",
             colour_title="mean cosine (-1 to 1)",
+            signed=True,
             text=[[f"{value:.2f}" for value in row] for row in means],
+            **look,
         )
 
-    def figure_prompts(self, layer: int, head: int = 0, *, metric: Similarity = "cosine") -> go.Figure:
+    def figure_prompts(
+        self, layer: int, head: int = 0, *, metric: Similarity = "cosine", **look: Unpack[figures.Look]
+    ) -> go.Figure:
         """The similarity of every pair of prompts in one head, ordered by topic, with borders between topics."""
         order, names = self.topic_blocks()
         return figures.blocks(
             self.similarity(layer, head, metric=metric)[order][:, order].tolist(),
             names,
             names,
-            title=self.title(f"Similarity of every pair of prompts, {self._name(layer, head)}"),
+            title=self.title(f"Similarity of every pair of prompts ({metric}), {self._name(layer, head)}"),
             x_title="prompt, by topic",
             y_title="prompt, by topic",
-            colour_title=metric,
+            colour_title=f"{metric} ({'0' if metric == 'distance' else '-1'} to 1)",
+            signed=metric != "distance",
+            **look,
         )
 
-    def figure_values(self, layer: int, head: int = 0) -> go.Figure:
+    def figure_values(self, layer: int, head: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The output of one head: one column per prompt, ordered by topic, one row per dimension."""
         order, names = self.topic_blocks()
         vectors = self._vectors(center=False, basis="own")[self._at(layer, head)]
@@ -248,11 +254,14 @@ class HeadTopicSimilarityResult(TopicResult):
             vectors[order].T.tolist(),
             names,
             None,
-            title=self.title(f"Output of {self._name(layer, head)} per prompt"),
+            title=self.title(
+                f"{'Mean output' if self.pool == 'mean' else 'Output'} of {self._name(layer, head)} per prompt"
+            ),
             x_title="prompt, by topic",
             y_title="dimension",
             colour_title=self.quantity("vector").title,
             signed=True,
+            **look,
         )
 
     def conditions(self) -> str:

@@ -16,6 +16,8 @@ Source: the question what is lost if one vector serves as key and value is from 
 Self-Attention Intuitively"; principal angles: Bjorck and Golub 1973, doi.org/10.2307/2005662.
 """
 
+from typing import Unpack
+
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -23,6 +25,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_probes import figures
 from lens_probes.maths.ascent import seeded
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
@@ -52,15 +55,16 @@ class KeyValueOverlapResult(Result):
         """Mean squared cosine of the principal angles between the spans of W_K and W_V."""
         return self.cosine.square().mean(-1)
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The overlap by layer and head; the title says what random subspaces have."""
-        null = f"random subspaces: {self.null_mean:.3f}, 95 % {self.null_low:.3f} to {self.null_high:.3f}"
+        null = f"random subspaces: {self.null_mean:.3f}, 95\u00a0% {self.null_low:.3f} to {self.null_high:.3f}"
         return self.draw_grid(
             self.overlap,
             self.quantity("overlap"),
             self.title(f"Overlap of W_K and W_V ({null})"),
             across="kv_head",
             text=[[f"{value:.2f}" for value in row] for row in self.overlap.tolist()],
+            **look,
         )
 
 

@@ -22,7 +22,7 @@ arXiv 2303.08112.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Protocol, Unpack, runtime_checkable
 
 import plotly.graph_objects as go
 import torch
@@ -133,7 +133,9 @@ class LogitLensResult(LayerTokenResult):
         rows = slice(None) if token is None else [self.token.row(prompt, token)]
         return tuple(dict.fromkeys(self._top()[0][:, rows, 0].flatten().tolist()))
 
-    def figure(self, prompt: int = 0, *, quantity: str = "log_prob", first: int = 0) -> go.Figure:
+    def figure(
+        self, prompt: int = 0, quantity: str = "log_prob", first: int = 0, **look: Unpack[figures.Look]
+    ) -> go.Figure:
         """One prompt, layers across and tokens down; each cell its most probable entry, darker nearer to a decision.
 
         `quantity` is what the colour shows: log_prob, rank, entropy or kl; log-probabilities below -16 look alike, and
@@ -147,13 +149,15 @@ class LogitLensResult(LayerTokenResult):
             farthest=FARTHEST,
             text=self._cell if self.top_ids is not None else None,
             hover=self._hover,
+            **look,
         )
 
-    def figure_classes(self) -> go.Figure:
+    def figure_classes(self, **look: Unpack[figures.Look]) -> go.Figure:
         """Median log-probability, rank and KL by word class over layers, with 95 % intervals."""
-        return self.draw_classes(self.class_panels("log_prob", "rank", "kl"), "Logit lens by word class (medians)")
+        question = "Logit lens: medians of log-probability, rank and KL by word class"
+        return self.draw_classes(self.class_panels("log_prob", "rank", "kl"), question, **look)
 
-    def figure_trajectories(self, token: int | str, prompt: int = 0) -> go.Figure:
+    def figure_trajectories(self, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The entries that are on top at any layer at one token, the model's own choice bold, and their probabilities.
 
         A line breaks where its entry is not among the `top_k` that were kept; fixed targets are known at every layer.
@@ -175,14 +179,15 @@ class LogitLensResult(LayerTokenResult):
             group = f"{name} (the model's own choice)" if i == chosen else name
             kept = probability.masked_fill(probability == 0, torch.nan).tolist()
             paths.append(figures.TokenPath(self.vocab.get(i, ""), group, kept, colours.get(i, figures.GREY)))
-        position, text = int(self.token.position[row]), self.token.text[row]
+        position, text = int(self.token.position[row]), figures.quoted(self.token.text[row])
         return figures.paths(
             paths,
             bold=list(followed).index(chosen) if chosen in followed else 0,
             x=self.layer,
-            title=self.title(f"Most probable entries at token {position} of prompt {prompt}, {text!r}"),
-            x_title="layer (read point)",
+            title=self.title(f"Probability of the top entries at {text}, token {position} of prompt {prompt}"),
+            x_title=figures.layer_title(self.layer),
             y_title="probability (0 to 1)",
+            **look,
         )
 
     def quantity(self, name: str) -> Quantity:

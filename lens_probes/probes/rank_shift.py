@@ -17,7 +17,7 @@ use untransposed weights and one position for all tokens; our tests show the dif
 
 import hashlib
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Unpack
 
 import numpy as np
 import plotly.graph_objects as go
@@ -83,8 +83,8 @@ class RankShiftResult(LayerTokenResult):
         rank = torch.from_numpy(self.known("rank"))
         return rank - rank[:1]
 
-    def figure(self) -> go.Figure:
-        """Median rank and score by word class over layers, with 95 % intervals; dotted, the null and random states.
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
+        """Median rank and score by word class over layers, with 95 % intervals; dashed, the null and random states.
 
         Classes of fewer than ten words are left out, unless there are no others.
         """
@@ -93,9 +93,9 @@ class RankShiftResult(LayerTokenResult):
         panels[self.quantity("rank").title].append(
             figures.Line("random states", middle, colour=figures.GREY, dashed=True)
         )
-        return self.draw_classes(panels, "How near is a state to its own token?")
+        return self.draw_classes(panels, "Rank and score of each token's own entry: medians by word class", **look)
 
-    def figure_neighbours(self, token: int | str, prompt: int = 0) -> go.Figure:
+    def figure_neighbours(self, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The entries closest to one token's state, layer by layer; the token's own is shaded."""
         if self.neighbour_ids is None or self.neighbour_score is None:
             raise ValueError(
@@ -115,8 +115,8 @@ class RankShiftResult(LayerTokenResult):
                 for i, score in zip(ids[:, k].tolist(), scores[:, k].tolist(), strict=True)
             ]
             shade.append(["#FFE9B0" if i == own else "white" for i in ids[:, k]])
-        question = f"Nearest entries to token {token} of prompt {prompt}, {self.token.text[row]!r}"
-        return figures.table(columns, title=self.title(question), shade=shade)
+        place = f"{figures.quoted(self.token.text[row])}, token {self.token.position[row]} of prompt {prompt}"
+        return figures.table(columns, title=self.title(f"Entries nearest to {place}"), shade=shade, **look)
 
     def quantity(self, name: str) -> Quantity:
         """Description, unit and range of a tensor; for ranks and scores, those of this run's vocabulary and metric."""

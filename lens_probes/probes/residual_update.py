@@ -10,6 +10,8 @@ contain what all tokens of all prompts have in common; only their difference is 
 special tokens. Source: the open questions of "Paying Attention, Part 2" (github.com/danavery/attention-encodings).
 """
 
+from typing import Unpack
+
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -71,7 +73,7 @@ class ResidualUpdateResult(LayerTokenResult):
             }
         )
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """Relative length and cosine by word class, and the agreement of a prompt's steps beside its control."""
         table = self.agreement_table()
         own, low, high = (list(table[name]) for name in ("agreement", "low", "high"))
@@ -80,7 +82,7 @@ class ResidualUpdateResult(LayerTokenResult):
             figures.Line("tokens of different prompts", list(table["between_prompts"]), dashed=True),
         ]
         panels = self.class_panels("relative_length", "cosine") | {"mean cosine between steps (-1 to 1)": agreement}
-        return self.draw_classes(panels, "How does each layer change the residual stream?")
+        return self.draw_classes(panels, "Length and direction of each layer's step: medians by word class", **look)
 
 
 class ResidualUpdate(Probe[ResidualUpdateResult]):

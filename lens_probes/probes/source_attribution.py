@@ -17,6 +17,8 @@ Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits",
 transformer-circuits.pub/2021/framework; Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593.
 """
 
+from typing import Unpack
+
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -66,46 +68,50 @@ class SourceAttributionResult(PairResult):
         )
         return frame.sort_values("contribution", ascending=False, key=abs, kind="stable").reset_index(drop=True)
 
-    def figure(self, layer: int | str | None = None, head: int | str | None = None, prompt: int = 0) -> go.Figure:
-        """What each source token (across) adds at each query token (down), through one head of a prompt.
+    def figure(
+        self,
+        layer: int | str | None = None,
+        head: int | str | None = None,
+        prompt: int = 0,
+        **look: Unpack[figures.Look],
+    ) -> go.Figure:
+        """What each source token adds at each query token, through one head of a prompt.
 
         Without a layer or a head, it is the one with the largest contribution in this prompt.
         """
         layers = range(len(self.layer)) if layer is None else [self.index_of("layer", layer)]
         heads = range(len(self.head)) if head is None else [self.index_of("head", head)]
-        largest = self.pattern(prompt).nan_to_num(0).abs().amax((2, 3))
+        pattern = self.pattern(prompt)
+        largest = pattern.nan_to_num(0).abs().amax((2, 3))
         i, j = max(((i, j) for i in layers for j in heads), key=lambda cell: float(largest[cell]))
-        name = f"L{self.layer[i]}{self.head[j]}"
-        return self._draw(self.pattern(prompt)[i, j], f"{name}: contribution of each source token", prompt)
+        title = f"Contribution of each source token through L{self.layer[i]}{self.head[j]}, prompt {prompt}"
+        panels = [("", pattern[i, j])]
+        return self.draw_patterns(panels, prompt, title, quantity="contribution", x_title="source", **look)
 
-    def figure_token(self, layer: int | str, token: int | str, prompt: int = 0) -> go.Figure:
-        """What each source token (across) adds at one query token, through each head of a layer (down)."""
+    def figure_token(
+        self, layer: int | str, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]
+    ) -> go.Figure:
+        """What each source token adds at one query token, through each head of a layer."""
         row, at = self.token.row(prompt, token), self.index_of("layer", layer)
-        query, about = self.token.rows(prompt).index(row), asked_about(self.token, self.target)
-        fixed = isinstance(self.target, tuple) or self.target == "final"
-        target = target_name(self.target, self.vocab) if fixed else repr(about.text[row])
-        title = f"Layer {self.layer[at]}: contribution of each source token to {target} at {self.token.text[row]!r}"
-        return self._draw(self.pattern(prompt)[at, :, query], title, prompt, rows=self.head)
+        query = self.token.rows(prompt).index(row)
+        known = self.target in ("next", "own")
+        target = asked_about(self.token, self.target).text[row] if known else target_name(self.target, self.vocab)
+        return self.draw_patterns(
+            [("", self.pattern(prompt)[at, :, query])],
+            prompt,
+            f"Contribution of each source token to {figures.quoted(target) if known else target} at "
+            f"{figures.quoted(self.token.text[row])}, token {query} of prompt {prompt}, in layer {self.layer[at]}",
+            quantity="contribution",
+            rows=self.head,
+            x_title="source",
+            y_title="head",
+            **look,
+        )
 
     def conditions(self) -> str:
         """The target, and what it is compared with."""
         against = "the mean logit" if self.against is None else target_name(self.against, self.vocab)
         return f"target: {target_name(self.target, self.vocab)} against {against}"
-
-    def _draw(
-        self, values: Float[Tensor, "row key"], title: str, prompt: int, rows: tuple[str, ...] | None = None
-    ) -> go.Figure:
-        texts = [f"{figures.visible(self.token.text[i], 14)} {self.token.position[i]}" for i in self.token.rows(prompt)]
-        return figures.heatmap(
-            values.tolist(),
-            x=texts,
-            y=texts if rows is None else rows,
-            title=self.title(f"{title}, prompt {prompt}"),
-            x_title="source token",
-            y_title="query token" if rows is None else "head",
-            colour_title=self.quantity("contribution").title,
-            signed=True,
-        )
 
 
 class SourceAttribution(Probe[SourceAttributionResult]):

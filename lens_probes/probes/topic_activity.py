@@ -31,6 +31,7 @@ from einops import einsum
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from lens_probes import figures
 from lens_probes.maths import inference
 from lens_probes.maths.topic_effects import contrast, selectivity, standardised
 from lens_probes.maths.topics import TopicOrder, members
@@ -192,7 +193,7 @@ class TopicActivityResult(TopicResult):
 
     # Figures
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """A grid of layers and units per topic, on one colour scale: the contrast with the other topics.
 
         A layer has more neurons than can be drawn: they are sorted from the highest to the lowest, anew in each panel,
@@ -202,15 +203,14 @@ class TopicActivityResult(TopicResult):
         _, units = UNITS.get(self.component, ("", "layers" if len(self.unit) == 1 else "dimensions"))
         if len(self.topic) < 2:
             title = f"Mean absolute activation of {units}"
-            return self.draw_topics(self.topic_mean_abs, Quantity("mean |x|", low=0), title, across=units)
+            return self.draw_topics(self.topic_mean_abs, Quantity("mean |x|", low=0), title, across=units, **look)
         title = f"{units.capitalize()} more active (blue) or less active (red) per topic"
         if self.mean_abs is None:
             ratio = (self.topic_mean_abs / self.topic_mean_abs.mean(1, keepdim=True)).log2().nan_to_num(0, 0, 0)
-            return self.draw_topics(
-                ratio, Quantity("log2 of mean |x| over the mean of all topics"), title, across=units
-            )
+            quantity = Quantity("log2 of mean |x| over the mean of all topics")
+            return self.draw_topics(ratio, quantity, title, across=units, **look)
         contrast = Quantity("contrast of mean |x|", "SDs over prompts")
-        return self.draw_topics(self.contrast(), contrast, title, across=units)
+        return self.draw_topics(self.contrast(), contrast, title, across=units, **look)
 
     def conditions(self) -> str:
         """Component and pooling."""

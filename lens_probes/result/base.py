@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -25,8 +25,6 @@ from lens_probes.text.prompts import Table, is_whole
 
 if TYPE_CHECKING:
     import xarray as xr
-
-LINE = 96  # characters below a title that narrow figures have room for
 
 R = TypeVar("R", bound="Result")
 
@@ -104,26 +102,25 @@ class Result(Declared):
 
     # Figures
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The first quantity: a grid of layers and heads, or a line over layers."""
         name = schema(type(self)).headline
         dims = schema(type(self)).every.get(name, ())
         title = self.title(self.quantity(name).heading)
         if len(dims) == 2 and dims[0] == "layer" and dims[1] in ("head", "kv_head", "unit"):
-            return self.grid(name, title)
+            return self.grid(name, title, **look)
         if dims == ("layer",):
             line = figures.Line("all tokens", self.known(name).tolist())
-            return figures.lines(
-                {self.quantity(name).title: [line]}, self.labels("layer"), title=title, x_title="layer"
-            )
+            panels, layers = {self.quantity(name).title: [line]}, self.labels("layer")
+            return figures.lines(panels, layers, title=title, x_title=figures.layer_title(layers), **look)
         raise NotImplementedError(
             f"{type(self).__name__}.{name} [{' '.join(dims)}] has no figure of its own: write figure()"
         )
 
-    def grid(self, name: str, title: str, values: Tensor | None = None) -> go.Figure:
-        """A quantity by layer and head (or key/value head, or unit); `values` in its place, if given."""
+    def grid(self, name: str, title: str, **look: Unpack[figures.Look]) -> go.Figure:
+        """A quantity by layer and head (or key/value head, or unit)."""
         (_, across) = schema(type(self)).every[name]
-        return self.draw_grid(self.known(name) if values is None else values, self.quantity(name), title, across=across)
+        return self.draw_grid(self.known(name), self.quantity(name), title, across=across, **look)
 
     def draw_grid(
         self,
@@ -134,6 +131,7 @@ class Result(Declared):
         across: str = "head",
         columns: Sequence[str] | None = None,
         text: Sequence[Sequence[str]] | None = None,
+        **look: Unpack[figures.Look],
     ) -> go.Figure:
         """Numbers by layer and head (or another axis `across`), coloured as their quantity says.
 
@@ -147,15 +145,16 @@ class Result(Declared):
             y=self.labels("layer"),
             title=title,
             x_title=across.replace("kv_head", "key/value head"),
-            y_title="layer",
+            y_title=figures.layer_title(self.labels("layer")),
             colour_title=quantity.title,
             signed=signed,
             low=quantity.low if bounded else None,
             high=quantity.high if bounded else None,
             text=text,
+            **look,
         )
 
-    def figure_test(self, table: pd.DataFrame) -> go.Figure:
+    def figure_test(self, table: pd.DataFrame, **look: Unpack[figures.Look]) -> go.Figure:
         """A comparison by layer and head (or unit): effects around 0, a star where q < 0.05.
 
         `table`: what a test of this result returned, or some of its rows. If it has more units per layer than can be
@@ -189,12 +188,13 @@ class Result(Declared):
             across=across,
             columns=columns,
             text=stars.fillna("").to_numpy().tolist(),
+            **look,
         )
 
     def title(self, question: str) -> str:
         """A figure's title: the question, and below it under which conditions of which model it was asked."""
         below = [line for line in (self.conditions(), self.provenance.describe()) if line]
-        return f"{question}\n{('; ' if sum(map(len, below)) <= LINE else chr(10)).join(below)}"
+        return f"{question}\n{'; '.join(below)}"
 
     def conditions(self) -> str:
         """What else a reader of a figure must know: the read point, the metric, the target."""

@@ -1,6 +1,7 @@
 """Results with one number per pair of tokens of a prompt: a query and a key."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import plotly.graph_objects as go
 from jaxtyping import Shaped
@@ -47,21 +48,29 @@ class PairResult(Result):
         prompt: int,
         question: str,
         *,
-        colour_title: str,
+        quantity: str,
         rows: Sequence[str] | None = None,
         x_title: str = "key",
         y_title: str = "query",
+        **look: Unpack[figures.Look],
     ) -> go.Figure:
-        """Grids of shares over the tokens of a prompt, side by side; `rows` names them unless they are its tokens."""
-        texts = [figures.visible(self.token.text[row], 14) for row in self.token.rows(prompt)]
-        return figures.squares(
+        """Grids of a quantity over the tokens of a prompt, side by side; `rows` names them unless they are its tokens."""
+        drawn = self.quantity(quantity)
+        signed = drawn.low < 0 < drawn.high
+        texts = [f"{figures.visible(self.token.text[row], 14)} {n}" for n, row in enumerate(self.token.rows(prompt))]
+        return figures.small_grids(
             [(name, values.tolist()) for name, values in panels],
             x=texts,
             y=texts if rows is None else rows,
             title=self.title(question),
             x_title=x_title,
             y_title=y_title,
-            colour_title=colour_title,
+            colour_title=drawn.title,
+            signed=signed,
+            low=None if signed else drawn.low,
+            high=None if signed else drawn.high,
+            tokens=True,
+            **look,
         )
 
     def _over_pairs(self) -> list[str]:

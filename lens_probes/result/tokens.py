@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -95,7 +95,7 @@ class TokenResult(WordResult):
         frame = pd.concat(frames, ignore_index=True)
         return frame.reindex(columns=["quantity", *(column for column in frame.columns if column != "quantity")])
 
-    def figure(self) -> go.Figure:
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The median of the first quantity by word class, with its 95 % interval."""
         name, table = self.compared()[0], self.by_word_class()
         table = table[table["quantity"] == name]
@@ -104,8 +104,9 @@ class TokenResult(WordResult):
         return figures.bars(
             {word_class: (median, low, high) for word_class, median, low, high, _ in rows},
             notes={word_class: amount(n, count.removesuffix("s")) for word_class, *_, n in rows},
-            title=self.title(f"{self.quantity(name).heading}, by word class"),
+            title=self.title(f"{self.quantity(name).heading}, by word class (medians)"),
             y_title=self.quantity(name).title,
+            **look,
         )
 
 
@@ -124,14 +125,15 @@ class LayerTokenResult(WordResult):
         values = {name: self.known(name) for name in self.compared()}
         return inference.by_word_class(values, self.layer, self.words(), special=special, weigh=weigh)
 
-    def figure(self) -> go.Figure:
-        """The medians of the first quantities by word class over layers, with 95 % intervals; their nulls are dotted.
+    def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
+        """The medians of the first quantities by word class over layers, with 95 % intervals; their nulls are dashed.
 
         Classes of fewer than ten words are left out, unless there are no others.
         """
         nulls = {self.quantity(name).null for name in self.compared()}
         shown = [name for name in self.compared() if name not in nulls][:PANELS]
-        return self.draw_classes(self.class_panels(*shown), "How do word classes differ, layer by layer?")
+        headings = [self.quantity(shown[0]).heading, *(self.quantity(name).says for name in shown[1:])]
+        return self.draw_classes(self.class_panels(*shown), f"{', '.join(headings)}: medians by word class", **look)
 
     def class_panels(self, *quantities: str) -> dict[str, list[figures.Line]]:
         """The lines of each quantity by word class, with those of its null; panels by the title of their axis."""
@@ -151,23 +153,38 @@ class LayerTokenResult(WordResult):
             panels[axis.title] = lines
         return panels
 
-    def draw_classes(self, panels: dict[str, list[figures.Line]], question: str) -> go.Figure:
+    def draw_classes(
+        self, panels: dict[str, list[figures.Line]], question: str, **look: Unpack[figures.Look]
+    ) -> go.Figure:
         """Panels over the layers of this result, turned and scaled as their quantities say."""
         declared = {(axis := self._on_axis(name)[0]).title: axis for name in self.compared()}
         return figures.lines(
             panels,
             self.layer,
             title=self.title(question),
-            x_title="layer (read point)",
+            x_title=figures.layer_title(self.layer),
             upside_down=[title for title in panels if title in declared and declared[title].low_on_top],
             logarithmic=[title for title in panels if title in declared and declared[title].logarithmic],
+            **look,
         )
 
-    def figure_paths(self, prompt: int = 0, token: int | str = 0, *, quantity: str | None = None) -> go.Figure:
-        """One prompt's tokens through the layers, one token bold: a position, or a word that the prompt has once."""
+    def figure_paths(
+        self,
+        prompt: int = 0,
+        token: int | str | None = None,
+        *,
+        quantity: str | None = None,
+        **look: Unpack[figures.Look],
+    ) -> go.Figure:
+        """One prompt's tokens through the layers, one token bold: a position, or a word that the prompt has once.
+
+        By default it is the first token that is not special and has a value.
+        """
         name = self.asked(quantity)
-        rows = self.token.rows(prompt)
-        bold, values = rows.index(self.token.row(prompt, token)), self.known(name)
+        rows, values = self.token.rows(prompt), self.known(name)
+        known = [i for i in rows if not self.token.special[i] and np.isfinite(values[:, i]).any()]
+        row = (known or rows)[0] if token is None else self.token.row(prompt, token)
+        bold = rows.index(row)
         texts = [self.token.text[i] for i in rows]
         classes = ["special" if self.token.special[i] else self.token.word_class[i] or "no word" for i in rows]
         return figures.paths(
@@ -179,16 +196,21 @@ class LayerTokenResult(WordResult):
             ],
             bold=bold,
             x=self.layer,
-            title=self.title(f"{self.quantity(name).heading}: tokens of prompt {prompt}"),
-            x_title="layer (read point)",
+            title=self.title(
+                f"{self.quantity(name).heading}, prompt {prompt} (bold: {figures.quoted(texts[bold])}, token {bold})"
+            ),
+            x_title=figures.layer_title(self.layer),
             y_title=self.quantity(name).title,
             upside_down=self.quantity(name).low_on_top,
+            **look,
         )
 
-    def figure_prompt(self, prompt: int = 0, *, quantity: str | None = None, first: int = 0) -> go.Figure:
+    def figure_prompt(
+        self, prompt: int = 0, *, quantity: str | None = None, first: int = 0, **look: Unpack[figures.Look]
+    ) -> go.Figure:
         """One prompt, layers across and tokens down: sixty tokens, from number `first` on."""
         name = self.asked(quantity)
-        return self.draw_prompt(self.quantity(name).heading, prompt, quantity=name, first=first)
+        return self.draw_prompt(self.quantity(name).heading, prompt, quantity=name, first=first, **look)
 
     def draw_prompt(
         self,
@@ -200,6 +222,7 @@ class LayerTokenResult(WordResult):
         farthest: float = math.inf,
         text: Callable[[int, int], str] | None = None,
         hover: Callable[[int, int], str] | None = None,
+        **look: Unpack[figures.Look],
     ) -> go.Figure:
         """A prompt as a heatmap, with a text in each cell and another on hovering, both of a layer and a row.
 
@@ -216,7 +239,7 @@ class LayerTokenResult(WordResult):
             x=self.layer,
             y=[f"{figures.visible(self.token.text[i], 14)} {self.token.position[i]}" for i in rows],
             title=self.title(f"{question}, prompt {prompt}, tokens {first} to {first + len(rows) - 1}"),
-            x_title="layer (read point)",
+            x_title=figures.layer_title(self.layer),
             y_title="token",
             colour_title=asked.title,
             low=low,
@@ -226,6 +249,8 @@ class LayerTokenResult(WordResult):
             logarithmic=asked.logarithmic,
             text=[[text(layer, i) for layer in layers] for i in rows] if text else None,
             hover=[[hover(layer, i) for layer in layers] for i in rows] if hover else None,
+            narrowest=36 if text else 6,
+            **look,
         )
 
     def rows_shown(self, prompt: int, first: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Results about prompts that have topics: their order, and the table of a test that permutes topics."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -128,17 +128,24 @@ class TopicResult(Result):
         )
 
     def draw_topics(
-        self, values: Float[Tensor, "layer topic unit"], quantity: Quantity, title: str, *, across: str
+        self,
+        values: Float[Tensor, "layer topic unit"],
+        quantity: Quantity,
+        title: str,
+        *,
+        across: str,
+        **look: Unpack[figures.Look],
     ) -> go.Figure:
         """A grid of layers and units per topic, on one colour scale; one grid of topics for one unit per layer.
 
         `across` names the units. More than can be drawn are sorted, in each layer and topic anew, and thinned.
         """
         topics = [figures.named(topic) or "all prompts" for topic in self.topic]
-        drawn = {
+        drawn: dict[str, Any] = {
             "title": self.title(title),
             "colour_title": quantity.title,
             "signed": quantity.low < 0 < quantity.high,
+            **look,
         }
         x, x_title = self.labels("unit"), across
         if len(x) == 1:
