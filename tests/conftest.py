@@ -17,16 +17,9 @@ from lens_probes.model import ModelView
 
 HAS_HOOKED = version("transformer-lens").startswith("3.")
 
-# What `make test` runs on: one architecture of each family. All others are marked `matrix`, and run in `make test-all`.
-FAMILIES = {
-    "gpt2": "learned positions, LayerNorm, tied embeddings",
-    "llama": "rotary positions, RMSNorm, grouped queries, untied embeddings, pad is eos",
-    "neox": "parallel blocks",
-    "gemma2": "soft caps, norms before and after, scaled embeddings",
-    "qwen3": "norms of queries and keys, heads wider than the residual stream",
-    "bert": "post-norm encoder",
-}
-PROCESSED = ("gpt2", "llama")  # of the families, one with each norm to fold
+# `make test` runs on a Bridge with raw weights of every architecture, as each is its own family, and on these with
+# processed weights: one per kind of norm that is folded. All other cells are marked `matrix`.
+PROCESSED = ("gpt2", "llama")
 FAST = "not matrix and not trials"  # as in pyproject.toml
 CELLS = ("cell", "decoder", "encoder", "raw", "rare")  # fixtures below
 PACKAGES = ("transformer-lens", "transformers", "torch", "numpy", "pandas", "plotly", "scipy", "jaxtyping", "beartype")
@@ -35,20 +28,18 @@ RELEASES = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
 
 @pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is asked of more models than one of each family."""
+    """Mark what is asked of further models."""
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            if any(_is_further(name, value) for name, value in item.callspec.params.items()):
-                item.add_marker(pytest.mark.matrix)
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if any(_is_further(name, value) for name, value in parameters.items()):
+            item.add_marker(pytest.mark.matrix)
 
 
 def _is_further(name: str, value: Any) -> bool:
-    """Whether a parameter of a test is a model that represents no family."""
+    """Whether a parameter of a test is a model beyond those of `make test`."""
     if isinstance(value, Cell):
-        families = PROCESSED if value.processed else (*FAMILIES, *tiny.RARE)
-        return value.maker != "bridge" or value.architecture not in families
-    if name == "architecture":
-        return value not in (*FAMILIES, *tiny.RARE)
+        return value.maker != "bridge" or (value.processed and value.architecture not in PROCESSED)
+    # Where TransformerLens has no HookedTransformer, None stands for its cells.
     return value == "hooked" if isinstance(value, str) else value is None and name in CELLS
 
 
