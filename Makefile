@@ -1,33 +1,43 @@
-# Two commands set everything up: `make demo` and `make test`. All of them may be repeated.
+# Two commands set everything up: `make demo` and `make test`. `make test-all` and `make check` are what CI adds.
+# All of them may be repeated.
 PYTHON ?= python3
 INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-4 test-3 test-newest newest check notebooks bench clean
+.PHONY: demo test test-all test-rest test-3 test-newest newest check notebooks bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo
 	.venv/bin/python -m lens_probes
 
-test: test-4 test-3 test-newest
-
 # Two processes of one thread: tiny models gain nothing from a second.
-TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal
+TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2 --dist worksteal
 
-test-4: .venv/dev
+# For everybody, after each change: one environment, one model of each family of architectures, each probe and experiment
+# with one setting, and all tests that need no model. CPU_FAST CPU seconds: FAST minutes on two quiet cores.
+test: .venv/dev
 	$(call TESTS,.venv)
-	$(MAKE) notebooks
 
+# Before a merge: all that `make test` runs, and then all that it leaves out: the other architectures, settings and
+# simulations of chance, TransformerLens 3 (HookedTransformer too), the newest releases, and the notebooks.
+# CPU_ALL CPU seconds: ALL minutes on two quiet cores.
+test-all: test test-rest test-3 test-newest notebooks
+
+test-rest: .venv/dev
+	$(call TESTS,.venv) -ra -m "matrix or trials"
+
+# Files that ask nothing of TransformerLens, and simulations of chance, have run above.
+WITHOUT_MODEL = ascent comparison figures inference package result saved schema settings similarity token_search topics \
+	toy tree vocabulary words
 test-3: .venv-3/dev
-	$(call TESTS,.venv-3)
+	$(call TESTS,.venv-3) -ra -m "not trials" $(WITHOUT_MODEL:%=--ignore=tests/test_%.py)
 
-# The contract of every probe and experiment, and all tests that touch the model: what a new release may break. Left out
-# are statistics, simulations of chance, and packaging, where a release has no part.
+# What a new release may break. Left out are statistics and packaging, where a release has no part.
 test-newest: newest
-	$(call TESTS,.venv-newest) --ignore=tests/test_inference.py --ignore=tests/test_package.py -k "not as_often_as"
+	$(call TESTS,.venv-newest) -ra -m "not trials" --ignore=tests/test_inference.py --ignore=tests/test_package.py
 
 # The limit is for a cell that hangs: on a busy machine one may take ten times as long.
 notebooks: .venv/dev
-	.venv/bin/python -m pytest -o addopts="" --nbmake --nbmake-timeout=3600 notebooks
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -o addopts="" -n 2 --nbmake --nbmake-timeout=3600 notebooks
 
 check: .venv/dev
 	.venv/bin/ruff format --check .

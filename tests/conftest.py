@@ -16,8 +16,31 @@ from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 
 HAS_HOOKED = version("transformer-lens").startswith("3.")
+
+# `make test` runs on a Bridge with raw weights of every architecture, as each is its own family, and on these with
+# processed weights: one per kind of norm that is folded. All other cells are marked `matrix`.
+PROCESSED = ("gpt2", "llama")
+FAST = "not matrix and not trials"  # as in pyproject.toml
+CELLS = ("cell", "decoder", "encoder", "raw", "rare")  # fixtures below
 PACKAGES = ("transformer-lens", "transformers", "torch", "numpy", "pandas", "plotly", "scipy", "jaxtyping", "beartype")
 RELEASES = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the marks are read
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is asked of further models."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if any(_is_further(name, value) for name, value in parameters.items()):
+            item.add_marker(pytest.mark.matrix)
+
+
+def _is_further(name: str, value: Any) -> bool:
+    """Whether a parameter of a test is a model beyond those of `make test`."""
+    if isinstance(value, Cell):
+        return value.maker != "bridge" or (value.processed and value.architecture not in PROCESSED)
+    # Where TransformerLens has no HookedTransformer, None stands for its cells.
+    return value == "hooked" if isinstance(value, str) else value is None and name in CELLS
 
 
 def pytest_report_header() -> str:
@@ -25,10 +48,15 @@ def pytest_report_header() -> str:
     return f"with {RELEASES}"
 
 
-def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
-    """The same below what failed."""
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    """The same below what failed, and how to run what was left out."""
     if exitstatus:
         terminalreporter.write_line(f"failed with {RELEASES}, Python {platform.python_version()}")
+    if config.option.markexpr == FAST:
+        terminalreporter.write_line(
+            "Left out: tests of further models and settings (matrix) and simulations of chance (trials). "
+            'They run with `pytest -m ""`; `make test-all` runs everything.'
+        )
 
 
 class Cell(NamedTuple):
@@ -45,7 +73,33 @@ class Cell(NamedTuple):
 
 @cache
 def _built(cell: Cell, **options: Any) -> Any:
-    return getattr(tiny, cell.maker)(cell.architecture, processed=cell.processed, **options)
+    model = getattr(tiny, cell.maker)(cell.architecture, processed=cell.processed, **options)
+    _shared.append((cell, model, _state_of(model)))
+    return model
+
+
+_shared: list[tuple[Cell, Any, dict[str, Any]]] = []
+
+
+def _state_of(model: Any) -> dict[str, Any]:
+    state = {name: (tensor.detach().clone(), tensor.grad) for name, tensor in model.named_parameters()}
+    return state | {"training": model.training, "cfg": repr(model.cfg)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_models_stay_as_they_are() -> Iterator[None]:
+    """An error at the end if a test changed a model that others use."""
+    yield
+    for cell, model, before in _shared:
+        after = _state_of(model)
+        changed = [name for name in before | after if not _same(before.get(name), after.get(name))]
+        assert not changed, f"a test changed {', '.join(changed[:3])} of the shared model {cell}: let it make its own"
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return one[1] is other[1] is None and torch.equal(one[0], other[0])
+    return one == other
 
 
 def _cells(architectures: Sequence[str], weights: Sequence[str] = ("raw", "processed")) -> Iterator[Any]:

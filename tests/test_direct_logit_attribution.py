@@ -12,7 +12,6 @@ import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import Norm
 from lens_probes.probes.direct_logit_attribution import frozen
-from lens_probes.testing import check_probe
 from lens_probes.text.targets import asked_about
 
 TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day."]
@@ -27,13 +26,6 @@ def centred_logits(model, tokens):
         read.append(cache["unembed.hook_out"][0].float())
     logits = torch.cat(read)
     return logits - logits.mean(-1, keepdim=True)
-
-
-@pytest.mark.parametrize(
-    "probe", [lp.DirectLogitAttribution(), lp.DirectLogitAttribution(target=3, layers=[2])], ids=repr
-)
-def test_it_keeps_the_contract(probe):
-    check_probe(probe)
 
 
 @pytest.mark.parametrize("target", ["next", "own", "final", 17])

@@ -12,7 +12,6 @@ import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.maths import inference
 from lens_probes.probes.embedding_density import density
-from lens_probes.testing import check_probe
 
 PROMPTS = [
     "Time flies like an arrow.",
@@ -176,7 +175,3 @@ def test_no_activation_is_read(gpt2, monkeypatch):
 
     monkeypatch.setattr(type(gpt2), "forward", refuse)
     assert lp.EmbeddingDensity().run(gpt2, PROMPTS, progress=False).density.isfinite().all()
-
-
-def test_density_keeps_the_contract():
-    check_probe(lp.EmbeddingDensity(k=3))

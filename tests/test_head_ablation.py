@@ -8,14 +8,9 @@ from scipy import stats
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
-from lens_probes.testing import check_experiment
 from lens_probes.text.prompts import as_prompts, first_part, tokenize
 
 TEXTS = lp.demo.sentences()[:10]
-
-
-def test_it_keeps_the_contract():
-    check_experiment(lp.HeadAblation(steps=2, draws=2))
 
 
 def test_heads_go_in_the_order_of_the_statistic_on_the_other_prompts(decoder):

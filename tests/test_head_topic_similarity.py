@@ -10,7 +10,7 @@ import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.probes.head_topic_similarity import whitened
-from lens_probes.testing import TOPICS, assert_same, check_probe
+from lens_probes.testing import TOPICS, assert_same
 from lens_probes.text.prompts import pooling
 
 METRICS = ("cosine", "scaled", "distance")
@@ -60,20 +60,6 @@ def of_vectors(vectors, topics, **fields):
         vector=vectors,
         **fields,
     )
-
-
-@pytest.mark.parametrize(
-    "probe",
-    [
-        lp.HeadTopicSimilarity(),
-        lp.HeadTopicSimilarity(component="head_out", pool="last", layers=[1]),
-        lp.HeadTopicSimilarity(component="resid_post", keep_vectors=False),
-        lp.HeadTopicSimilarity(component="attn_out", pool=2),
-    ],
-    ids=repr,
-)
-def test_it_keeps_the_contract(probe):
-    check_probe(probe)
 
 
 # What is collected
@@ -243,12 +229,14 @@ def test_a_planted_topic_direction_is_found():
     assert found >= 95
 
 
+@pytest.mark.trials
 @pytest.mark.usefixtures("few_resamples")
 def test_without_it_a_head_is_found_as_often_as_chance_allows():
     false = sum(planted(seed, 0.0).test(permutations=99, seed=seed)["p"][2] < 0.05 for seed in range(1000, 1200))
     assert false <= 18
 
 
+@pytest.mark.trials
 @pytest.mark.usefixtures("few_resamples")
 def test_the_largest_head_is_judged_against_the_largest_of_all():
     false = sum((planted(seed, 0.0).test(permutations=99)["p_max"] < 0.05).any() for seed in range(2000, 2200))

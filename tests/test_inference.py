@@ -1573,6 +1573,7 @@ def simulated(n_trials: int, n_prompts: int, effect: float) -> tuple[int, int]:
     return sum(bool(p) for p, _ in found), sum(bool(held) for _, held in found)
 
 
+@pytest.mark.trials
 def test_words_that_recur_are_no_evidence_and_intervals_hold_the_effect():
     # Real sentences and classes, half of the variance by word type and a fifth by prompt.
     rejected, covered = simulated(200, 10, 0.5)
@@ -1583,6 +1584,7 @@ def test_words_that_recur_are_no_evidence_and_intervals_hold_the_effect():
     assert rejected > 200 * 0.6
 
 
+@pytest.mark.trials
 def test_a_stratum_that_explains_class_and_value_is_no_evidence_within_strata():
     random = np.random.default_rng(20240501)
     found = 0

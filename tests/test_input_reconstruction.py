@@ -15,7 +15,7 @@ from lens_probes.experiments import input_reconstruction
 from lens_probes.maths.token_search import Following, first_within
 from lens_probes.model import ModelView
 from lens_probes.soft_tokens import SoftTokens
-from lens_probes.testing import PROMPTS, assert_same, check_experiment
+from lens_probes.testing import PROMPTS, assert_same
 
 TEXT = "The old man the boat."
 QUICK = {"steps": 5, "restarts": 2}
@@ -25,23 +25,17 @@ def sequential(layer, **settings):
     return lp.InputReconstruction(layer, method="sequential", **settings)
 
 
-def test_it_keeps_the_contract():
-    check_experiment(lp.InputReconstruction(1, **QUICK))
-    check_experiment(lp.InputReconstruction(1, **QUICK), model=tiny.bridge("bert"))
-    check_experiment(sequential(1), prompts=PROMPTS[0])
-
-
 def test_every_decoder_gives_its_input_back_token_by_token(decoder):
     model = decoder.build()
-    result = sequential(-1).run(model, TEXT, progress=False)
+    result = sequential(-1).run(model, "The old man", progress=False)
     assert result.exact.tolist() == [1.0]
     assert (result.distance < 1e-4 * result.state_norm).all()
     asked = ~result.token.special
     assert (result.candidates[asked] > 0).all() and (result.candidates[~asked] == -1).all()
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("llama", marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("layer", [0, pytest.param(2, marks=pytest.mark.matrix)])
 def test_twenty_prompts_are_found_in_two_random_models(architecture, layer):
     ids = torch.randint(4, 400, (20, 4), generator=torch.Generator().manual_seed(layer))
     result = sequential(layer).run(tiny.bridge(architecture), ids, progress=False)
@@ -166,8 +160,9 @@ def test_padding_inside_a_prompt_keeps_its_place_on_roberta():
 
 
 def test_results_of_prompts_apart_are_merged():
-    one, other = (sequential(1).run(tiny.bridge("gpt2"), text, progress=False) for text in PROMPTS[:2])
-    both = sequential(1).run(tiny.bridge("gpt2"), list(PROMPTS[:2]), progress=False)
+    texts = [TEXT, "It ran."]
+    one, other = (sequential(1).run(tiny.bridge("gpt2"), text, progress=False) for text in texts)
+    both = sequential(1).run(tiny.bridge("gpt2"), texts, progress=False)
     assert_same(both, lp.InputReconstructionResult.merge([one, other]), "a merge")
 
 
@@ -187,7 +182,9 @@ def test_a_wider_tolerance_is_content_with_another_token():
     assert (result.distance[asked] <= 10 * result.state_norm[asked]).all() and result.distance.max() > 0.1
 
 
-@pytest.mark.parametrize("loss", ["cosine", "l1", "l2"])
+@pytest.mark.parametrize(
+    "loss", [pytest.param("cosine", marks=pytest.mark.matrix), pytest.param("l1", marks=pytest.mark.matrix), "l2"]
+)
 def test_the_gradient_lowers_the_loss_and_finds_more(loss):
     result = lp.InputReconstruction(0, loss=loss, steps=120).run(tiny.bridge("gpt2"), list(PROMPTS), progress=False)
     assert (result.path_loss[-1] < 0.2 * result.path_loss[0]).all()
@@ -218,10 +215,11 @@ def test_special_tokens_are_given_and_not_counted():
 def test_a_prompt_has_the_same_numbers_in_any_company():
     model = tiny.bridge("qwen3")
     for search in (lp.InputReconstruction(1, **QUICK), sequential(1)):
-        alone, company = (search.run(model, texts, progress=False) for texts in (PROMPTS[1], list(PROMPTS)))
-        own = company.token.prompt == 1
+        texts = ["Fruit flies like it.", PROMPTS[0], "No."]
+        alone, company = (search.run(model, some, progress=False) for some in (texts[0], texts))
+        own = company.token.prompt == 0
         assert torch.equal(company.found[own], alone.found) and torch.equal(company.candidates[own], alone.candidates)
-        torch.testing.assert_close(company.path_loss[:, 1], alone.path_loss[:, 0], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(company.path_loss[:, 0], alone.path_loss[:, 0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture

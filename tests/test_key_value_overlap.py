@@ -9,11 +9,6 @@ import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.probes.key_value_overlap import folded, principal_cosines, random_overlap
-from lens_probes.testing import check_probe
-
-
-def test_it_keeps_the_contract():
-    check_probe(lp.KeyValueOverlap())
 
 
 def test_angles_by_hand_and_by_scipy():

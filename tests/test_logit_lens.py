@@ -17,7 +17,7 @@ from lens_probes.examples import tiny
 from lens_probes.maths.vocabulary import predictions
 from lens_probes.model import ModelView
 from lens_probes.reading import pad
-from lens_probes.testing import assert_same, check_probe
+from lens_probes.testing import assert_same
 from lens_probes.text.targets import following, target_ids
 
 TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day.", "Hello"]
@@ -38,24 +38,6 @@ def read_directly(model, result, name):
         logits = view.normed(states).double() @ view.unembedding.double().T + view.unembedding_bias.double()
         read.append(view.capped(logits).log_softmax(-1))
     return torch.cat(read)
-
-
-# The contract
-
-
-@pytest.mark.parametrize(
-    "probe",
-    [
-        lp.LogitLens(),
-        lp.LogitLens(target="own", top_k=2, incl_mid=True),
-        lp.LogitLens(target="final", top_k=0, layers=[1]),
-        lp.LogitLens(target=[3, 50], layers=[0, -1]),
-        lp.LogitLens(target=7, top_k=1),
-    ],
-    ids=repr,
-)
-def test_it_keeps_the_contract(probe):
-    check_probe(probe)
 
 
 # Right

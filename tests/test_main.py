@@ -18,7 +18,7 @@ def tiny_model(monkeypatch):
     monkeypatch.setattr(lp, "load_model", lambda name: tiny.bridge(name))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "neox", "bert"])
+@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("neox", marks=pytest.mark.matrix), "bert"])
 @pytest.mark.usefixtures("tiny_model")
 def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp_path, capsys):
     out = tmp_path / "page.html"

@@ -5,7 +5,6 @@ import torch
 
 import lens_probes as lp
 from lens_probes.examples import tiny
-from lens_probes.testing import check_probe
 
 TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and nobody told the cat."]
 
@@ -47,7 +46,3 @@ def test_the_first_token_does_not_count_where_it_is_special():
 def test_the_figure_draws_the_share():
     result = lp.ResidualMean().run(tiny.bridge("gpt2"), TEXTS)
     assert list(result.figure().data[0].y) == pytest.approx(result.share.tolist())
-
-
-def test_it_keeps_the_contract():
-    check_probe(lp.ResidualMean(at="resid_post", layers=[1]))

@@ -6,7 +6,6 @@ import torch
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.probes.residual_update import prompt_sums
-from lens_probes.testing import check_probe
 
 TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and nobody told the cat.", "A dog."]
 
@@ -86,7 +85,3 @@ def test_the_figure_has_a_panel_for_each_question():
     assert [title.split(" ")[0] for title in titles] == ["length", "cosine", "mean"]
     assert figure.layout.yaxis.type == "log"
     assert "tokens of different prompts" in [trace.name for trace in figure.data]
-
-
-def test_it_keeps_the_contract():
-    check_probe(lp.ResidualUpdate())

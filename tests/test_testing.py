@@ -104,11 +104,6 @@ FAULTS: dict[str, Callable[[Tensor, Reading], Tensor]] = {
 # Probes
 
 
-@pytest.mark.parametrize("probe", [lp.ResidualUpdate(), lp.ResidualMean()], ids=repr)
-def test_a_good_probe_passes(probe: Probe[Any]) -> None:
-    check_probe(probe)
-
-
 def test_the_toy_without_a_fault_passes(own_gpt2: Any) -> None:
     check_probe(Norm(), models=[own_gpt2])
 

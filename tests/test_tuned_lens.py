@@ -9,7 +9,6 @@ import torch
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.experiments import tuned_lens
-from lens_probes.testing import check_experiment
 
 TEXTS = lp.demo.sentences()
 FITTED, HELD_OUT = TEXTS[:40], TEXTS[40:]
@@ -20,12 +19,10 @@ def held_out_kl(model, translator=None, prompts=HELD_OUT):
     return result.kl[:, ~result.token.special].mean(1)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "bert"])
-def test_it_keeps_the_contract(architecture):
-    check_experiment(lp.TunedLens(steps=2), tiny.bridge(architecture))
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2", "bert"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["gpt2", pytest.param("llama", marks=pytest.mark.matrix), pytest.param("gemma2", marks=pytest.mark.matrix), "bert"],
+)
 def test_it_comes_nearer_on_held_out_text_at_every_layer_but_the_last_which_it_leaves_alone(architecture):
     model = tiny.bridge(architecture)
     tuned = lp.TunedLens(steps=60, learning_rate=3e-3).run(model, FITTED, progress=False)
@@ -52,7 +49,7 @@ def test_it_undoes_a_planted_rotation():
         model.blocks[2].mlp.out.original_component.weight.zero_()
     model.blocks[2].hook_out.register_forward_hook(lambda module, inputs, output: output @ rotation)
     ids = torch.randint(5, 400, (80, 48), generator=random)
-    tuned = lp.TunedLens(steps=600, layers=[1], learning_rate=1e-2, tokens_per_step=768).run(
+    tuned = lp.TunedLens(steps=300, layers=[1], learning_rate=2e-2, tokens_per_step=384).run(
         model, ids[:64], progress=False
     )
     plain, translated = held_out_kl(model, None, ids[64:]), held_out_kl(model, tuned_or_plain(tuned), ids[64:])

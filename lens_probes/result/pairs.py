@@ -54,7 +54,7 @@ class PairResult(Result):
         y_title: str = "query",
         **look: Unpack[figures.Look],
     ) -> go.Figure:
-        """Grids of a quantity over the tokens of a prompt, side by side; `rows` names them unless they are its tokens."""
+        """Grids of a quantity over a prompt's tokens, side by side; `rows` names them unless they are its tokens."""
         drawn = self.quantity(quantity)
         signed = drawn.low < 0 < drawn.high
         texts = [f"{figures.visible(self.token.text[row], 14)} {n}" for n, row in enumerate(self.token.rows(prompt))]
