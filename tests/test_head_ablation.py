@@ -77,7 +77,7 @@ def test_what_cannot_be_asked_is_said():
     for name in ("steps", "draws"):
         with pytest.raises(ValueError, match=rf"{name}=...\) must be a whole number, 1 or more; got 0"):
             lp.HeadAblation(**{name: 0})
-    with pytest.raises(ValueError, match="must have a query with a value of 'induction'; got none"):
+    with pytest.raises(ValueError, match="must have a query with a value of 'induction', to order heads; got none"):
         lp.HeadAblation(statistic="induction").run(tiny.bridge("gpt2"), [[5, 6, 7], [8, 9, 10]])
     with pytest.raises(ValueError, match=r"steps=...\) must be at most the 12 heads; got 13"):
         lp.HeadAblation(steps=13).run(tiny.bridge("gpt2"), TEXTS)

@@ -63,7 +63,7 @@ def test_the_derivative_is_by_what_hook_embed_holds_and_reach_does_not_depend_on
     torch.testing.assert_close(result.embed_norm[own], cache["hook_embed"][0].norm(dim=-1), rtol=0, atol=1e-4)
     assert ((result.reach[0, own] - by_rows * rows.norm(dim=-1)).abs() < 4.5 * error * result.embed_norm[own]).all()
     card = sys.modules[lp.PositionReach.__module__].__doc__ or ""
-    assert "e is what `hook_embed` holds" in card and "derivative is per unit of\nthat" in card
+    assert "e is the activation `hook_embed`" in card and "derivative is per unit of e" in card
 
 
 def test_a_decoder_depends_on_nothing_later_and_an_encoder_on_everything():

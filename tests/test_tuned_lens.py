@@ -86,7 +86,7 @@ def test_an_interrupt_gives_what_is_done_so_far(capsys):
     with mock.patch.object(tuned_lens, "_gradients", interrupted):
         partial = lp.TunedLens(steps=5).run(model, FITTED, progress=False)
     told = capsys.readouterr()
-    assert "interrupted after 2 of 5 steps\ngo on with run(..., resume=result)" in told.out + told.err
+    assert "interrupted after 2 of 5 steps\nto continue, run(..., resume=result)" in told.out + told.err
     assert partial.loss.shape == (3, 2)
     assert lp.TunedLens(steps=3).run(model, FITTED, progress=False, resume=partial).loss.shape == (3, 3)
 

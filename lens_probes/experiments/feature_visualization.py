@@ -148,7 +148,7 @@ class FeatureVisualization(Experiment[FeatureVisualizationResult]):
         units, n = view.units(self.units, hook, given.shape[-1]), given.shape[1]
         if self.position is not None and not -n <= self.position < n:
             raise ValueError(
-                f"FeatureVisualization(position=...) must be 0 to {n - 1}, the tokens of an image in {view.name}; got "
+                f"FeatureVisualization(position=...) must be one of the {n} tokens of an image in {view.name}; got "
                 f"{self.position}"
             )
         value = self._read(given, hook).cpu()

@@ -2,7 +2,7 @@
 
 J = d h[query] / d e[source], where h is the state of a query token after a layer and e the embedding of a source token
 (in decoders not after the query). e is the activation `hook_embed` (in encoders `embed.hook_out`). It is not always a
-row of W_E: it may include a multiplier (Gemma, Granite) or a norm (Bloom).
+row of W_E: it may include a multiplier (Gemma, Granite) or a norm (Bloom). The derivative is per unit of e.
 
     derivative[layer, query, source] = |J|, the Frobenius norm                 0 or more, units of h over those of e
     reach[layer, query, source]      = derivative |e[source]|                  norms before layers scale J by 1 / |e|
