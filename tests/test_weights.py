@@ -96,6 +96,13 @@ def test_a_heads_directions_are_the_singular_vectors_of_its_whole_matrix(decoder
     assert (found.gather(1, found.abs().argmax(1, keepdim=True)) > 0).all()
 
 
+def test_with_grouped_queries_neighbouring_heads_read_the_same_values():
+    values = tiny.huggingface("llama").model.layers[2].self_attn.v_proj.weight.detach().unflatten(0, (2, 8))
+    found = ModelView(tiny.bridge("llama")).W_V(2)
+    for head in range(4):
+        torch.testing.assert_close(found[head], values[head // 2].T)
+
+
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_is_no_vector_of_the_model_is_refused():
     model = tiny.bridge("gpt2")
