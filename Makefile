@@ -45,6 +45,7 @@ check: .venv/dev
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
 bench: .venv/dev
+	.venv/bin/python benchmarks/one_sentence.py
 	.venv/bin/python benchmarks/rank_shift.py
 	.venv/bin/python benchmarks/logit_lens.py
 	.venv/bin/python benchmarks/topics.py

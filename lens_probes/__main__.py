@@ -4,6 +4,7 @@ import argparse
 import inspect
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import lens_probes as lp
 N_SENTENCES = 16
 PROMPTS_PER_TOPIC = 10
 N_LAYERS = 7
+WIDTH = 100  # of what is printed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     _print_ranks("Median rank of a token's own embedding in its state (0 is closest)", results[0])
     _print_ranks("The same with the mean state of each layer and the mean embedding removed", centred)
-    print(f"{_compared(centred)}\n")
+    _say(_compared(centred))
     for heads in by_topic:
         if isinstance(heads, lp.HeadTopicSimilarityResult):
-            print(f"{_separated(heads)}\n")
+            _say(_separated(heads))
     lenses = [result for result in results if isinstance(result, lp.LogitLensResult)]
     for lens in lenses:
-        print(f"{_decided(lens)}\n")
+        _say(_decided(lens))
     sections = [(_name(result), _question(result), result.figure()) for result in (*results, *by_topic)]
     sections.append((_name(pronouns), _question(pronouns), pronouns.figure_test(pronouns.contrast())))
     one = centred.figure_paths(0, token=min(2, _length(centred) - 1))
@@ -80,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         default="smollm2-135m",
         help="smollm2-135m (default), minilm, a folder, or a name that TransformerLens knows, such as gpt2",
     )
-    parser.add_argument("--text-file", metavar="FILE", help="a text file, one prompt a line, instead of the sentences")
+    parser.add_argument(
+        "--text-file", metavar="FILE", help="a text file with one prompt per line, instead of the sentences"
+    )
     parser.add_argument(
         "--out", default="demo.html", metavar="PAGE", help="where to write the page (default: demo.html)"
     )
@@ -91,7 +95,7 @@ def _check_out(out: Path) -> None:
     """Raise unless a page can be written there: found out by making a file beside it, before the work."""
     try:
         if not out.absolute().parent.is_dir():
-            raise ValueError(f"--out {out} lies in a folder that does not exist: make the folder first")
+            raise ValueError(f"--out must be in a folder that exists; got {out}: make the folder first")
         if out.is_dir():
             raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / 'demo.html'}")
         if out.exists() and not out.is_file():
@@ -109,11 +113,11 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"--text-file {path} cannot be read ({error}): name a UTF-8 text, one prompt a line"
+            f"--text-file {path} cannot be read ({error}): name a UTF-8 text with one prompt per line"
         ) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{path} holds no text: write one prompt a line")
+        raise ValueError(f"{path} must contain text; got none: write one prompt per line")
     return lines
 
 
@@ -161,6 +165,10 @@ def _length(result: Any) -> int:
     return int((result.token.prompt == 0).sum())
 
 
+def _say(finding: str) -> None:
+    print(f"{textwrap.fill(finding, WIDTH)}\n")
+
+
 def _print_ranks(title: str, result: Any) -> None:
     """Medians by word class at a few layers, with the interval of the median and the null."""
     table = result.by_word_class()
@@ -193,13 +201,13 @@ def _compared(result: Any) -> str:
 
 
 def _decided(lens: Any) -> str:
-    """When the model's own choice comes out on top for good."""
+    """The layer from which the model's own choice stays the most probable entry."""
     decided = lens.decided_at()[~lens.token.special]
     middle, last = lens.layer[int(decided.median())], len(lens.layer) - 1
     late = (decided == last).double().mean()
     return (
-        f"Half of the model's predictions are on top for good from {middle} on, {late:.0%} only in the last state, "
-        f"{lens.layer[last]} ({len(decided)} tokens)."
+        f"The median prediction settles at {middle}; {late:.0%} settle only at the last state, {lens.layer[last]} "
+        f"({len(decided)} tokens)."
     )
 
 

@@ -24,12 +24,16 @@ def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp
     out = tmp_path / "page.html"
     assert main(["--model", architecture, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    printed = " ".join(printed.split())
     assert "Median rank of a token's own embedding" in printed
     assert "0_mid" in printed or (architecture == "neox" and "0_post" in printed)
     assert "The null: values do not depend on the class of a word type" in printed
     assert "heads tell 10 topics apart (q < 0.05, 100 prompts)" in printed
     page = out.read_text(encoding="utf-8")
-    drawn = set(lp.list_probes()) - ({"DirectLogitAttribution"} if architecture == "bert" else set())
+    drawn = set(lp.list_probes()) - (
+        {"DirectLogitAttribution", "SourceAttribution"} if architecture == "bert" else set()
+    )
     for name in drawn:
         assert f"<h2>{name}</h2>" in page
     assert page.count("<section>") == len(drawn) + 3
@@ -47,7 +51,7 @@ def test_it_reads_a_text_file_one_prompt_a_line(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--text-file", "nowhere.txt"], "nowhere.txt"),
-        (["--out", "nowhere/page.html"], "--out nowhere/page.html lies in a folder that does not exist"),
+        (["--out", "nowhere/page.html"], "--out must be in a folder that exists; got nowhere/page.html"),
         (["--model", "./no-such-folder"], "no-such-folder"),
     ],
 )
@@ -63,7 +67,7 @@ def test_an_empty_text_file_is_refused(tmp_path, capsys):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
     assert main(["--text-file", str(empty)]) == 2
-    assert "holds no text: write one prompt a line" in capsys.readouterr().err
+    assert "must contain text; got none: write one prompt per line" in capsys.readouterr().err
 
 
 def test_help_comes_without_importing_transformerlens():

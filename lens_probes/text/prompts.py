@@ -197,7 +197,7 @@ class Tokens(Table):
         return rows
 
     def row(self, prompt: int, token: int | str) -> int:
-        """The row number of a token of a prompt: the one at a position, or the last token of a word.
+        """The row number of a token of a prompt: by position (-1 is the last), or the last token of a word.
 
         The word must occur exactly once in the prompt.
         """
@@ -214,7 +214,7 @@ class Tokens(Table):
                 )
             return max(row for row in rows if int(self.word[row]) == found[0])
         whole_number("token", token)
-        if not 0 <= token < len(rows):
+        if not -len(rows) <= token < len(rows):
             raise ValueError(f"token {token} is out of range: prompt {prompt} has tokens 0 to {len(rows) - 1}")
         return rows[token]
 
