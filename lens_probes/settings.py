@@ -54,6 +54,8 @@ Rate = Annotated[float, above(0)]
 Share = Annotated[float, between(0, 1)]
 Seed = Annotated[int, at_least(0)]
 Units = Annotated[Sequence[int], described("a list of whole numbers, such as [3] or range(8)")]
+Positions = Annotated[Sequence[int] | slice | None, described("a list of positions such as [-1], a slice, or None")]
+"""Which tokens of each prompt: their positions (negative ones count from the end), or None for all."""
 if TYPE_CHECKING:
     Layers = Sequence[int] | slice | None
 else:

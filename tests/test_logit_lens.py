@@ -164,14 +164,14 @@ def test_the_next_token_is_asked_within_a_prompt_and_the_last_has_none():
     result = lp.LogitLens().run(tiny.bridge("gpt2"), [[5, 6, 7], [8, 9]])
     assert result.log_prob.isnan().any(0).tolist() == [False, False, True, False, True]
     assert result.rank[0, 2] == -1 and result.entropy.isfinite().all()
-    assert result.target_id().tolist() == [6, 7, -1, 9, -1]
+    assert result.target_id.tolist() == [6, 7, -1, 9, -1]
 
 
 def test_the_models_own_choice_has_rank_0_in_the_last_layer():
     result = lp.LogitLens(target="final").run(tiny.bridge("gemma2"), TEXTS)
     assert (result.rank[-1] == 0).all()
     torch.testing.assert_close(result.log_prob[-1], result.top_log_prob[-1, :, 0], rtol=0, atol=1e-5)
-    assert torch.equal(result.target_id(), result.final_id)
+    assert torch.equal(result.target_id, result.final_id)
 
 
 def test_of_several_ids_each_is_told_and_any_of_them():
@@ -183,7 +183,7 @@ def test_of_several_ids_each_is_told_and_any_of_them():
     torch.testing.assert_close(several.log_prob.exp(), one.log_prob.exp() + other.log_prob.exp())
     assert torch.equal(several.rank, torch.minimum(one.rank, other.rank))
     assert torch.equal(several.target_rank, torch.stack([one.rank, other.rank], -1))
-    assert several.target_id().unique().tolist() == [-1] and one.target_id().unique().tolist() == [40]
+    assert several.target_id.unique().tolist() == [-1] and one.target_id.unique().tolist() == [40]
     assert set(several.to_frame("target_rank")["target"]) == {40, 9}
 
 
@@ -208,10 +208,42 @@ def test_a_target_may_be_the_text_of_a_token(architecture):
 def test_only_the_entries_that_are_shown_have_texts():
     model = tiny.bridge("gpt2")
     result = lp.LogitLens(top_k=2, target=7).run(model, TEXTS)
-    shown = {7, *result.final_id.tolist(), *result.top_ids.flatten().tolist()}
+    shown = {7, *result.final_id.tolist(), *result.top_ids.flatten().tolist()}  # 7 is the target everywhere
     assert set(result.vocab) == shown and list(result.vocab) == sorted(shown)
     one, other = (lp.LogitLens(top_k=2, target=7).run(model, text) for text in TEXTS[:2])
     assert lp.LogitLensResult.merge([one, other]).vocab == dict(sorted({**one.vocab, **other.vocab}.items()))
+
+
+@pytest.mark.parametrize("target", ["next", "own", "final", 40])
+def test_positions_are_rows_of_the_whole_result(target):
+    model = tiny.bridge("llama")
+    whole = lp.LogitLens(target=target).run(model, TEXTS)
+    for positions, rows in (
+        ([-1], [whole.token.rows(i)[-1] for i in range(len(TEXTS))]),
+        ([2, 0, -1, 2], sorted({whole.token.rows(i)[j] for i in range(len(TEXTS)) for j in (0, 2, -1)})),
+        (slice(1, None), [row for i in range(len(TEXTS)) for row in whole.token.rows(i)[1:]]),
+    ):
+        some = lp.LogitLens(target=target, positions=positions).run(model, TEXTS, batch_size=1)
+        assert some.token.position.tolist() == whole.token.position[rows].tolist()
+        for name in ("log_prob", "rank", "entropy", "top_ids", "target_id", "final_id"):
+            torch.testing.assert_close(
+                getattr(some, name),
+                getattr(whole, name)[..., rows, :] if name == "top_ids" else getattr(whole, name)[..., rows],
+                equal_nan=True,
+                rtol=1e-4,
+                atol=1e-4,
+            )
+        assert some.target_token.word_class == tuple(whole.target_token.word_class[i] for i in rows)
+        assert some.figure().data and some.figure_trajectories(token=-1).data
+
+
+def test_a_position_that_a_prompt_does_not_have_is_refused():
+    model = tiny.bridge("gpt2")
+    with pytest.raises(ValueError, match=r"positions must be in every prompt; got \[99\], and prompt 0 has"):
+        lp.LogitLens(positions=[99]).run(model, TEXTS)
+    some = lp.LogitLens(positions=[1, 3]).run(model, TEXTS)
+    with pytest.raises(ValueError, match="token 2 is out of range: prompt 0 has tokens 1 to 3"):
+        some.figure_trajectories(token=2)
 
 
 def test_the_head_is_checked_with_the_logits_of_the_same_pass(monkeypatch):

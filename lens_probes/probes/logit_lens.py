@@ -36,7 +36,7 @@ from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
 from lens_probes.result import LayerTokenResult, Quantity, measured
-from lens_probes.settings import Allowed, Count, Layers
+from lens_probes.settings import Allowed, Count, Layers, Positions
 from lens_probes.text.prompts import Tokens
 from lens_probes.text.targets import Target, Targets, asked_about, plain, target_ids, target_name, target_of
 
@@ -72,6 +72,7 @@ class LogitLensResult(LayerTokenResult):
     target: Target | tuple[int, ...]
     translated: bool
     n_vocab: int
+    target_token: Tokens
     vocab: dict[int, str]  # the texts of the entries that are named here
     log_prob: Float[Tensor, "layer token"] = measured("log-probability of the target", unit="nats", high=0)
     rank: Int[Tensor, "layer token"] = measured(
@@ -79,6 +80,7 @@ class LogitLensResult(LayerTokenResult):
     )
     entropy: Float[Tensor, "layer token"] = measured("entropy of the prediction", unit="nats", low=0, low_on_top=True)
     kl: Float[Tensor, "layer token"] = measured("KL(final || layer)", unit="nats", low=0, low_on_top=True)
+    target_id: Int[Tensor, " token"] = measured("the target; -1 for none or several", low=0, missing=-1, into="vocab")
     final_id: Int[Tensor, " token"] = measured(
         "the entry that the model itself finds most probable", low=0, missing=-1, into="vocab"
     )
@@ -107,17 +109,9 @@ class LogitLensResult(LayerTokenResult):
 
         Raises where no target belongs to a word.
         """
-        asked = asked_about(self.token, self.target)
-        if not any(asked.word_class):
+        if not any(self.target_token.word_class):
             raise ValueError("no token here has a target that belongs to a word: pass longer texts, or another target")
-        return asked
-
-    def target_id(self) -> Int[Tensor, " token"]:
-        """The target id of each token; -1 where it has none or several."""
-        if self.target == "final":
-            return self.final_id
-        ids = target_ids(self.token, self.target)
-        return ids[:, 0] if ids.shape[1] == 1 else torch.full_like(self.final_id, -1)
+        return self.target_token
 
     def decided_at(self) -> Int[Tensor, " token"]:
         """The number (in `layer`) of the first state from which the model's own top-1 stays on top; -1 if none."""
@@ -213,7 +207,8 @@ class LogitLensResult(LayerTokenResult):
         lines = [f"{self.layer[layer]}, token {figures.visible(self.token.text[row])}"]
         log_prob = float(self.log_prob[layer, row])
         if not math.isnan(log_prob):
-            lines.append(f"target: p {math.exp(log_prob):.3g}, rank {self.rank[layer, row]:,}")
+            name = figures.visible(self.vocab.get(int(self.target_id[row]), ""))
+            lines.append(f"target {name}: p {math.exp(log_prob):.3g}, rank {self.rank[layer, row]:,}")
         lines.append(f"entropy {self.entropy[layer, row]:.2f}, KL {self.kl[layer, row]:.2f} nats")
         if self.top_ids is not None and self.top_log_prob is not None:
             best = zip(self.top_ids[layer, row].tolist(), self.top_log_prob[layer, row].exp().tolist(), strict=True)
@@ -229,7 +224,7 @@ class LogitLens(Probe[LogitLensResult]):
     is the log-probability of any of them and `rank` the best one's; `target_log_prob`, `target_rank` have each.
     `top_k`: how many of the most probable entries are kept. `incl_mid`: also the states between attention and MLP.
     `translator`: any `(state [token d_model], layer label) -> state`, such as the result of `TunedLens`. Layer 0 brings
-    the embeddings, `0_pre`, with it.
+    the embeddings, `0_pre`, with it. `positions`: those of the tokens to read, such as `[-1]`; None is all.
 
     >>> import lens_probes as lp
     >>> model = lp.tiny.bridge()
@@ -246,6 +241,7 @@ class LogitLens(Probe[LogitLensResult]):
     top_k: Count = 5
     incl_mid: bool = False
     translator: Translator | None = None
+    positions: Positions = None
     layers: Layers = None
 
     def __post_init__(self) -> None:
@@ -271,18 +267,27 @@ class LogitLens(Probe[LogitLensResult]):
         model, tokens, target = reading.model, reading.tokens, target_of(self, "target", reading.model)
         fixed = () if isinstance(target, str) else target
         at_once = max(1, STATES_AT_ONCE // (len(reading.points) * model.d_model))
-        parts = [self._read(reading, rows, target) for rows in torch.arange(len(tokens)).split(at_once)]
+        kept = tokens.at(self.positions)
+        parts = [self._read(reading, rows, target) for rows in kept.split(at_once)]
         log_prob, rank, entropy, kl, top_ids, top_log_prob = (
             rearrange(torch.cat(each), "token layer ... -> layer token ...") for each in zip(*parts, strict=True)
         )
+        if target == "final":
+            target_id = top_ids[-1, :, 0]
+        else:
+            ids = target_ids(tokens, target)[kept]
+            target_id = ids[:, 0] if ids.shape[1] == 1 else torch.full((len(kept),), -1)
         return self.result(
             reading,
             target=target,
             translated=self.translator is not None,
             n_vocab=model.d_vocab,
             layer=reading.layer[:-1],
+            token=tokens[kept],
+            target_token=asked_about(tokens, target)[kept],
+            target_id=target_id,
             vocab=model.texts_of(
-                top_ids[-1, :, 0], top_ids[:-1, :, : self.top_k], torch.tensor(fixed, dtype=torch.int64)
+                target_id, top_ids[-1, :, 0], top_ids[:-1, :, : self.top_k], torch.tensor(fixed, dtype=torch.int64)
             ),
             log_prob=log_prob[:-1].logsumexp(-1),
             rank=rank[:-1].amin(-1),

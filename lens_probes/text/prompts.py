@@ -214,9 +214,30 @@ class Tokens(Table):
                 )
             return max(row for row in rows if int(self.word[row]) == found[0])
         whole_number("token", token)
-        if not -len(rows) <= token < len(rows):
-            raise ValueError(f"token {token} is out of range: prompt {prompt} has tokens 0 to {len(rows) - 1}")
-        return rows[token]
+        position = self.position[rows].tolist()
+        if token < 0 and -len(rows) <= token:
+            return rows[token]
+        if token not in position:
+            known = f"{position[0]} to {position[-1]}" if len(rows) > 1 else f"{position[0]} only"
+            raise ValueError(f"token {token} is out of range: prompt {prompt} has tokens {known}")
+        return rows[position.index(token)]
+
+    def at(self, positions: Sequence[int] | slice | None) -> Int[Tensor, " row"]:
+        """The row numbers of these positions of every prompt, in order; negative ones count from its end."""
+        if positions is None:
+            return torch.arange(len(self))
+        found = []
+        for number in self.prompt.unique().tolist():
+            rows = torch.tensor(self.rows(number))
+            own = positions if isinstance(positions, slice) else sorted({i % len(rows) for i in positions})
+            outside = [] if isinstance(positions, slice) else [i for i in positions if not -len(rows) <= i < len(rows)]
+            if outside or not len(rows[own]):
+                raise ValueError(
+                    f"positions must be in every prompt; got {brief(positions)}, and prompt {number} has "
+                    f"positions 0 to {len(rows) - 1}"
+                )
+            found.append(rows[own])
+        return torch.cat(found)
 
     def of_class(self, word_class: str) -> Bool[Tensor, " token"]:
         """Which tokens are of this word class. Special tokens are of none."""
