@@ -542,13 +542,13 @@ def _hover(x_title: str, y_title: str, value: str = "z") -> str:
     return f"{y_title} %{{y}}, {x_title} %{{x}}: %{{{value}:.4g}}<extra></extra>"
 
 
-def _known(z: Sequence[Numbers]) -> list[list[float | None]]:
+def _known(z: Sequence[Numbers]) -> list[list[int | float | None]]:
     """The numbers, with nothing where one is missing."""
     return [[value if math.isfinite(value) else None for value in row] for row in z]
 
 
 def _colours(
-    z: Iterable[Sequence[float | None]],
+    z: Iterable[Sequence[int | float | None]],
     title: str,
     signed: bool = False,
     low: int | float | None = None,

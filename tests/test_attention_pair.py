@@ -281,9 +281,9 @@ def test_what_cannot_be_asked_is_said():
     with pytest.raises(ValueError, match=r"must be a list of different keys, .*; got \('cat', 'cat'\)"):
         lp.AttentionPair("it", ("cat", "cat"))
     result = lp.AttentionPair(-1, (0, 1), layers=[1]).run(model, PROMPTS)
-    with pytest.raises(ValueError, match="layer 0 was asked for and this result has 1"):
+    with pytest.raises(ValueError, match="layer must be one of 1, by label or number; got 0"):
         result.written(model, 0, 0)
-    with pytest.raises(ValueError, match="head 4 was asked for and this result has H0, H1, H2, H3"):
+    with pytest.raises(ValueError, match="head must be one of H0, H1, H2, H3, by label or number; got 4"):
         result.figure_terms(1, 4)
     with pytest.raises(ValueError, match="prompt 3 is out of range: this result has prompts 0 to 2"):
         result.figure_terms(1, 0, prompt=3)

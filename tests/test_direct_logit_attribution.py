@@ -221,7 +221,7 @@ def test_figures_show_heads_by_layer_and_say_what_stands_beside_them():
     assert f"attribution to {result.token.text[row + 1]!r} (total {float(result.total[row]):.2f})" in drawn
     assert f"at {result.token.text[row]!r}, token 2 of prompt 1" in drawn
     fixed = lp.DirectLogitAttribution(target=9).run(tiny.bridge("gpt2"), TEXTS)
-    assert "attribution to id 9 (total " in fixed.figure_token(2, prompt=1).layout.title.text
+    assert f"attribution to {fixed.vocab[9]!r} (total " in unescape(fixed.figure_token(2, prompt=1).layout.title.text)
     title = result.figure().layout.title.text
     assert "embed" in title and "position" in title and "final_bias" in title
     last = int((result.token.prompt == 0).sum()) - 1

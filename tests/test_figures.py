@@ -252,6 +252,7 @@ def results() -> dict[str, Any]:
         "RankShift": lp.RankShift(neighbours=2).run(gpt2, TEXT, **quick),
         "ResidualMean": lp.ResidualMean().run(gpt2, TEXT, **quick),
         "ResidualUpdate": lp.ResidualUpdate().run(gpt2, TEXT, **quick),
+        "SourceAttribution": lp.SourceAttribution().run(gpt2, TEXT, **quick),
         "TiedKeyValue": lp.TiedKeyValue().run(llama, lp.demo.sentences()[:4], **quick),
         "TopicAblation": ablated,
         "TopicActivity": lp.TopicActivity().run(gpt2, TOPICS, **quick),

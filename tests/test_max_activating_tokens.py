@@ -110,7 +110,7 @@ def test_agreement_and_top_by_hand():
     assert table.loc["5", "best_minus_found"] == pytest.approx((300 + 0) / 2)
     top = by_hand.top(5, k=2)
     assert top["id"].tolist() == [399, 398] and top["value"].tolist() == [399, 398] and top["prompts"].eq(2).all()
-    with pytest.raises(ValueError, match="unit 4 was asked for and this result has 3, 5"):
+    with pytest.raises(ValueError, match="unit must be one of 3, 5, by label or number; got 4"):
         by_hand.top(4)
 
 

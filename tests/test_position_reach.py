@@ -188,5 +188,5 @@ def test_what_cannot_be_asked_is_said():
         result.by_layer()
     with pytest.raises(ValueError, match="got special tokens only: pass text"):
         lp.PositionReach(layers=[1]).run(tiny.bridge("llama"), [[1, 1]]).by_source()
-    with pytest.raises(ValueError, match=r"layer 0 .*1_post"):
+    with pytest.raises(ValueError, match="layer must be one of 1_post, by label or number; got 0"):
         result.figure_prompt(0)
