@@ -12,14 +12,15 @@ demo: .venv/demo
 # Two processes of one thread: tiny models gain nothing from a second.
 TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2 --dist worksteal
 
-# For everybody, after each change: one environment, one model of each family of architectures, each probe and experiment
-# with one setting, and all tests that need no model. CPU_FAST CPU seconds: FAST minutes on two quiet cores.
+# For everybody, after each change: one environment, a Bridge of every architecture, each probe and experiment with one
+# setting, and all tests that need no model. 500 CPU seconds, measured on a busy machine: under five minutes on two quiet
+# cores.
 test: .venv/dev
 	$(call TESTS,.venv)
 
-# Before a merge: all that `make test` runs, and then all that it leaves out: the other architectures, settings and
-# simulations of chance, TransformerLens 3 (HookedTransformer too), the newest releases, and the notebooks.
-# CPU_ALL CPU seconds: ALL minutes on two quiet cores.
+# Before a merge: what `make test` runs, then what it leaves out: other settings and weights, simulations of chance,
+# TransformerLens 3 (HookedTransformer too), the newest releases, and the notebooks. By an estimate from its parts 3300 CPU
+# seconds: just under thirty minutes on two quiet cores.
 test-all: test test-rest test-3 test-newest notebooks
 
 test-rest: .venv/dev
