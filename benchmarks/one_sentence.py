@@ -77,7 +77,7 @@ def planted(model: Any) -> Any:
 
     config = model.original_model.config.__class__(**{**model.original_model.config.to_dict(), "vocab_size": ENTRIES})
     torch.manual_seed(0)
-    source = AutoModelForCausalLM.from_config(config).float()
+    source = AutoModelForCausalLM.from_config(config).float().eval()
     return TransformerBridge.boot_transformers(
         "random-256k", hf_model=source, tokenizer=model.tokenizer, dtype=torch.float32, device="cpu"
     )
