@@ -175,7 +175,7 @@ def _print_ranks(title: str, result: Any) -> None:
     shown = set(result.layer[:: max(1, len(result.layer) // (N_LAYERS - 1))]) | {result.layer[-1]}
     columns: dict[str, pd.Series] = {}
     for word_class in ("content", "function"):
-        for quantity, heading in (("rank", word_class), ("null_rank", f"null ({word_class})")):
+        for quantity, heading in (("rank", word_class), ("null_rank", f"{word_class} null")):
             rows = table[(table["word_class"] == word_class) & (table["quantity"] == quantity)].set_index("layer")
             columns[heading] = rows["median"].map("{:,.0f}".format)
             if quantity == "rank":
@@ -224,7 +224,7 @@ def _separated(heads: Any) -> str:
 
 
 def _interval(row: Any) -> str:
-    return f"{row['low']:,.0f} to {row['high']:,.0f}" if row["low"] == row["low"] else "(under 5 prompts)"
+    return f"{row['low']:,.0f}–{row['high']:,.0f}" if row["low"] == row["low"] else "(under 5 prompts)"
 
 
 def _name(result: Any) -> str:

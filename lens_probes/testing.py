@@ -28,7 +28,7 @@ from lens_probes.messages import brief
 from lens_probes.model import ImageView, ModelView, undisturbed, view_of
 from lens_probes.probe import Experiment, Hooks, Probe, names_of
 from lens_probes.reading import Reading, pad
-from lens_probes.result import ROW_AXES, Result, schema
+from lens_probes.result import Result, schema
 from lens_probes.text.prompts import Prompts, Table, tokenize
 
 PROMPTS = (
@@ -281,12 +281,12 @@ def _with_prompts_reversed(result: Result) -> Result:
     n = result.provenance.n_prompts
     changed: dict[str, Any] = {}
     order: dict[str, Tensor] = {}
-    for axis in ROW_AXES:
-        table = result.labels(axis)
-        if isinstance(table, Table):
+    for name in schema(type(result)).tables:
+        table = getattr(result, name)
+        if "prompt" in table.columns():
             number = n - 1 - table.columns()["prompt"]
-            order[axis] = number.argsort(stable=True)
-            changed[axis] = dataclasses.replace(table, prompt=number)[order[axis]]  # pyright: ignore[reportCallIssue]
+            order[name] = number.argsort(stable=True)
+            changed[name] = dataclasses.replace(table, prompt=number)[order[name]]
     for name, dims in schema(type(result)).axes.items():
         tensor = getattr(result, name)
         for dim, axis in enumerate(dims):
