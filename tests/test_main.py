@@ -24,7 +24,7 @@ def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp
     out = tmp_path / "page.html"
     assert main(["--model", architecture, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert max(map(len, printed.splitlines())) <= 100
+    assert max(map(len, printed.replace(str(out), "page.html").splitlines())) <= 100
     printed = " ".join(printed.split())
     assert "Median rank of a token's own embedding" in printed
     assert "0_mid" in printed or (architecture == "neox" and "0_post" in printed)
