@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView, differentiating, undisturbed
 from lens_probes.reading import Cache, Reading, batches, cached, pad
-from lens_probes.result import Provenance, Result, provenance
+from lens_probes.result import Provenance, Result, provenance, schema
 from lens_probes.settings import check_settings
 from lens_probes.text.prompts import Prompts, Tokens, prompt_table, tokenize
 from lens_probes.text.words import WordClasses
@@ -56,6 +56,8 @@ class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
         card, own = sys.modules[cls.__module__].__doc__ or "", inspect.cleandoc(cls.__doc__ or "")
         result = _result_class(cls)
         if isinstance(result, type):
+            if "layers" in vars(cls)["__dataclass_fields__"]:
+                own += "\n\n`layers`: a list of layer numbers such as [0, -1], a slice, or None for all."
             cls.__doc__ = f"{card.strip()}\n\n{own}\n\nSee `{result.__name__}`."
 
     if not TYPE_CHECKING:  # a type checker would take the return type for that of the constructor
@@ -118,6 +120,13 @@ class Probe(Asked, Generic[R]):
             raise TypeError(
                 f"{kind.__name__} has the fields {declared}; got {min(unknown)!r}: declare it, or rename it"
             )
+        declared = {each.name for each in fields(kind)}
+        for name, axes in schema(kind).axes.items():
+            for axis in {"layer", "head", "kv_head"}.intersection(axes) - declared:
+                raise TypeError(
+                    f"{kind.__name__}.{name} [{' '.join(axes)}] must have labels for {axis!r}; got none: declare "
+                    f"{axis}: tuple[str, ...]"
+                )
         for name in (each.name for each in fields(kind) if each.name not in values):
             if name in settings:
                 values[name] = getattr(self, name)

@@ -7,6 +7,8 @@
 Every message has this form: `LogitLens(top_k=...) must be a whole number, 0 or more; got -1`.
 """
 
+import dataclasses
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
@@ -69,7 +71,12 @@ def check_settings(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     try:
         given = inspect.signature(kind.__init__).bind(None, *args, **kwargs).arguments
     except TypeError:
-        return  # missing or unknown arguments: the constructor raises
+        known = [each.name for each in dataclasses.fields(kind)]
+        for name in (each for each in kwargs if each not in known):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            raise TypeError(f"{kind.__name__} takes {', '.join(known) or 'no settings'}; got {name!r}{hint}") from None
+        return  # too few or too many: the constructor raises
     for name, value in given.items():
         if name in hints and not allows(hints[name], value):
             error = ValueError if _is_restricted(hints[name]) else TypeError

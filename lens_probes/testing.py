@@ -189,7 +189,9 @@ def check_result(result: Result) -> None:
     """Finite and in its declared range; figure, table and file need only what is stored."""
     for name in schema(type(result)).axes:
         tensor, quantity = getattr(result, name), result.quantity(name)
-        assert quantity.says != name, f"field {name!r} must have a description: declare it with measured(...)"
+        assert quantity.says != name, (
+            f"field {name!r} must have a description that is not its name: declare it with measured(...) or summed(...)"
+        )
         if tensor is not None:
             assert not torch.isinf(tensor).any(), f"{name!r} must be finite; it contains Inf"
             known = torch.from_numpy(result.known(name)).flatten()

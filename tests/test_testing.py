@@ -296,7 +296,9 @@ def test_a_field_that_does_not_say_its_unit_is_named(gpt2: Any) -> None:
             return go.Figure()
 
     tokens = tokenize("one", ModelView(gpt2))
-    with pytest.raises(AssertionError, match=r"field 'bare' must have a description: declare it with measured\(...\)"):
+    with pytest.raises(
+        AssertionError, match=r"field 'bare' must have a description that is not its name: declare it with mea"
+    ):
         check_result(BareResult(token=tokens, bare=torch.zeros(len(tokens))))
 
 

@@ -114,7 +114,10 @@ class LogitLensResult(LayerTokenResult):
         return self.target_token
 
     def decided_at(self) -> Int[Tensor, " token"]:
-        """The number (in `layer`) of the first state from which the model's own top-1 stays on top; -1 if none."""
+        """Index in `layer` of the first state from which the model's own top-1 stays on top; -1 if none.
+
+        `result.layer[index]` is its label.
+        """
         on_top = self._top()[0][..., 0] == self.final_id
         stays = on_top.int().flip(0).cumprod(0).sum(0)
         return torch.where(stays > 0, len(self.layer) - stays, -1)
@@ -171,7 +174,7 @@ class LogitLensResult(LayerTokenResult):
         for i, probability in followed.items():
             name = figures.spelled(self.vocab.get(i, "")) if i in colours else "others"
             group = f"{name} (the model's own choice)" if i == chosen else name
-            kept = probability.masked_fill(probability == 0, torch.nan).tolist()
+            kept = probability.masked_fill((probability == 0) & (i not in fixed), torch.nan).tolist()
             paths.append(figures.TokenPath(self.vocab.get(i, ""), group, kept, colours.get(i, figures.GREY)))
         position, text = int(self.token.position[row]), figures.quoted(self.token.text[row])
         return figures.paths(

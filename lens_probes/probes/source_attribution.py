@@ -53,7 +53,7 @@ class SourceAttributionResult(PairResult):
     )
 
     def sources(self, layer: int | str, head: int | str, token: int | str, prompt: int = 0) -> pd.DataFrame:
-        """What each source token adds at one query token through one head, the largest first."""
+        """What each source token adds at one query token through one head, the largest in size first."""
         row, at = self.token.row(prompt, token), (self.index_of("layer", layer), self.index_of("head", head))
         query = self.token.rows(prompt).index(row)
         own = ((self.pair.prompt == prompt) & (self.pair.query == query)).nonzero().flatten()

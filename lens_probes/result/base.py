@@ -251,9 +251,9 @@ class Result(Declared):
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
         """A tidy table, one row per cell; columns are all quantities with the axes of `name`.
 
-        Without a name, it is of the headline quantity, or of the first that this run has. Layers and heads are ordered
-        categories. Token ids have their texts beside them (`top_ids`: `top_text`), log-probabilities the probabilities
-        (`log_prob`: `prob`).
+        Without a name, it is of the headline quantity, or of the first that this run has. What is missing is NA. Layers
+        and heads are ordered categories. Token ids have their texts beside them (`top_ids`: `top_text`),
+        log-probabilities the probabilities (`log_prob`: `prob`).
         """
         schema_ = schema(type(self))
         axes = schema_.every
@@ -275,6 +275,8 @@ class Result(Declared):
         vocab = getattr(self, "vocab", ())
         for other, tensor in columns.items():
             cells[other] = tensor.flatten().numpy()
+            if (missing := self.quantity(other).missing) is not None:
+                cells[other] = pd.Series(cells[other], dtype="Int64").mask(cells[other] == missing)
             if other.endswith("ids") and vocab:
                 texts = [vocab[i] if i >= 0 else "" for i in tensor.flatten().tolist()]
                 cells[f"{other.removesuffix('ids')}text"] = texts

@@ -43,7 +43,7 @@ def merged_fields(parts: Sequence[Any]) -> dict[str, Any]:
             shown = " and ".join(str(value)[:40] for value in values[:2])
             raise ValueError(
                 f"results that differ in {name!r} cannot be merged ({shown}): they come from different settings or "
-                f"models"
+                f"models, or {name!r} depends on the tokens and must be declared with summed(...)"
             )
     return merged
 

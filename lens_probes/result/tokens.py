@@ -1,7 +1,7 @@
 """Results with one number per token, or per layer and token: summaries, comparisons and figures by word class."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
@@ -197,7 +197,8 @@ class LayerTokenResult(WordResult):
             bold=bold,
             x=self.layer,
             title=self.title(
-                f"{self.quantity(name).heading}, prompt {prompt} (bold: {figures.quoted(texts[bold])}, token {bold})"
+                f"{self.quantity(name).heading}, prompt {prompt} (bold: {figures.quoted(texts[bold])}, "
+                f"token {int(self.token.position[rows[bold]])})"
             ),
             x_title=figures.layer_title(self.layer),
             y_title=self.quantity(name).title,
@@ -238,7 +239,7 @@ class LayerTokenResult(WordResult):
             self.known(quantity)[:, rows].T.tolist(),
             x=self.layer,
             y=[f"{figures.visible(self.token.text[i], 14)} {self.token.position[i]}" for i in rows],
-            title=self.title(f"{question}, prompt {prompt}, tokens {first} to {first + len(rows) - 1}"),
+            title=self.title(f"{question}, prompt {prompt}, {_span([int(self.token.position[i]) for i in rows])}"),
             x_title=figures.layer_title(self.layer),
             y_title="token",
             colour_title=asked.title,
@@ -268,3 +269,17 @@ class LayerTokenResult(WordResult):
         if not quantity.logarithmic or quantity.missing is None:
             return quantity, 0
         return quantity._replace(says=f"1 + {quantity.says}", low=quantity.low + 1, high=quantity.high + 1), 1
+
+
+def _span(positions: Sequence[int]) -> str:
+    """Tokens as a title names them: the first and the last of a range, or each of a few.
+
+    >>> _span([2, 3, 4]), _span([5]), _span([0, 7])
+    ('tokens 2 to 4', 'token 5', 'tokens 0, 7')
+    """
+    first, last = positions[0], positions[-1]
+    if len(positions) == 1:
+        return f"token {first}"
+    if last - first == len(positions) - 1:
+        return f"tokens {first} to {last}"
+    return f"tokens {', '.join(map(str, positions[:6]))}{', ...' if len(positions) > 6 else ''}"

@@ -78,7 +78,7 @@ def _token_of(text: str, model: Tokenizing, says: str) -> int:
         pieces = ", ".join(map(repr, model.token_texts(ids)))
         raise ValueError(
             f"{says} must be the text of one token of {model.name}; got {text!r}, which is {len(ids)} tokens "
-            f"({pieces}): pass one of these"
+            f"({pieces}): check its spelling and its leading space, or pass one of these"
         )
     return ids[0]
 
