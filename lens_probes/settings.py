@@ -56,7 +56,17 @@ Rate = Annotated[float, above(0)]
 Share = Annotated[float, between(0, 1)]
 Seed = Annotated[int, at_least(0)]
 Units = Annotated[Sequence[int], described("a list of whole numbers, such as [3] or range(8)")]
-Positions = Annotated[Sequence[int] | slice | None, described("a list of positions such as [-1], a slice, or None")]
+Positions = Annotated[
+    Sequence[int] | slice | None,
+    Allowed(
+        "a list of positions such as [-1], a slice of whole numbers, or None",
+        lambda value: (
+            not isinstance(value, slice)
+            or (all(n is None or type(n) is int for n in (value.start, value.stop, value.step)) and value.step != 0)
+        ),
+        restricts=False,
+    ),
+]
 """Which tokens of each prompt: their positions (negative ones count from the end), or None for all."""
 if TYPE_CHECKING:
     Layers = Sequence[int] | slice | None

@@ -198,9 +198,12 @@ def test_a_target_may_be_the_text_of_a_token(architecture):
     mixed = lp.LogitLens(target=[" the", 40]).run(model, TEXTS)
     assert mixed.target == (*id_of_the, 40) and mixed.provenance.probe.startswith("LogitLens(target=(' the', 40)")
     with pytest.raises(
-        ValueError, match=r"must be the text of one token of tiny-\w+; got ' Nairobi', which is \d+ tok"
+        ValueError, match=r"must be the text of one token of tiny-\w+; got ' Nairobi', which is read as "
     ):
         lp.LogitLens(target=" Nairobi").run(model, TEXTS)
+    special = model.tokenizer.all_special_tokens[0]  # left out of what a text is read as, as an unknown character is
+    with pytest.raises(ValueError, match=r"got ' the.*', which is read as ' the':"):
+        lp.LogitLens(target=f" the{special}").run(model, TEXTS)
     with pytest.raises(ValueError, match="must name each token once; got"):
         lp.LogitLens(target=[" the", *id_of_the]).run(model, TEXTS)
 
@@ -235,6 +238,20 @@ def test_positions_are_rows_of_the_whole_result(target):
             )
         assert some.target_token.word_class == tuple(whole.target_token.word_class[i] for i in rows)
         assert some.figure().data and some.figure_trajectories(token=-1).data
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_positions_are_whole_numbers_or_a_slice_of_them_in_any_direction():
+    model = tiny.bridge("gpt2")
+    forward, back = (lp.LogitLens(positions=slice(None, None, step)).run(model, TEXTS) for step in (2, -1))
+    assert forward.token.position[:2].tolist() == [0, 2]
+    assert torch.equal(back.log_prob.nan_to_num(), lp.LogitLens().run(model, TEXTS).log_prob.nan_to_num())
+    for positions in (slice(None, None, 0), slice("a"), [1.5], "a", 3):
+        with pytest.raises((TypeError, ValueError), match=r"LogitLens\(positions=\.\.\.\) must be a list of positions"):
+            lp.LogitLens(positions=positions)
+    some = lp.LogitLens(positions=[1, 3]).run(model, TEXTS)
+    assert "prompt 0, tokens 1, 3" in some.figure().layout.title.text
+    assert "token 3)" in some.figure_paths(token=3).layout.title.text
 
 
 def test_a_position_that_a_prompt_does_not_have_is_refused():

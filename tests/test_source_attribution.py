@@ -72,6 +72,19 @@ def test_the_table_lists_sources_by_the_size_of_what_they_add() -> None:
     assert result.sources(1, 2, 3).equals(table)
 
 
+def test_half_precision_with_clipped_values_is_no_attention_sink() -> None:
+    model = tiny.bridge("olmo", dtype=torch.bfloat16)
+    result = lp.SourceAttribution(target=20).run(model, TEXTS)
+    assert torch.isfinite(result.contribution).all()
+
+
+def test_the_last_token_has_no_next_one_to_attribute() -> None:
+    result = lp.SourceAttribution().run(tiny.bridge("gpt2"), TEXTS)
+    for ask in (lambda: result.sources(0, 0, -1), lambda: result.figure_token(0, -1)):
+        with pytest.raises(ValueError, match="must have a target; got the last of prompt 0, which nothing follows"):
+            ask()
+
+
 def test_figures_show_the_head_that_is_asked_or_the_one_with_the_largest_contribution() -> None:
     result = lp.SourceAttribution().run(tiny.bridge("gpt2"), TEXTS)
     largest = result.pattern().nan_to_num().abs().amax((2, 3))

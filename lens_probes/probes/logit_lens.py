@@ -97,6 +97,11 @@ class LogitLensResult(LayerTokenResult):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not torch.equal(self.token.prompt, self.target_token.prompt):
+            raise ValueError(
+                f"a LogitLensResult must have a target for every token; got {len(self.target_token)} targets of other "
+                f"prompts for {len(self.token)} tokens"
+            )
         fixed = () if isinstance(self.target, str) else self.target
         if self.n_vocab < 1 or not set(self.vocab) <= set(range(self.n_vocab)) or not set(fixed) <= set(self.vocab):
             raise ValueError(

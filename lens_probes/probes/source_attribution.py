@@ -54,7 +54,7 @@ class SourceAttributionResult(PairResult):
 
     def sources(self, layer: int | str, head: int | str, token: int | str, prompt: int = 0) -> pd.DataFrame:
         """What each source token adds at one query token through one head, the largest in size first."""
-        row, at = self.token.row(prompt, token), (self.index_of("layer", layer), self.index_of("head", head))
+        row, at = self._row(prompt, token), (self.index_of("layer", layer), self.index_of("head", head))
         query = self.token.rows(prompt).index(row)
         own = ((self.pair.prompt == prompt) & (self.pair.query == query)).nonzero().flatten()
         position = self.pair.key[own]
@@ -92,7 +92,7 @@ class SourceAttributionResult(PairResult):
         self, layer: int | str, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]
     ) -> go.Figure:
         """What each source token adds at one query token, through each head of a layer."""
-        row, at = self.token.row(prompt, token), self.index_of("layer", layer)
+        row, at = self._row(prompt, token), self.index_of("layer", layer)
         query = self.token.rows(prompt).index(row)
         known = self.target in ("next", "own")
         target = asked_about(self.token, self.target).text[row] if known else target_name(self.target, self.vocab)
@@ -107,6 +107,15 @@ class SourceAttributionResult(PairResult):
             y_title="head",
             **look,
         )
+
+    def _row(self, prompt: int, token: int | str) -> int:
+        """The row number of a query token, which must have a target."""
+        row, rows = self.token.row(prompt, token), self.token.rows(prompt)
+        if self.target == "next" and row == rows[-1]:
+            raise ValueError(
+                f"the token must have a target; got the last of prompt {prompt}, which nothing follows: pass another"
+            )
+        return row
 
     def conditions(self) -> str:
         """The target, and what it is compared with."""
@@ -183,7 +192,8 @@ class SourceAttribution(Probe[SourceAttributionResult]):
         found = []
         for one, v, mixed, to in zip(reading.by_prompt(), *(x.split(lengths) for x in (values, z, read)), strict=True):
             pattern = one.pattern(pattern_hook)
-            _check_mixed(model, layer, pattern, v, mixed)
+            close = max(tolerance(pattern.dtype), tolerance(reading.dtype(values_hook)))
+            _check_mixed(model, layer, pattern, v, mixed, close)
             each = einsum(v - bias, to, "source head d_head, query head d_head -> head query source")
             seen = model.seen(layer, one.tokens.id, pattern)
             both = torch.stack([pattern.float() * each, seen / seen.sum(-1, keepdim=True) * each])
@@ -198,12 +208,13 @@ def _check_mixed(
     pattern: Float[Tensor, "head query source"],
     values: Float[Tensor, "source head d_head"],
     mixed: Float[Tensor, "query head d_head"],
+    close: float,
 ) -> None:
     """Raise unless weights times values are what the heads put out."""
     own = einsum(pattern.float(), values, "head query source, source head d_head -> query head d_head")
     size, off = float(values.abs().max()), float((own - mixed).abs().max())
     whole = float((pattern.float().sum(-1) - 1).abs().max())
-    if not off <= tolerance(pattern.dtype) * size or not whole <= tolerance(pattern.dtype):
+    if not off <= close * size or not whole <= close:
         raise ValueError(
             f"weights must sum to 1, and weights times values to what the heads of layer {layer} of {model.name} put "
             f"out; got sums that are off by {max(off, whole):.2g}, as with an attention sink: use another model"

@@ -73,6 +73,8 @@ class Result(Declared):
         A number is that of the first label that has it. An axis whose labels have no numbers has index 0 only.
         """
         labels = self.labels(axis)
+        if not isinstance(labels, tuple) or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"axis must be one with labels, such as layer; got {brief(axis)}")
         if isinstance(asked, str) and asked in labels:
             return labels.index(asked)
         number = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked

@@ -190,9 +190,13 @@ class LayerTokenResult(WordResult):
         return figures.paths(
             [
                 figures.TokenPath(
-                    text, kind, values[:, i].tolist(), figures.class_colour(kind, classes), f" (token {n})"
+                    text,
+                    kind,
+                    values[:, i].tolist(),
+                    figures.class_colour(kind, classes),
+                    f" (token {int(self.token.position[i])})",
                 )
-                for n, (text, kind, i) in enumerate(zip(texts, classes, rows, strict=True))
+                for text, kind, i in zip(texts, classes, rows, strict=True)
             ],
             bold=bold,
             x=self.layer,

@@ -228,16 +228,15 @@ class Tokens(Table):
             return torch.arange(len(self))
         found = []
         for number in self.prompt.unique().tolist():
-            rows = torch.tensor(self.rows(number))
-            own = positions if isinstance(positions, slice) else sorted({i % len(rows) for i in positions})
-            outside = [] if isinstance(positions, slice) else [i for i in positions if not -len(rows) <= i < len(rows)]
-            if outside or not len(rows[own]):
+            rows = self.rows(number)
+            asked = range(len(rows))[positions] if isinstance(positions, slice) else positions
+            if not asked or not all(-len(rows) <= i < len(rows) for i in asked):
                 raise ValueError(
                     f"positions must be in every prompt; got {brief(positions)}, and prompt {number} has "
                     f"positions 0 to {len(rows) - 1}"
                 )
-            found.append(rows[own])
-        return torch.cat(found)
+            found += [rows[i] for i in sorted({i % len(rows) for i in asked})]
+        return torch.tensor(found)
 
     def of_class(self, word_class: str) -> Bool[Tensor, " token"]:
         """Which tokens are of this word class. Special tokens are of none."""

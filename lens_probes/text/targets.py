@@ -74,11 +74,11 @@ def _token_of(text: str, model: Tokenizing, says: str) -> int:
     """The id of the one token that a text is."""
     ids, _ = model.encode(text, False)
     ids = [i for i in ids if i not in model.special_ids] or ids
-    if len(ids) != 1:
-        pieces = ", ".join(map(repr, model.token_texts(ids)))
+    pieces = model.token_texts(ids)
+    if pieces != [text]:  # special tokens are left out, such as the one for unknown characters
         raise ValueError(
-            f"{says} must be the text of one token of {model.name}; got {text!r}, which is {len(ids)} tokens "
-            f"({pieces}): check its spelling and its leading space, or pass one of these"
+            f"{says} must be the text of one token of {model.name}; got {text!r}, which is read as "
+            f"{', '.join(map(repr, pieces))}: check its spelling and its leading space, or pass the id of a token"
         )
     return ids[0]
 
