@@ -13,8 +13,7 @@ demo: .venv/demo
 TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2 --dist worksteal
 
 # For everybody, after each change: one environment, a Bridge of every architecture, each probe and experiment with one
-# setting, and all tests that need no model. 500 CPU seconds, measured on a busy machine: under five minutes on two quiet
-# cores.
+# setting, and all tests that need no model. 375 CPU seconds: five minutes on two cores that also ran notebooks.
 test: .venv/dev
 	$(call TESTS,.venv)
 
