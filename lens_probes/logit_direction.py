@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -84,6 +85,18 @@ def logit_direction(reading: Reading, asked: Attributing) -> LogitDirection:
         towards @ norm.bias + scale * (bias[ids.clamp(min=0)] - other_bias),
         (ids < 0) | (other < 0),
     )
+
+
+def read_of_attention(
+    reading: Reading, layer: int, direction: Float[Tensor, "token d_model"]
+) -> Float[Tensor, "token d_model"]:
+    """What `direction` reads of the sum of a layer's heads: the same, or through the norm after attention (Gemma)."""
+    model = reading.model
+    if (norm := model.attention_norm(layer)) is None:
+        return direction
+    z, W_O = reading[model.hook_z(layer)].float(), model.W_O(layer).float()
+    before = einsum(z, W_O, "token head d_head, head d_head d_model -> token d_model") + model.output_bias(layer)
+    return frozen(norm, before, reading[model.hook("attn_out", layer)].float()).read(direction)
 
 
 def _mean(rows: Float[Tensor, "vocab d_model"]) -> Float[Tensor, " d_model"]:

@@ -114,20 +114,18 @@ class Probe(Asked, Generic[R]):
             "head": lambda: tuple(f"H{head}" for head in range(model.n_heads)),
             "kv_head": lambda: tuple(f"KV{head}" for head in range(model.n_kv_heads)),
         }
-        settings, unknown = {each.name for each in fields(self)}, set(values) - {each.name for each in fields(kind)}
-        if unknown:
-            declared = ", ".join(each.name for each in fields(kind))
+        settings, declared = {each.name for each in fields(self)}, [each.name for each in fields(kind)]
+        if unknown := set(values).difference(declared):
             raise TypeError(
-                f"{kind.__name__} has the fields {declared}; got {min(unknown)!r}: declare it, or rename it"
+                f"{kind.__name__} has the fields {', '.join(declared)}; got {min(unknown)!r}: declare it, or rename it"
             )
-        declared = {each.name for each in fields(kind)}
         for name, axes in schema(kind).axes.items():
-            for axis in {"layer", "head", "kv_head"}.intersection(axes) - declared:
+            for axis in {"layer", "head", "kv_head"}.intersection(axes).difference(declared):
                 raise TypeError(
                     f"{kind.__name__}.{name} [{' '.join(axes)}] must have labels for {axis!r}; got none: declare "
                     f"{axis}: tuple[str, ...]"
                 )
-        for name in (each.name for each in fields(kind) if each.name not in values):
+        for name in (each for each in declared if each not in values):
             if name in settings:
                 values[name] = getattr(self, name)
             elif name in known:

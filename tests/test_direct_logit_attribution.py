@@ -10,8 +10,8 @@ from reference import attention
 
 import lens_probes as lp
 from lens_probes.examples import tiny
+from lens_probes.logit_direction import frozen
 from lens_probes.model import Norm
-from lens_probes.probes.direct_logit_attribution import frozen
 from lens_probes.text.targets import asked_about
 
 TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day."]

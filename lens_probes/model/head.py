@@ -22,14 +22,14 @@ class Head(Weights):
 
     _head_checked = False
 
-    def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+    def unembed(self, states: Float[Tensor, "row d_model"], entries: slice = slice(None)) -> Float[Tensor, "row entry"]:
         """Logits as the model itself would read them from these states, the product with the vocabulary in float32.
 
         On BERT and RoBERTa through the language-model head (dense layer, activation, norm). From the last layer's
         states this is what the model returns, to its own rounding.
         """
-        product = self.normed(states).float() @ self.unembedding.T.float()
-        return self.capped(product + self.unembedding_bias.float())
+        product = self.normed(states).float() @ self.unembedding[entries].T.float()
+        return self.capped(product + self.unembedding_bias[entries].float())
 
     def normed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """What the unembedding reads of these states, in the model's precision: the final norm, or an encoder's head.
@@ -68,8 +68,7 @@ class Head(Weights):
         self.check_has_head()
         entries = slice(None, None, -(-self.d_vocab // ENTRIES))
         with undisturbed(self.model):
-            product = self.normed(last).float() @ self.unembedding[entries].T.float()
-            read = self.capped(product + self.unembedding_bias[entries].float()).log_softmax(-1)
+            read = self.unembed(last, entries).log_softmax(-1)
             own = logits[:, entries].float().log_softmax(-1)
             error = float((own - read).abs().max() / own.std(-1).mean())
         if math.isnan(error):

@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_probes import figures
-from lens_probes.logit_direction import check_linear, frozen, logit_direction
+from lens_probes.logit_direction import check_linear, logit_direction, read_of_attention
 from lens_probes.maths import inference
 from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView
@@ -240,13 +240,10 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
     ) -> dict[str, Float[Tensor, " token"]]:
         """What the heads, the attention bias and the MLP of one layer add along a direction."""
         model = reading.model
-        z_hook, attn_hook, mlp_hook = _written(model, layer)
+        z_hook, _, mlp_hook = _written(model, layer)
         W_O, bias = model.W_O(layer).float(), model.attention_bias(layer)
         z = reading[z_hook].float() - model.value_bias(layer)
-        towards = direction
-        if (norm := model.attention_norm(layer)) is not None:
-            before = einsum(z, W_O, "token head d_head, head d_head d_model -> token d_model") + bias
-            towards = frozen(norm, before, reading[attn_hook].float()).read(direction)
+        towards = read_of_attention(reading, layer, direction)
         read = einsum(W_O, towards, "head d_head d_model, token d_model -> token head d_head")
         heads = (z * read).sum(-1)
         return {

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_probes import figures
-from lens_probes.logit_direction import check_linear, frozen, logit_direction
+from lens_probes.logit_direction import check_linear, logit_direction, read_of_attention
 from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
@@ -155,14 +155,14 @@ class SourceAttribution(Probe[SourceAttributionResult]):
         """One layer after the other, and in each one prompt after the other."""
         reading.check_head()
         layers, asked = reading.model.layers(self.layers), logit_direction(reading, self)
-        pairs = []
-        for one in reading.by_prompt():
+        prompts, pairs = list(reading.by_prompt()), []
+        for one in prompts:
             query, source = _allowed(len(one.tokens)).nonzero(as_tuple=True)
             pairs.append(PairTable(torch.full_like(query, int(one.tokens.prompt[0])), query, source))
         pair = concatenate(pairs, [0] * len(pairs))
         first = torch.searchsorted(reading.tokens.prompt, pair.prompt)
         unknown = asked.unknown.cpu()[first + pair.query]
-        found = [self._layer(reading, layer, asked.direction) for layer in layers]
+        found = [self._layer(reading, prompts, layer, asked.direction) for layer in layers]
         contribution, uniform = (torch.stack(each).masked_fill(unknown, torch.nan) for each in zip(*found, strict=True))
         return self.result(
             reading,
@@ -176,21 +176,18 @@ class SourceAttribution(Probe[SourceAttributionResult]):
         )
 
     def _layer(
-        self, reading: Reading, layer: int, direction: Float[Tensor, "token d_model"]
+        self, reading: Reading, prompts: list[Reading], layer: int, direction: Float[Tensor, "token d_model"]
     ) -> tuple[Float[Tensor, "head pair"], Float[Tensor, "head pair"]]:
         """The contributions through the heads of a layer, under the model's attention and under a uniform one."""
-        model, lengths = reading.model, [len(one.tokens) for one in reading.by_prompt()]
+        model, lengths = reading.model, [len(one.tokens) for one in prompts]
         values_hook, z_hook, pattern_hook = _of_heads(model, layer)
         W_O, bias = model.W_O(layer).float(), model.value_bias(layer)
         values = model.per_head(model.mixed(reading[values_hook].float()))
         z = reading[z_hook].float()
-        if (norm := model.attention_norm(layer)) is not None:
-            written = einsum(z, W_O, "token head d_head, head d_head d_model -> token d_model")
-            before = written + model.output_bias(layer)
-            direction = frozen(norm, before, reading[model.hook("attn_out", layer)].float()).read(direction)
-        read = einsum(W_O, direction, "head d_head d_model, token d_model -> token head d_head")
+        towards = read_of_attention(reading, layer, direction)
+        read = einsum(W_O, towards, "head d_head d_model, token d_model -> token head d_head")
         found = []
-        for one, v, mixed, to in zip(reading.by_prompt(), *(x.split(lengths) for x in (values, z, read)), strict=True):
+        for one, v, mixed, to in zip(prompts, *(x.split(lengths) for x in (values, z, read)), strict=True):
             pattern = one.pattern(pattern_hook)
             close = max(tolerance(pattern.dtype), tolerance(reading.dtype(values_hook)))
             _check_mixed(model, layer, pattern, v, mixed, close)
