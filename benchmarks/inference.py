@@ -77,6 +77,7 @@ def corpus() -> Tokens:
         word_class=word_class,
         special=torch.zeros(len(rows), dtype=torch.bool),
         topic=("",) * len(rows),
+        document=torch.tensor(prompt),
     )
 
 

@@ -22,7 +22,7 @@ from lens_probes.settings import check_settings
 from lens_probes.text.prompts import Prompts, Tokens, prompt_table, tokenize
 from lens_probes.text.words import WordClasses
 
-PARTS_BEFORE_MERGE = 32  # sums of a long corpus are folded together on the way and stay one batch's size
+PARTS_BEFORE_MERGE = 16  # sums of a long corpus are folded together on the way: at most 15 parts per level are kept
 
 R = TypeVar("R", bound=Result)
 X = TypeVar("X")
@@ -233,15 +233,42 @@ def run(
     names = _names(probes, view)
     tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
     of_run = batches(tokens, batch_size)
-    parts: list[list[Result]] = [[] for _ in probes]
+    folds = [Fold() for _ in probes]
     with undisturbed(view.model):
         for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
             reading = _read(view, batch, names, reads_head=any(probe.reads_head for probe in probes))
-            for done, probe in zip(parts, probes, strict=True):
-                done.append(_measured(probe, reading))
-                if len(done) == PARTS_BEFORE_MERGE:
-                    done[:] = [Result.merge(done)]
-    return [Result.merge(done) for done in parts]
+            for fold, probe in zip(folds, probes, strict=True):
+                fold.add(_measured(probe, reading))
+    return [fold.result() for fold in folds]
+
+
+class Fold:
+    """Merges parts in order as they come, as a tree: few are kept, and none is copied more often than the tree is deep.
+
+    >>> fold = Fold()
+    >>> fold.sizes
+    []
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, Result]] = []  # the level in the tree, which never rises from left to right
+
+    def add(self, part: Result, level: int = 0) -> None:
+        """Add the next part; `PARTS_BEFORE_MERGE` of one level become one of the next."""
+        self._kept.append((level, part))
+        while [level for level, _ in self._kept[-PARTS_BEFORE_MERGE:]] == [level] * PARTS_BEFORE_MERGE:
+            last = [each for _, each in self._kept[-PARTS_BEFORE_MERGE:]]
+            level += 1
+            self._kept[-PARTS_BEFORE_MERGE:] = [(level, Result.merge(last))]
+
+    def result(self) -> Any:
+        """All parts merged."""
+        return Result.merge([part for _, part in self._kept])
+
+    @property
+    def sizes(self) -> list[int]:
+        """The levels of what is kept."""
+        return [level for level, _ in self._kept]
 
 
 def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: bool) -> Reading:

@@ -228,17 +228,16 @@ def _check_embedded(view: ModelView, tokens: Tokens, held: Float[Tensor, "token 
 
 def batches(tokens: Tokens, batch_size: int | None = None) -> list[Tokens]:
     """The prompts in order, in batches of `batch_size`, or of at most TOKENS_PER_BATCH padded tokens."""
-    groups: list[list[int]] = [[]]
-    longest = 0
-    for number, prompt in tokens.by_prompt():
-        longest = max(longest, len(prompt))
-        size = len(groups[-1])
+    found: list[Tokens] = []
+    start, end, size, longest = 0, 0, 0, 0
+    for length in tokens.prompt.unique_consecutive(return_counts=True)[1].tolist():
+        longest = max(longest, length)
         full = size >= batch_size if batch_size is not None else (size + 1) * longest > TOKENS_PER_BATCH
         if size and full:
-            groups.append([])
-            longest = len(prompt)
-        groups[-1].append(number)
-    return [tokens[(tokens.prompt >= batch[0]) & (tokens.prompt <= batch[-1])] for batch in groups]
+            found.append(tokens[start:end])
+            start, size, longest = end, 0, length
+        size, end = size + 1, end + length
+    return [*found, tokens[start:end]]
 
 
 def pad(tokens: Tokens, view: ModelView) -> tuple[Int[Tensor, "prompt position"], Bool[Tensor, "prompt position"]]:

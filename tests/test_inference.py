@@ -15,7 +15,7 @@ from pandas.testing import assert_frame_equal
 from scipy import stats
 
 from lens_probes.maths import inference
-from lens_probes.text.prompts import Tokens
+from lens_probes.text.prompts import Tokens, content_number
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -56,6 +56,7 @@ def table(*prompts: list[Word]) -> Tokens:
         word_class=tuple("" if each == "special" else each for each in name),
         special=torch.tensor([each == "special" for each in name]),
         topic=("",) * len(rows),
+        document=torch.tensor([content_number(repr(prompts[i]).encode()) for i in number]),
     )
 
 
@@ -291,6 +292,7 @@ def test_the_type_of_a_token_is_its_whole_word_in_lower_case():
         word_class=("", "function", "content", "content", "", "", "function", "content", "content"),
         special=torch.tensor([True] + [False] * 8),
         topic=("",) * 9,
+        document=torch.tensor([10] * 6 + [20] * 3),
     )
     # Pieces are put together, in their own word only; what is of no word stands alone, and is not joined.
     expected = ("<s>", "the", "strasse", "strasse", ",", "", "the", "strasse", "e")

@@ -451,6 +451,7 @@ def table() -> Tokens:
         word_class=("content", "content", "function", "content"),
         special=torch.tensor([True, False, False, False]),
         topic=("t", "t", "", "u"),
+        document=torch.tensor([10, 10, 20, 30]),
     )
 
 
@@ -475,7 +476,7 @@ def test_rows_are_taken_by_mask_and_by_index_in_its_order(table: Tokens) -> None
 
 
 def test_a_table_prints_its_size_and_columns_and_becomes_a_frame(table: Tokens) -> None:
-    assert repr(table) == "Tokens(4 rows: prompt, position, id, text, word, word_class, special, topic)"
+    assert repr(table) == "Tokens(4 rows: prompt, position, id, text, word, word_class, special, topic, document)"
     pd.testing.assert_frame_equal(
         table.to_frame().filter(["prompt", "text", "special"]),
         pd.DataFrame(
@@ -526,6 +527,7 @@ def test_the_token_that_follows_brings_its_text_word_and_class():
         word_class=("", "function", "content", "content", "function", "content"),
         special=torch.tensor([True, False, False, False, False, False]),
         topic=("",) * 6,
+        document=torch.tensor([10, 10, 10, 10, 20, 20]),
     )
     after = following(tokens)
     assert after.text[:3] == (" The", " light", "house") and after.text[4] == " sea"

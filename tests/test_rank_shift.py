@@ -325,6 +325,7 @@ def tokens(ids, word_class, special=None):
         word_class=tuple(word_class),
         special=torch.tensor(special or [False] * n),
         topic=("",) * n,
+        document=torch.zeros(n, dtype=torch.int64),
     )
 
 

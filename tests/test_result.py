@@ -103,6 +103,7 @@ def tokens_of(prompts: Sequence[int], first: int = 0) -> Tokens:
         word_class=("content",) * n,
         special=torch.zeros(n, dtype=torch.bool),
         topic=("",) * n,
+        document=torch.tensor(prompts, dtype=torch.int64),
     )
 
 

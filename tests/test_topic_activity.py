@@ -116,6 +116,7 @@ def reading_of(values):
         word_class=("",) * n,
         special=torch.zeros(n, dtype=torch.bool),
         topic=("t",) * n,
+        document=torch.zeros(n, dtype=torch.int64),
     )
     view = ModelView(tiny.bridge("gpt2"))
     hook = view.hook_neurons(0)

@@ -770,9 +770,10 @@ def prompt_order(tokens: Tokens) -> list[int]:
 
 
 def _places(tokens: Tokens) -> dict[int, int]:
-    """The rank of each prompt when prompts are sorted by their ids."""
+    """The rank of each prompt when prompts are sorted by their ids, and by document where these are equal."""
     ids = _ids_by_prompt(tokens)
-    ordered = sorted(ids, key=lambda number: (ids[number], number))
+    document = dict(zip(tokens.prompt.tolist(), tokens.document.tolist(), strict=True))
+    ordered = sorted(ids, key=lambda number: (ids[number], document[number], number))
     place = {number: i for i, number in enumerate(ordered)}
     return {number: place[number] for number in sorted(ids)}
 
@@ -805,11 +806,8 @@ def _folded(word: str) -> str:
 
 
 def _prompts(tokens: Tokens) -> Int[np.ndarray, " token"]:
-    """The number of each token's prompt. Prompts with the same ids share a number: a copy is no new evidence."""
-    ids = _ids_by_prompt(tokens)
-    text: dict[tuple[int, ...], int] = {}
-    same = {number: text.setdefault(tuple(own), len(text)) for number, own in ids.items()}
-    return np.asarray([same[number] for number in tokens.prompt.tolist()], dtype=np.int64)
+    """The number of each token's document. Prompts with the same ids share it: a copy is no new evidence."""
+    return np.unique(tokens.document.numpy(), return_inverse=True)[1].ravel()
 
 
 def _words(tokens: Tokens) -> Int[np.ndarray, " token"]:

@@ -22,7 +22,7 @@ from lens_probes.result.schema import schema
 from lens_probes.settings import fits
 from lens_probes.text.prompts import PromptTable, Table, Tokens
 
-FORMAT = 3
+FORMAT = 4
 FORMATS = r"lens_probes result (\d{1,9})"
 
 

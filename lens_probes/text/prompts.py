@@ -5,6 +5,7 @@
 Text is tokenised as the model's class does it, beginning-of-sequence token included. Ids are used unchanged.
 """
 
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,9 @@ class Tokenizing(Protocol):
 class Prompt:
     """One prompt: a text or token ids (one of the two), and the topic it belongs to ("" if none).
 
+    `document`: the text, or any name, of the document that a prompt is a piece of. Pieces of one document are not
+    independent, and statistics count them as one prompt. By default a prompt is a document of its own.
+
     >>> Prompt("Fruit flies like a banana.", topic="biology").topic
     'biology'
     """
@@ -71,6 +75,7 @@ class Prompt:
     text: str | None = None
     ids: tuple[int, ...] | None = None
     topic: str = ""
+    document: str = ""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):
@@ -126,8 +131,10 @@ class Table:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} rows: {', '.join(self.columns())})"
 
-    def __getitem__(self: T, rows: Tensor) -> T:
-        """The rows of a boolean mask or of an index, in that order."""
+    def __getitem__(self: T, rows: Tensor | slice) -> T:
+        """The rows of a boolean mask, of an index in that order, or of a slice."""
+        if isinstance(rows, slice):
+            return type(self)(**{name: column[rows] for name, column in self.columns().items()})
         index = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         return type(self)(
             **{
@@ -162,7 +169,8 @@ class Tokens(Table):
     """The table of tokens: one row per token, prompts end to end.
 
     `word` is the number of the token's word within its prompt, or -1 if it belongs to none. `special` marks the tokens
-    that tokenizers add (beginning of sequence, separators). Statistics exclude them by default.
+    that tokenizers add (beginning of sequence, separators). Statistics exclude them by default. `document` is a number
+    made from the content of the token's document, the same in every run: statistics count equal documents once.
     """
 
     prompt: Int[Tensor, " token"]
@@ -173,11 +181,15 @@ class Tokens(Table):
     word_class: tuple[str, ...]
     special: Bool[Tensor, " token"]
     topic: tuple[str, ...]
+    document: Int[Tensor, " token"]
 
     def by_prompt(self) -> Iterator[tuple[int, "Tokens"]]:
         """The number and the rows of each prompt that has rows, in order."""
-        for number in self.prompt.unique().tolist():
-            yield number, self[self.prompt == number]
+        numbers, sizes = self.prompt.unique_consecutive(return_counts=True)
+        start = 0
+        for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
+            yield number, self[start : start + size]
+            start += size
 
     def check_text(self) -> None:
         """Raise if a prompt has special tokens only."""
@@ -191,10 +203,10 @@ class Tokens(Table):
     def rows(self, prompt: int) -> list[int]:
         """The row numbers of a prompt."""
         whole_number("prompt", prompt)
-        rows = (self.prompt == prompt).nonzero().flatten().tolist()
-        if not rows:
+        first, after = torch.searchsorted(self.prompt, torch.tensor([prompt, prompt + 1])).tolist()
+        if first == after:
             raise ValueError(f"prompt {prompt} is out of range: this result has prompts 0 to {int(self.prompt.max())}")
-        return rows
+        return list(range(first, after))
 
     def row(self, prompt: int, token: int | str) -> int:
         """The row number of a token of a prompt: by position (-1 is the last), or the last token of a word.
@@ -488,7 +500,22 @@ def _tokenize_one(
         word_class=tuple(classes),
         special=torch.tensor([i in model.special_ids for i in ids]),
         topic=(prompt.topic,) * len(ids),
+        document=torch.full((len(ids),), content_number(prompt.document.encode() or as_bytes(torch.tensor(ids)))),
     )
+
+
+def content_number(content: bytes) -> int:
+    """A number made from some content: equal content has the same, in every process and release.
+
+    >>> content_number(b"one"), content_number(b"one") == content_number(b"other")
+    (-3957126355335908812, False)
+    """
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+
+
+def as_bytes(ids: Int[Tensor, " token"]) -> bytes:
+    """Ids as bytes, the same on every machine."""
+    return ids.numpy().astype("<i8").tobytes()
 
 
 def _check_ids(ids: Sequence[int], number: int, d_vocab: int) -> None:
