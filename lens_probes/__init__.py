@@ -41,6 +41,7 @@ from lens_probes.reading import Reading
 from lens_probes.registry import list_probes
 from lens_probes.result import LayerTokenResult, Provenance, Result, TokenResult, derived, load, measured, summed
 from lens_probes.settings import Layers
+from lens_probes.summary import Summary, SummaryResult
 from lens_probes.text import words
 from lens_probes.text.prompts import Prompt, PromptTable, Table, Tokens
 from lens_probes.weights import VectorReading, neuron_vectors, ov_vectors, read_vector
@@ -90,6 +91,8 @@ __all__ = [
     "Result",
     "SourceAttribution",
     "SourceAttributionResult",
+    "Summary",
+    "SummaryResult",
     "Table",
     "TextExperiment",
     "TiedKeyValue",

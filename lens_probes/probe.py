@@ -32,7 +32,7 @@ Hooks = Sequence[str] | Mapping[str, str]
 """The activations that a probe reads by their TransformerLens names; or label -> name, the label naming the layer."""
 
 
-def _result_class(kind: type) -> Any:
+def result_class(kind: type) -> Any:
     """The result that a probe or experiment says it returns, in the brackets behind its base."""
     return next(
         (
@@ -54,7 +54,7 @@ class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
         dataclass(frozen=True)(cls)
         # The method card stands once, at the top of the file; help() of the class shows it.
         card, own = sys.modules[cls.__module__].__doc__ or "", inspect.cleandoc(cls.__doc__ or "")
-        result = _result_class(cls)
+        result = result_class(cls)
         if isinstance(result, type):
             if "layers" in vars(cls)["__dataclass_fields__"]:
                 own += "\n\n`layers`: a list of layer numbers such as [0, -1], a slice, or None for all."
@@ -105,7 +105,7 @@ class Probe(Asked, Generic[R]):
         Those are `layer` (where hooks are a mapping), `token`, `prompt`, `topic`, `head`, `kv_head`, and settings of
         this probe that the result has under the same name.
         """
-        kind, model = _result_class(type(self)), reading.model
+        kind, model = result_class(type(self)), reading.model
         known: dict[str, Callable[[], Any]] = {
             "layer": lambda: reading.layer or _no_labels(type(self)),
             "token": lambda: reading.tokens,

@@ -23,6 +23,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+import lens_probes
 from lens_probes.examples import tiny
 from lens_probes.messages import brief
 from lens_probes.model import ImageView, ModelView, undisturbed, view_of
@@ -96,7 +97,7 @@ def check_declaration(asked: Probe[Any] | Experiment[Any]) -> None:
     assert not kind.__subclasses__(), f"{kind.__name__} must have no subclasses: add a field or wrap it"
     assert repr(asked).startswith(f"{kind.__name__}("), f"repr must be the call that makes it; got {asked!r}"
     if "content " not in repr(asked):  # a result as a setting prints as its name and content hash
-        again = eval(repr(asked), {kind.__name__: kind})
+        again = eval(repr(asked), {**vars(lens_probes), kind.__name__: kind})
         assert repr(again) == repr(asked), f"repr must recreate it; {asked!r} makes {again!r}"
     text = sys.modules[kind.__module__].__doc__ or ""
     equation, source = r"^ {4,}\S.*=", r"arxiv|doi\.|https?://|github\.com|\bsource\b"

@@ -330,3 +330,19 @@ def test_layers_without_labels_and_misspelt_quantities_are_refused_with_what_to_
         Unlabelled().run(gpt2, "one")
     with pytest.raises(TypeError, match=r"LineResult has the fields .*; got 'shore': declare it, or rename it"):
         Unlabelled("shore").run(gpt2, "one")
+
+
+class EntryResult(TokenResult):
+    """A number and an entry of the vocabulary per token."""
+
+    vocab: dict[int, str]
+    entry: Int[Tensor, " token"] = measured("nearest entry", low=0, missing=-1, into="vocab")
+    size: Float[Tensor, " token"] = measured("size", low=0)
+
+
+def test_ids_of_entries_are_not_compared_between_classes_of_words() -> None:
+    token = words("cfcf")
+    result = EntryResult(token=token, vocab={7: "a"}, entry=torch.tensor([7, -1, 7, 7]), size=torch.arange(4.0))
+    assert result.compared() == ["size"] and set(result.by_word_class()["quantity"]) == {"size"}
+    with pytest.raises(ValueError, match="quantity must be one of size; got 'entry'"):
+        result.compare(quantity="entry")

@@ -222,7 +222,15 @@ class Result(Declared):
         if len(kinds) > 1 or not issubclass(type(parts[0]), cls):
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise TypeError(f"merge takes results of one kind, {cls.__name__}; got {names}")
-        return parts[0] if len(parts) == 1 else type(parts[0])(**merged_fields(parts))
+        return parts[0] if len(parts) == 1 else type(parts[0]).merged(parts)
+
+    @classmethod
+    def merged(cls: type[R], parts: Sequence[R]) -> R:
+        """What `merge` makes of several parts of this class. A result that keeps only some rows drops the others here.
+
+        It must stay associative: a row that a part drops would not be kept of all.
+        """
+        return cls(**merged_fields(parts))
 
     def check_comparable(self, other: Any) -> None:
         """Raise unless another result asks the same of the same prompts, so that only the model differs."""

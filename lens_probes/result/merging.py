@@ -83,7 +83,7 @@ def _aligned(part: Any, name: str, dims: tuple[str, ...], labels: dict[str, tupl
         if axis in labels and part.labels(axis) != labels[axis]:
             shape = list(tensor.shape)
             shape[dim] = len(labels[axis])
-            index = torch.tensor([labels[axis].index(label) for label in part.labels(axis)])
+            index = torch.tensor([labels[axis].index(label) for label in part.labels(axis)], dtype=torch.int64)
             tensor = tensor.new_zeros(shape).index_copy(dim, index, tensor)
     return tensor
 
