@@ -32,6 +32,7 @@ from lens_probes.probes.embedding_density import EmbeddingDensity, EmbeddingDens
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity, HeadTopicSimilarityResult
 from lens_probes.probes.key_value_overlap import KeyValueOverlap, KeyValueOverlapResult
 from lens_probes.probes.logit_lens import LogitLens, LogitLensResult
+from lens_probes.probes.max_activating_examples import MaxActivatingExamples, MaxActivatingExamplesResult
 from lens_probes.probes.rank_shift import RankShift, RankShiftResult
 from lens_probes.probes.residual_mean import ResidualMean, ResidualMeanResult
 from lens_probes.probes.residual_update import ResidualUpdate, ResidualUpdateResult
@@ -72,6 +73,8 @@ __all__ = [
     "Layers",
     "LogitLens",
     "LogitLensResult",
+    "MaxActivatingExamples",
+    "MaxActivatingExamplesResult",
     "MaxActivatingTokens",
     "MaxActivatingTokensResult",
     "ModelView",

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -797,6 +797,99 @@ def table(
         )
     )
     return _finish(figure, title, look, width=width, height=27 * rows + 40, left=20, right=20, below=20)
+
+
+def _end(text: str, longest: int | float) -> str:
+    """The end of a text."""
+    return text if len(text) <= longest else f"…{text[len(text) - max(1, int(longest)) + 1 :]}"
+
+
+class Example(NamedTuple):
+    """A place in a text: its value, and the texts before it, at it and after it, which have gone through `spelled`."""
+
+    value: float
+    before: str
+    at: str
+    after: str
+
+
+def examples(
+    rows: Sequence[Example],
+    histogram: Numbers,
+    edges: Numbers,
+    *,
+    title: str,
+    value_title: str,
+    **look: Unpack[Look],
+) -> go.Figure:
+    """Places in texts, the place itself bold, and below them how often each value occurs; a line at the lowest shown.
+
+    `histogram` counts values between two `edges` each; bins are drawn equally wide. Leading and trailing bins without a
+    value are left out.
+    """
+    figure = make_subplots(
+        rows=2,
+        cols=1,
+        specs=[[{"type": "table"}], [{"type": "xy"}]],
+        row_heights=[31 * len(rows) + 50, 200],
+        vertical_spacing=60 / (31 * len(rows) + 310),
+    )
+    width = _asked(look, "width", 860)
+    room = (width - 200) // 7  # letters
+    texts = [
+        f"{html.escape(_end(row.before, (room - len(row.at)) // 2))}<b>{html.escape(row.at)}</b>"
+        f"{html.escape(_cut(row.after, max(1, (room - len(row.at)) // 2)))}"
+        for row in rows
+    ]
+    figure.add_trace(
+        go.Table(
+            columnwidth=[80, width - 170],
+            header={
+                "values": [f"<b>{value_title}</b>", "<b>context</b>"],
+                "align": "left",
+                "fill_color": "#EEEEEE",
+                "font_color": INK,
+            },
+            cells={
+                "values": [[f"{row.value:.4g}" for row in rows], texts],
+                "align": "left",
+                "height": 31,
+                "fill_color": "white",
+                "font": {"size": 12, "color": INK},
+            },
+        ),
+        row=1,
+        col=1,
+    )
+    counts, bounds = np.asarray(histogram, dtype=float), np.asarray(edges, dtype=float)
+    used = np.flatnonzero(counts)
+    first, last = (int(used[0]), int(used[-1])) if len(used) else (0, len(counts) - 1)
+    places = np.arange(first, last + 1)
+    figure.add_trace(
+        go.Bar(
+            x=places.tolist(),
+            y=counts[places].tolist(),
+            marker_color=OTHER_COLOURS[0],
+            customdata=[[f"{bounds[i]:.4g}", f"{bounds[i + 1]:.4g}"] for i in places],
+            hovertemplate="%{customdata[0]} to %{customdata[1]}: %{y:,}<extra></extra>",
+        ),
+        row=2,
+        col=1,
+    )
+    if rows:
+        lowest = float(np.searchsorted(bounds, min(row.value for row in rows), side="right") - 1)
+        at = min(lowest, last) - 0.5
+        dashed = {"color": CHOSEN, "dash": "dash"}
+        figure.add_shape(type="line", xref="x", yref="y domain", x0=at, x1=at, y0=0, y1=1, line=dashed)
+    ticks = places[:: max(1, len(places) // 8)]
+    figure.update_xaxes(
+        title_text=f"{value_title} (dashed: the lowest shown)",
+        tickvals=(ticks - 0.5).tolist(),
+        ticktext=[f"{bounds[i]:.3g}" for i in ticks],
+    )
+    figure.update_yaxes(title_text="tokens", type="log")
+    figure.update_layout(showlegend=False, bargap=0.05)
+    return _finish(figure, title, look, width=860, height=31 * len(rows) + 310, left=70, right=20)
 
 
 def page(title: str, sections: Sequence[tuple[str, str, go.Figure]]) -> str:

@@ -38,7 +38,7 @@ from lens_probes.result import measured, schema, summed
 from lens_probes.result.schema import Quantity
 from lens_probes.result.tokens import LayerTokenResult
 from lens_probes.settings import Positive, described
-from lens_probes.text.prompts import Tokens, as_bytes, content_number
+from lens_probes.text.prompts import Tokens, content_number
 
 BINS = 64
 SMALLEST, LARGEST = 1e-3, 1e5  # of quantities without bounds; what lies beyond is in the last bins
@@ -262,14 +262,12 @@ class Summary(Probe[SummaryResult]):
                     f"Summary(by=...) must give one label per token, {len(words)} texts; got {brief(own)}: return a "
                     f"list as long as the table"
                 )
-        content = {number: content_number(as_bytes(one.id)) for number, one in words.by_prompt()}
-        of_prompt = np.asarray([content[number] for number in words.prompt.tolist()], dtype=np.int64)
         place = np.where(words.word < 0, words.position, -1 - words.word)
         forms = inference.forms(words)
         types = {form: content_number(form.encode()) for form in set(forms)}
         return SampledTokens(
             **{**words.columns(), "word_class": tuple(own)},
-            key=torch.from_numpy(sampling.mixed(of_prompt, place)),
+            key=torch.from_numpy(sampling.mixed(words.prompt_keys().numpy(), place)),
             type_key=torch.tensor([types[form] for form in forms], dtype=torch.int64),
         )
 

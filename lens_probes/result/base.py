@@ -63,9 +63,9 @@ class Result(Declared):
     # What it holds
 
     def labels(self, axis: str) -> Any:
-        """The labels of an axis: the field of its name (`other_topic` is `topic` again), or None."""
-        axis = axis.removeprefix("other_")
-        return getattr(self, axis) if axis in self.__dataclass_fields__ else None
+        """The labels of an axis: the texts or the table of its name (`other_topic` is `topic` again), or None."""
+        labels = getattr(self, axis.removeprefix("other_"), None)
+        return labels if isinstance(labels, tuple | Table) else None
 
     def index_of(self, axis: str, asked: int | str) -> int:
         """Index of a layer, head or unit on its axis, by number or label: 6, "6" and "H6" are one head.

@@ -191,6 +191,12 @@ class Tokens(Table):
             yield number, self[start : start + size]
             start += size
 
+    def prompt_keys(self) -> Int[Tensor, " token"]:
+        """A number for each token, made from the ids of its prompt: what is random is seeded by it."""
+        numbers = [content_number(as_bytes(own.id)) for _, own in self.by_prompt()]
+        sizes = self.prompt.unique_consecutive(return_counts=True)[1]
+        return torch.tensor(numbers, dtype=torch.int64).repeat_interleave(sizes)
+
     def check_text(self) -> None:
         """Raise if a prompt has special tokens only."""
         for number, own in self.by_prompt():
