@@ -799,11 +799,6 @@ def table(
     return _finish(figure, title, look, width=width, height=27 * rows + 40, left=20, right=20, below=20)
 
 
-def _end(text: str, longest: int | float) -> str:
-    """The end of a text."""
-    return text if len(text) <= longest else f"…{text[len(text) - max(1, int(longest)) + 1 :]}"
-
-
 class Example(NamedTuple):
     """A place in a text: its value, and the texts before it, at it and after it, which have gone through `spelled`."""
 
@@ -836,11 +831,17 @@ def examples(
     )
     width = _asked(look, "width", 860)
     room = (width - 200) // 7  # letters
-    texts = [
-        f"{html.escape(_end(row.before, (room - len(row.at)) // 2))}<b>{html.escape(row.at)}</b>"
-        f"{html.escape(_cut(row.after, max(1, (room - len(row.at)) // 2)))}"
-        for row in rows
-    ]
+
+    def context(row: Example) -> str:
+        n = max(1, (room - len(row.at)) // 2)
+        before, after = (
+            row.before if len(row.before) <= n else f"…{row.before[-n:]}",
+            row.after if len(row.after) <= n else f"{row.after[:n]}…",
+        )
+        before, at, after = (html.escape(text, quote=False) for text in (before, row.at, after))
+        return f"{before}<b>{at}</b>{after}"
+
+    texts = [context(row) for row in rows]
     figure.add_trace(
         go.Table(
             columnwidth=[80, width - 170],
