@@ -14,6 +14,7 @@ import importlib.metadata as _metadata
 from lens_probes import figures
 from lens_probes.examples import demo, tiny, toy
 from lens_probes.examples.demo import load_model
+from lens_probes.experiments.attention_window import AttentionWindow, AttentionWindowResult
 from lens_probes.experiments.feature_visualization import FeatureVisualization, FeatureVisualizationResult
 from lens_probes.experiments.head_ablation import HeadAblation, HeadAblationResult
 from lens_probes.experiments.input_reconstruction import InputReconstruction, InputReconstructionResult
@@ -52,6 +53,8 @@ __all__ = [
     "AttentionPairResult",
     "AttentionPatterns",
     "AttentionPatternsResult",
+    "AttentionWindow",
+    "AttentionWindowResult",
     "DirectLogitAttribution",
     "DirectLogitAttributionResult",
     "EmbeddingDensity",
