@@ -31,6 +31,7 @@ from lens_probes.probes.attention_patterns import AttentionPatterns, AttentionPa
 from lens_probes.probes.direct_logit_attribution import DirectLogitAttribution, DirectLogitAttributionResult
 from lens_probes.probes.embedding_density import EmbeddingDensity, EmbeddingDensityResult
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity, HeadTopicSimilarityResult
+from lens_probes.probes.head_value_rank import HeadValueRank, HeadValueRankResult
 from lens_probes.probes.key_value_overlap import KeyValueOverlap, KeyValueOverlapResult
 from lens_probes.probes.logit_lens import LogitLens, LogitLensResult
 from lens_probes.probes.rank_shift import RankShift, RankShiftResult
@@ -66,6 +67,8 @@ __all__ = [
     "HeadAblationResult",
     "HeadTopicSimilarity",
     "HeadTopicSimilarityResult",
+    "HeadValueRank",
+    "HeadValueRankResult",
     "InputReconstruction",
     "InputReconstructionResult",
     "KeyValueOverlap",

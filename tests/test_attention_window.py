@@ -27,13 +27,19 @@ def huggingface_loss(architecture, tokens, keep, only=None):
     model = tiny.huggingface(architecture)
     additive = torch.zeros(keep.shape[-3:]).masked_fill(~keep, torch.finfo(torch.float32).min)[None]
     masked = {"attention_mask": additive}
-    if only is not None:
-        base = getattr(model, "model", None) or getattr(model, "transformer", None) or model.gpt_neox
-        block = (base.layers if hasattr(base, "layers") else base.h)[only]
-        part = next(getattr(block, name) for name in ("self_attn", "attn", "attention") if hasattr(block, name))
-        part.register_forward_pre_hook(lambda part, args, named: (args, named | masked), with_kwargs=True)
+    base = getattr(model, "model", None) or getattr(model, "transformer", None) or model.gpt_neox
+    base = getattr(base, "decoder", base)
+    for number, block in enumerate(base.layers if hasattr(base, "layers") else base.h):
+        if only == number or (only is None and architecture == "opt"):  # OPT would take positions from a 4-D mask
+            part = next(getattr(block, name) for name in ("self_attn", "attn", "attention") if hasattr(block, name))
+            part.register_forward_pre_hook(lambda part, args, named: (args, named | masked), with_kwargs=True)
     with torch.no_grad():
-        log_prob = model(tokens.id[None], **(masked if only is None else {})).logits[0].float().log_softmax(-1)
+        log_prob = (
+            model(tokens.id[None], **(masked if only is None and architecture != "opt" else {}))
+            .logits[0]
+            .float()
+            .log_softmax(-1)
+        )
     counted = ~tokens.special[1:]
     return -log_prob[:-1].gather(1, tokens.id[1:, None])[:, 0][counted].mean()
 

@@ -70,6 +70,10 @@ SETTINGS: dict[str, list[Case]] = {
         Case(lp.HeadTopicSimilarity(component="resid_post", keep_vectors=False)),
         Case(lp.HeadTopicSimilarity(component="attn_out", pool=2)),
     ],
+    "HeadValueRank": [
+        Case(lp.HeadValueRank(layers=[0, 2], neighbours=3)),
+        Case(lp.HeadValueRank(null_seed=4), lambda: tiny.bridge("qwen3")),
+    ],
     "InputReconstruction": [
         Case(lp.InputReconstruction(1, steps=5, restarts=2)),
         Case(lp.InputReconstruction(1, method="sequential"), prompts=PROMPTS[0]),
