@@ -316,4 +316,5 @@ _WITHOUT_SETTINGS = (
     "LogitLens",
     "DirectLogitAttribution",
     "AttentionPatterns",
+    "HeadValueRank",
 )
