@@ -14,6 +14,7 @@ import importlib.metadata as _metadata
 from lens_probes import figures
 from lens_probes.examples import demo, tiny, toy
 from lens_probes.examples.demo import load_model
+from lens_probes.experiments.attention_window import AttentionWindow, AttentionWindowResult
 from lens_probes.experiments.feature_visualization import FeatureVisualization, FeatureVisualizationResult
 from lens_probes.experiments.head_ablation import HeadAblation, HeadAblationResult
 from lens_probes.experiments.input_reconstruction import InputReconstruction, InputReconstructionResult
@@ -30,6 +31,7 @@ from lens_probes.probes.attention_patterns import AttentionPatterns, AttentionPa
 from lens_probes.probes.direct_logit_attribution import DirectLogitAttribution, DirectLogitAttributionResult
 from lens_probes.probes.embedding_density import EmbeddingDensity, EmbeddingDensityResult
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity, HeadTopicSimilarityResult
+from lens_probes.probes.head_value_rank import HeadValueRank, HeadValueRankResult
 from lens_probes.probes.key_value_overlap import KeyValueOverlap, KeyValueOverlapResult
 from lens_probes.probes.logit_lens import LogitLens, LogitLensResult
 from lens_probes.probes.max_activating_examples import MaxActivatingExamples, MaxActivatingExamplesResult
@@ -54,6 +56,8 @@ __all__ = [
     "AttentionPairResult",
     "AttentionPatterns",
     "AttentionPatternsResult",
+    "AttentionWindow",
+    "AttentionWindowResult",
     "DirectLogitAttribution",
     "DirectLogitAttributionResult",
     "EmbeddingDensity",
@@ -65,6 +69,8 @@ __all__ = [
     "HeadAblationResult",
     "HeadTopicSimilarity",
     "HeadTopicSimilarityResult",
+    "HeadValueRank",
+    "HeadValueRankResult",
     "InputReconstruction",
     "InputReconstructionResult",
     "KeyValueOverlap",

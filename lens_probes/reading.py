@@ -17,6 +17,9 @@ from lens_probes.text.prompts import Prompts, Tokens, tokenize
 from lens_probes.text.targets import target_ids
 from lens_probes.text.words import WordClasses
 
+Edits = Mapping[str, Callable[[Tensor], Tensor]]
+"""Functions of activations that return their replacements, by the names of the activations."""
+
 TOKENS_PER_BATCH = 512  # what a batch holds, padding included: enough to fill matrix products, little enough to keep
 
 
@@ -119,33 +122,35 @@ def finite(name: str, activation: Tensor, *, masked: bool = False) -> Tensor:
     return activation
 
 
-def prompt_loss(
-    view: ModelView, tokens: Tokens, edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None
-) -> Float[Tensor, " prompt"]:
+def prompt_loss(view: ModelView, tokens: Tokens, edits: Edits | None = None) -> Float[Tensor, " prompt"]:
     """The mean of -log p(next token) over each prompt, special ones not counted, nats; `edits` as `ModelView.logits`.
 
     Each prompt must have a token to predict.
     """
+    return torch.cat([batch_loss(view, batch, edits) for batch in batches(tokens)])
+
+
+def batch_loss(view: ModelView, batch: Tokens, edits: Edits | None = None) -> Float[Tensor, " prompt"]:
+    """`prompt_loss` of one batch, in one pass."""
+    ids, mask = pad(batch, view)
+    logits = view.logits(ids, mask, edits)[mask.to(view.device)].float()
+    target = target_ids(batch, "next")[:, 0]
+    counted = (target >= 0) & ~batch.special.roll(-1)
+    asked = logits[counted.to(view.device)]
+    of_target = asked.gather(1, target[counted, None].to(view.device))[:, 0]
+    loss = torch.zeros(len(batch)).masked_scatter(counted, (asked.logsumexp(-1) - of_target).cpu())
     losses = []
-    for batch in batches(tokens):
-        ids, mask = pad(batch, view)
-        logits = view.logits(ids, mask, edits)[mask.to(view.device)].float()
-        target = target_ids(batch, "next")[:, 0]
-        counted = (target >= 0) & ~batch.special.roll(-1)
-        asked = logits[counted.to(view.device)]
-        of_target = asked.gather(1, target[counted, None].to(view.device))[:, 0]
-        loss = torch.zeros(len(batch)).masked_scatter(counted, (asked.logsumexp(-1) - of_target).cpu())
-        for number in batch.prompt.unique().tolist():
-            own = batch.prompt == number
-            if not (own & counted).any():
-                raise ValueError(f"prompt {number} has no token to predict: prompts need two tokens or more")
-            own_loss = loss[own].sum() / counted[own].sum()
-            if not own_loss.isfinite():
-                raise ValueError(
-                    f"the loss of prompt {number} must be finite; got {own_loss.item()}: check the model's weights, or "
-                    f"run it in float32"
-                )
-            losses.append(own_loss)
+    for number in batch.prompt.unique().tolist():
+        own = batch.prompt == number
+        if not (own & counted).any():
+            raise ValueError(f"prompt {number} has no token to predict: prompts need two tokens or more")
+        own_loss = loss[own].sum() / counted[own].sum()
+        if not own_loss.isfinite():
+            raise ValueError(
+                f"the loss of prompt {number} must be finite; got {own_loss.item()}: check the model's weights, or "
+                f"run it in float32"
+            )
+        losses.append(own_loss)
     return torch.stack(losses)
 
 

@@ -40,6 +40,11 @@ SETTINGS: dict[str, list[Case]] = {
         Case(lp.AttentionPatterns(keep_patterns=True, layers=[0, 2])),
         Case(lp.AttentionPatterns()),
     ],
+    "AttentionWindow": [
+        Case(lp.AttentionWindow(at="layer", radii=[1, 4], epsilon=0.1), lambda: tiny.bridge("llama"), SENTENCES),
+        Case(lp.AttentionWindow(), prompts=SENTENCES),
+        Case(lp.AttentionWindow(at="head", heads=["L0H1", "L2H3"], seed=3), lambda: tiny.bridge("gemma2"), SENTENCES),
+    ],
     "DirectLogitAttribution": [
         Case(lp.DirectLogitAttribution()),
         Case(lp.DirectLogitAttribution(target=3, layers=[2])),
@@ -64,6 +69,10 @@ SETTINGS: dict[str, list[Case]] = {
         Case(lp.HeadTopicSimilarity(component="head_out", pool="last", layers=[1])),
         Case(lp.HeadTopicSimilarity(component="resid_post", keep_vectors=False)),
         Case(lp.HeadTopicSimilarity(component="attn_out", pool=2)),
+    ],
+    "HeadValueRank": [
+        Case(lp.HeadValueRank(layers=[0, 2], neighbours=3)),
+        Case(lp.HeadValueRank(null_seed=4), lambda: tiny.bridge("qwen3")),
     ],
     "InputReconstruction": [
         Case(lp.InputReconstruction(1, steps=5, restarts=2)),

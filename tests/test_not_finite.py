@@ -281,8 +281,9 @@ def test_directions_of_a_head_with_nan_are_refused_and_those_of_others_given():
         (lp.TiedKeyValue(layers=[0]), list(PROMPTS)),
         (lp.HeadAblation(steps=2, draws=2), list(PROMPTS)),
         (lp.TopicAblation(k=2, draws=2), TOPICS),
+        (lp.AttentionWindow(radii=[2]), list(PROMPTS)),
     ],
-    ids=["ties", "heads", "topics"],
+    ids=["ties", "heads", "topics", "window"],
 )
 def test_a_loss_that_is_nan_is_refused_by_its_prompt(asked, prompts):
     model = spoilt("gpt2", "blocks.2.mlp.out.weight", 3, 5)
@@ -315,4 +316,5 @@ _WITHOUT_SETTINGS = (
     "LogitLens",
     "DirectLogitAttribution",
     "AttentionPatterns",
+    "HeadValueRank",
 )

@@ -6,7 +6,7 @@ weights.py    in one shape for all classes           attention.py  queries, keys
 head.py       from states to logits                  sums.py       checks that parts add up to the whole
 tokenizer.py  text to token ids and back             view.py       ModelView and ImageView, built from these
 prefix.py     the next token after a prefix          ablation.py   heads and neurons set to fixed values
-untrained.py  a random-weights baseline
+untrained.py  a random-weights baseline        masking.py    attention to some of the tokens only
 """
 
 from lens_probes.model.ablation import Ablation

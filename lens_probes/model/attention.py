@@ -88,15 +88,20 @@ class Attention(Passes):
         return {}
 
     def _masked(self, layer: int, ids: Int[Tensor, " token"]) -> Bool[Tensor, "query key"]:
-        """Where a layer's scores are masked: -inf or the smallest number (CodeGen divides it by its scale)."""
+        """Where a layer's scores are masked."""
         name = self._hook("scores", layer)
         scores = self.activations(ids[None], torch.ones(1, len(ids), dtype=torch.bool), [name])[name][0]
-        masked = (scores <= torch.finfo(scores.dtype).min / 32).all(0)
+        masked = ~unmasked(scores)
         if masked.triu(1).any():
             return masked
         # Where TransformerLens leaves attention to Hugging Face, these "scores" are the pattern (OPT, GPT-J, BERT).
         window = self.adapter.window(layer)
         return torch.zeros_like(masked) if window is None else torch.ones_like(masked).tril(-window)
+
+
+def unmasked(scores: Float[Tensor, "*any head query key"]) -> Bool[Tensor, "*any query key"]:
+    """Where a head's scores are not masked: masked ones are -inf or the smallest number (CodeGen divides it)."""
+    return (scores > torch.finfo(scores.dtype).min / 32).any(-3)
 
 
 def _pairs_turned(

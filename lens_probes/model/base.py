@@ -136,6 +136,7 @@ class View:
     hook_neurons = partialmethod(_hook, "neuron")
     hook_plain_key = partialmethod(_hook, "key")
     hook_value = partialmethod(_hook, "value")
+    hook_scores = partialmethod(_hook, "scores")
     hook_pattern = partialmethod(_hook, "pattern")
     hook_z = partialmethod(_hook, "z")
 

@@ -161,6 +161,13 @@ class Passes(View):
                 raise self._not_computed(name)
         return {name: found[name] for name in names}
 
+    def edited(
+        self, ids: Int[Tensor, "prompt position"], names: Sequence[str], edits: Mapping[str, Edit]
+    ) -> dict[str, Tensor]:
+        """The named activations of unpadded prompts, those that are edited as they are after the edit."""
+        with self._switched_on():
+            return self._named(names, self.run_until(ids, names, edits=edits, **self.adapter.options(names)))
+
     def logits(
         self,
         ids: Int[Tensor, "prompt position"],

@@ -33,6 +33,22 @@ class Sums(Weights):
         written = einsum(z.float(), self.W_O(layer).float(), "token head d_head, head d_head d_model -> token d_model")
         self._check_added(written + self.output_bias(layer), stream, layer, "heads", "attention", "ln1_post")
 
+    def check_values(
+        self,
+        layer: int,
+        states: Float[Tensor, "token d_model"],
+        values: Float[Tensor, "token kv_head d_head"],
+    ) -> None:
+        """Raise unless the values of a layer's heads are W_V and b_V of the states before it, normed."""
+        own = self.values(layer, states).float()
+        off, size = (own - values.float()).flatten(1).norm(dim=-1), values.float().flatten(1).norm(dim=-1)
+        wrong = ~(off <= tolerance(values.dtype) * size)
+        if wrong.any():
+            raise ValueError(
+                f"the values of layer {layer} of {self.name} must be W_V of its normed input; got values that are off "
+                f"by {float((off / size)[wrong].max()):.2g} of it: use another model"
+            )
+
     def check_neurons(self, layer: int) -> None:
         """Raise unless, on a few tokens, the outputs of the neurons, plus the bias, add up to what the MLP adds."""
         names = [self.hook_neurons(layer), *self._added("MLP", layer)]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lens_probes.model.passes import Passes, undisturbed
 
+ENTRIES = 4096  # embeddings that pass a norm at once
+
 
 class Norm(NamedTuple):
     """A norm as weight * (state - its mean, if centred) / scale + bias."""
@@ -150,6 +152,18 @@ class Weights(Passes):
         bias = getattr(block.attn, "b_V", None)
         made = einsum(normed, weights, "... d_model, kv_head d_model d_head -> ... kv_head d_head")
         return made if bias is None else made + self._per_kv_head(bias.detach())
+
+    def token_values(self, layer: int, kv_head: int) -> Float[Tensor, "vocab d_head"]:
+        """The values that a key/value head makes of each token's embedding, as heads mix them; products in float32."""
+        block = self.model.blocks[layer]
+        weight = self.W_V_shared(layer)[kv_head].float()
+        bias = getattr(block.attn, "b_V", None)
+        rows = []
+        with undisturbed(self.model):
+            for some in self.token_embeddings.split(ENTRIES):
+                made = block.ln1(some[None])[0].float() @ weight
+                rows.append(made if bias is None else made + self._per_kv_head(bias.detach())[kv_head].float())
+        return self.adapter.clipped(torch.cat(rows))
 
     def per_head(self, shared: Float[Tensor, "token kv_head d_head"]) -> Float[Tensor, "token head d_head"]:
         """Keys or values, repeated for the query heads that share them."""
