@@ -175,7 +175,7 @@ class Probe(Asked, Generic[R]):
         same size, gives a wrong result without an error. Models that share their embeddings cannot be told apart.
         """
         view = ModelView(model)
-        names = _names([self], view)
+        names = hooks_of([self], view)
         reading = cached(
             view,
             names,
@@ -226,22 +226,27 @@ def run(
     >>> shift.rank.shape == update.length.shape
     True
     """
-    _check_probes(probes)
+    check_probes(probes)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be a number of prompts, 1 or more; got {batch_size}")
     view = ModelView(model)
-    names = _names(probes, view)
+    names = hooks_of(probes, view)
     tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
     of_run = batches(tokens, batch_size)
     parts: list[list[Result]] = [[] for _ in probes]
     with undisturbed(view.model):
         for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
-            reading = _read(view, batch, names, reads_head=any(probe.reads_head for probe in probes))
-            for done, probe in zip(parts, probes, strict=True):
-                done.append(_measured(probe, reading))
+            for done, part in zip(parts, measured_batch(probes, view, batch, names), strict=True):
+                done.append(part)
                 if len(done) == PARTS_BEFORE_MERGE:
                     done[:] = [Result.merge(done)]
     return [Result.merge(done) for done in parts]
+
+
+def measured_batch(probes: Sequence[Probe[Any]], view: ModelView, batch: Tokens, names: Sequence[str]) -> list[Result]:
+    """The result of each probe on one batch, from one forward pass; `names` are the hooks of all of them."""
+    reading = _read(view, batch, names, reads_head=any(probe.reads_head for probe in probes))
+    return [_measured(probe, reading) for probe in probes]
 
 
 def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: bool) -> Reading:
@@ -253,7 +258,8 @@ def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: b
     return Reading(view, batch, found, mask, _logits=logits)
 
 
-def _check_probes(probes: Any) -> None:
+def check_probes(probes: Any) -> None:
+    """Raise unless these are a list of probes that are made."""
     if hasattr(probes, "measure"):
         raise TypeError(f"probes must be a list; got one probe, {brief(probes)}: write run([probe], model, prompts)")
     if not isinstance(probes, Sequence) or isinstance(probes, str):
@@ -272,7 +278,7 @@ def _check_probes(probes: Any) -> None:
             )
 
 
-def _names(probes: Sequence[Probe[Any]], view: ModelView) -> list[str]:
+def hooks_of(probes: Sequence[Probe[Any]], view: ModelView) -> list[str]:
     """The hooks of all probes, each once, all of them known to the model."""
     names = list(dict.fromkeys(name for probe in probes for name in names_of(probe.hooks(view))))
     view.check_hooks(names)
