@@ -142,60 +142,55 @@ def _problem(error: Exception) -> Problem:
 
 
 def _measure(ray: Any, actors: Sequence[Any], recording: Recording) -> None:
-    """Give every missing shard to a worker that is free."""
+    """Give every missing shard to a worker that is free, until all are done or have failed."""
     starting = {actor.fingerprint.remote(): actor for actor in actors}
     working: dict[Any, tuple[Shard, int, Any]] = {}
     again: deque[tuple[Shard, int]] = deque()
-    first: dict[str, Any] | None = None
-    missing: Iterator[Shard] | None = None
-    free: list[Any] = []
-    while True:
-        while free and missing is not None:
-            shard, attempt = again.popleft() if again else (next(missing, None), 1)
-            if shard is None:
-                break
-            actor = free.pop()
-            working[actor.measure.remote(shard)] = shard, attempt, actor
-        if not working and first is not None:
-            return
+    missing: Iterator[Shard] = iter(())
+    first: dict[str, Any] = {}
+    while starting or working:
         (reference,), _ = ray.wait([*starting, *working], num_returns=1)
-        try:
-            outcome = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            outcome = Problem(f"its worker died {ATTEMPTS} times ({type(error).__name__})")
-            died = True
-        else:
-            died = False
+        died, outcome = _outcome(ray, reference)
+        if isinstance(outcome, Problem) and outcome.of_folder:
+            raise CannotWrite(outcome.reason)
         if reference in starting:
-            free.append(starting.pop(reference))
+            actor = starting.pop(reference)
             if isinstance(outcome, Problem):
-                raise (CannotWrite if outcome.of_folder else RuntimeError)(
-                    outcome.reason
-                    if outcome.of_folder
-                    else f"load must return a model in every worker; got {outcome.reason}"
-                )
-            if first is None:
+                raise RuntimeError(f"load must return a model that the probes read; got {outcome.reason}")
+            if not first:
                 first = outcome
                 recording.begin(first)
                 missing = recording.missing()
-            elif outcome != first:
-                name = next(name for name in first if first[name] != outcome.get(name))
-                raise RuntimeError(
-                    f"all workers must have the same {name}; got {first[name]!s:.100} and {outcome.get(name)!s:.100}: "
-                    f"load the same model, with the same versions, on all machines"
-                )
-            continue
-        shard, attempt, actor = working.pop(reference)
-        free.append(actor)
-        if isinstance(outcome, Measured):
-            recording.done(shard, outcome)
-        elif outcome.of_folder:
-            raise CannotWrite(outcome.reason)
-        elif died or attempt == ATTEMPTS:
-            recording.failed(shard, outcome.reason)
+            _check_same(first, outcome)
         else:
-            again.append((shard, attempt + 1))
-            ray.kill(actor, no_restart=False)  # an error on a GPU can leave a process that fails at everything
+            shard, attempt, actor = working.pop(reference)
+            if isinstance(outcome, Measured):
+                recording.done(shard, outcome)
+            elif died or attempt == ATTEMPTS:
+                recording.failed(shard, outcome.reason)
+            else:
+                again.append((shard, attempt + 1))
+                ray.kill(actor, no_restart=False)  # an error on a GPU can leave a process that fails at everything
+        shard, attempt = again.popleft() if again else (next(missing, None), 1)
+        if shard is not None:
+            working[actor.measure.remote(shard)] = shard, attempt, actor
+
+
+def _outcome(ray: Any, reference: Any) -> tuple[bool, Any]:
+    """Whether the worker died too often at it, and what came of a task."""
+    try:
+        return False, ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return True, Problem(f"the worker died {ATTEMPTS} times ({type(error).__name__})")
+
+
+def _check_same(first: dict[str, Any], other: dict[str, Any]) -> None:
+    for name, value in first.items():
+        if other.get(name) != value:
+            raise RuntimeError(
+                f"all workers must have the same {name}; got {value!s:.100} and {other.get(name)!s:.100}: load the same "
+                f"model, with the same versions, on all machines"
+            )
 
 
 @contextmanager
