@@ -1,6 +1,8 @@
 """A corpus in shards: what counts as a text, how long ones are cut, what a folder keeps, and what a kill may cost."""
 
 import errno
+import gc
+import hashlib
 import itertools
 import json
 import os
@@ -75,7 +77,7 @@ def test_rows_come_in_the_order_of_the_corpus_whatever_their_lengths(gpt2, tmp_p
         for name in schema(type(one)).tables:  # of tokens, prompts and pairs
             pd.testing.assert_frame_equal(getattr(one, name).to_frame(), getattr(other, name).to_frame())
         for name in schema(type(one)).axes:
-            torch.testing.assert_close(getattr(one, name), getattr(other, name))
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), equal_nan=True)
 
 
 def test_topics_are_those_of_one_run_and_may_be_alone_in_a_shard(gpt2, tmp_path):
@@ -107,7 +109,7 @@ def test_numbers_do_not_depend_on_what_shares_a_batch(gpt2, tmp_path, whole):
 
 
 def test_similar_lengths_share_a_batch(gpt2):
-    texts = ["A dog barked at the old gate.", "Rain.", "The cat sat on the mat.", "Snow."] * 8
+    texts = ["A dog barked at the old gate.", "Rain.", "The cat sat on the mat.", "Snow."] * 40
     work = Work([lp.ResidualMean()], gpt2)
     (shard,) = shards(documents(texts), 256)
     pieces, _ = work.pieces(shard)
@@ -194,19 +196,8 @@ def test_rows_are_not_folded_since_their_files_would_be_written_again_and_get_no
     assert len(os.listdir(tmp_path / "run" / "0_RankShift")) == 17
 
 
-def test_results_of_many_parts_are_merged_in_one_tree_by_their_number(tmp_path):
-    def part(value):
-        return lp.ResidualMeanResult(
-            at="resid_mid", layer=("0_mid",), total=torch.full((1, 1), value, dtype=torch.float64), **_OTHERS
-        )
-
-    model = tiny.bridge()
-    given = lp.ResidualMean(layers=[0]).run(model, "A cat.")
-    _OTHERS = {
-        name: getattr(given, name) for name in given.__dataclass_fields__ if name not in ("at", "layer", "total")
-    }
-    del part, _OTHERS
-    one = [lp.ResidualMean(layers=[0]).run(model, text) for text in TEXTS[:7]]
+def test_parts_of_a_shard_are_merged_in_a_tree(gpt2):
+    one = [lp.ResidualMean(layers=[0]).run(gpt2, text) for text in TEXTS[:7]]
     parts = Parts()
     for each in one:
         parts.add(each)
@@ -226,7 +217,7 @@ def test_what_is_done_can_be_read_while_the_run_goes_on(gpt2, tmp_path):
             yield f"{text} {n}"
 
     run = lp.run_corpus(SUMS, gpt2, texts(), tmp_path / "run", progress=False, shard_size=1)
-    assert [shards for shards, _, _ in seen] == [n - 1 if n else 0 for n in range(6, 40, 5)] or seen
+    assert [shards for shards, _, _ in seen] == [6, 11, 16, 21, 26, 31, 36]
     assert all(shards == prompts and total is None for shards, prompts, total in seen) and len(seen) == 7
     assert run.complete and run.all_shards == 40
 
@@ -264,7 +255,7 @@ def test_a_group_that_replaces_files_while_they_are_read_is_read_instead(gpt2, t
         ({"model": lambda: tiny.bridge("gpt2", padding_side="left")}, "same tokenizer; got "),
         ({"texts": TEXTS[::-1]}, "same corpus; got others in shard 0"),
         ({"texts": [*TEXTS, "More."]}, "same corpus; got others in shard 11"),
-        ({"texts": TEXTS[:-1]}, "same corpus; got others in shard 11"),
+        ({"texts": TEXTS[:-1]}, "same corpus; got 11 shards, and the run in "),
         ({"texts": TEXTS[:4]}, "same corpus; got 2 shards, and the run in "),
         ({"texts": iter(TEXTS[:4])}, "same corpus; got 2 shards, and the run in "),
         ({"texts": iter([*TEXTS[:22], "Other."])}, "same corpus; got others in shard 11"),
@@ -353,6 +344,7 @@ def test_settings_are_checked_before_anything_is_read(settings, message, gpt2, t
         lp.run_corpus(SUMS, gpt2, TEXTS, tmp_path / "run", **{"progress": False, **settings})
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 def test_a_probe_that_is_no_list_and_a_layer_that_is_not_there_are_refused_before_anything_is_read(gpt2, tmp_path):
     with pytest.raises(TypeError, match="probes must be a list"):
         lp.run_corpus(lp.ResidualMean(), gpt2, TEXTS, tmp_path / "run")
@@ -364,7 +356,7 @@ def test_a_probe_that_is_no_list_and_a_layer_that_is_not_there_are_refused_befor
 def test_weights_are_told_apart_by_any_entry_and_by_its_place():
     model = tiny.bridge("llama")
     before = weights_hash(model)
-    parameter = dict(model.named_parameters())["blocks.1.mlp.out.original_component.weight"]
+    parameter = next(each for each in model.parameters() if each.shape == (64, 32))
     with torch.no_grad():
         parameter[3, 5] += 1e-6 + parameter[3, 5].abs() * 1e-6
         changed = weights_hash(model)
@@ -454,6 +446,7 @@ def test_token_ids_are_read_as_they_are(source, gpt2, tmp_path):
     assert run.results[0].token.id.tolist() == [5, 6, 7, 8, 9]
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
@@ -502,8 +495,8 @@ def test_shards_depend_on_the_texts_and_their_order_only():
     assert [shard.first for shard in found] == [0, 3, 4]
     assert [shard.key for shard in found] == [shard.key for shard in shards(documents(iter(texts)), 3)]
     assert plan(texts, 3).keys == tuple(shard.key for shard in found)
-    # Stable across processes and versions of Python: what stands in old folders must be found again.
-    assert found[0].documents[0].key == "8a3c3ef8ba1c3bd0" or len(found[0].documents[0].key) == 16
+    content = hashlib.blake2b(b"text a", digest_size=8)  # the same in every process: old folders must be found again
+    assert found[0].documents[0].key == content.hexdigest()
 
 
 def test_topics_and_ids_make_other_shards():
@@ -554,7 +547,10 @@ def test_a_long_text_is_cut_before_words_into_the_tokens_of_the_whole(gpt2):
     assert [i for ids in own for i in ids[1:]] == whole[1:]
     assert all(len(ids) > 10 for ids in own[:-1])
     for piece in pieces[2:]:  # words keep their classes, and none is cut in two
-        assert piece.tokens.text[1].startswith(" ") and set(piece.tokens.word_class) >= {"content", "function"}
+        assert set(piece.tokens.word_class) >= {"content", "function"}
+    texts = ["".join(piece.tokens[~piece.tokens.special].text) for piece in pieces[1:]]
+    assert "".join(texts) == text
+    assert all(one[-1:].isspace() or other[:1].isspace() for one, other in itertools.pairwise(texts))
 
 
 def test_an_encoder_has_its_special_tokens_in_every_piece():
@@ -586,8 +582,8 @@ def test_a_long_document_without_spaces_is_cut_between_characters(gpt2):
 def test_cutting_goes_back_to_a_word_in_the_second_half_only():
     text = "ab cdef"
     letters = [(i, i + 1) for i in range(len(text))]
-    assert cut(letters, text, 5) == [slice(0, 3), slice(3, 7)]  # before c, whose white space is before it
-    assert cut(letters, text, 6) == [slice(0, 6), slice(6, 7)] or cut(letters, text, 6)[0].stop > 3
+    assert cut(letters, text, 5) == [slice(0, 3), slice(3, 7)]  # before c, which follows white space
+    assert cut(letters, text, 6) == [slice(0, 6), slice(6, 7)]  # c is in the first half
     assert cut([None, *letters], text, 20) == [slice(0, 8)]
 
 
@@ -622,20 +618,6 @@ def test_a_line_that_is_not_utf_8_is_recorded(tmp_path):
     path.write_bytes(b"A cat.\n\xe9t\xe9\nA cow.\n")
     found = list(documents(path))
     assert found[1].prompt is None and found[1].problem.startswith("line 2 is not UTF-8")
-
-
-class Fussy(lp.Probe[lp.ResidualMeanResult]):
-    """Fails at a token."""
-
-    token: int
-
-    def hooks(self, model):
-        return model.stream(None)
-
-    def measure(self, reading):
-        if (reading.tokens.id == self.token).any():
-            raise ValueError(f"no token may be {self.token}")
-        return lp.ResidualMean().measure(reading)
 
 
 def _measure_fussily(probe, reading):
@@ -890,23 +872,18 @@ def test_a_run_without_a_result_says_so(gpt2, tmp_path):
         _ = run.results
 
 
-def test_memory_does_not_grow_with_the_corpus(gpt2, tmp_path):
-    import tracemalloc
-
+def test_what_is_held_does_not_grow_with_the_corpus(gpt2, tmp_path):
     held = []
 
-    def texts(n):
-        for i in range(n):
-            if i % 100 == 50:
-                held.append(tracemalloc.get_traced_memory()[0])
+    def texts():
+        for i in range(1, 401):
+            if i % 50 == 0:
+                gc.collect()
+                held.append(sum(each.nbytes for each in gc.get_objects() if type(each) is torch.Tensor))
             yield f"A cat saw {i}."
 
-    lp.run_corpus([lp.ResidualMean(layers=[1])], gpt2, texts(60), tmp_path / "first", progress=False, shard_size=20)
-    held.clear()
-    tracemalloc.start()
-    lp.run_corpus([lp.ResidualMean(layers=[1])], gpt2, texts(900), tmp_path / "run", progress=False, shard_size=20)
-    tracemalloc.stop()
-    assert max(held) < held[1] + 100_000  # bytes; a shard's entry has about 500
+    lp.run_corpus([lp.ResidualMean()], gpt2, texts(), tmp_path / "run", progress=False, shard_size=20)
+    assert max(held) < min(held) + 10_000  # bytes; a result has 2,000
 
 
 def test_a_bar_shows_tokens_and_can_be_turned_off(gpt2, tmp_path, capsys, monkeypatch):
@@ -950,7 +927,7 @@ def test_the_command_measures_a_corpus_and_its_exit_code_tells_of_failures(tmp_p
 @pytest.mark.usefixtures("tiny_model")
 def test_an_interrupted_command_has_an_exit_code_of_its_own(tmp_path, capsys, monkeypatch):
     _written(tmp_path / "a.jsonl", '{"text": "A cat."}\n{"text": "A dog barked."}\n')
-    for n, message in ((0, "interrupted before the first shard"), (1, "interrupted after 1 shards")):
+    for n, message in ((0, "interrupted before the first shard"), (1, "interrupted after 1 shard:")):
         with monkeypatch.context() as patch:
             interrupted_after(n, patch)
             assert main(_command(tmp_path, "--shard-size", "1")) == 1

@@ -5,6 +5,7 @@ texts -> shards -> what is missing -> measured here or by workers -> files -> on
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,7 +213,8 @@ class Recording:
             if not self._manifest.done:
                 raise
             self._bar.close()
-            tqdm.write(f"interrupted after {len(self._manifest.done)} shards: the same call goes on")
+            done = amount(len(self._manifest.done), "shard")
+            tqdm.write(f"interrupted after {done}: the same call goes on", file=sys.stderr)
         finally:
             self._bar.close()
 
