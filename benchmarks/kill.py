@@ -1,9 +1,9 @@
 """A corpus that is killed again and again: `python benchmarks/kill.py --kills 20 --ray 3`.
 
-The serial run, then Ray's driver, then Ray's workers are ended with SIGKILL at random moments. After every kill the same
-call goes on. Three things must hold: the results have the bits of a run that nobody killed, no shard that was complete
-when a call began is measured again, and no temporary file is left. A tiny model; about a minute without Ray, and half a
-minute per kill with it.
+The serial run, then Ray's driver, then Ray's workers are ended with SIGKILL at random moments. After every kill the
+same call goes on. Three things must hold: the results have the bits of a run that nobody killed, no shard that was
+complete when a call began is measured again, and no temporary file is left. A tiny model; about a minute without Ray,
+and half a minute per kill with it.
 """
 
 import argparse

@@ -105,7 +105,7 @@ def _corpus_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lens_probes corpus",
         description="Run probes over a corpus. The same command goes on after an interrupt or a crash.",
-        epilog="Exit code 0: every text was measured. 1: some were left out, or shards are missing. 2: it could not run.",
+        epilog="Exit code 0: every text was measured. 1: texts were left out or shards are missing. 2: it did not run.",
     )
     parser.add_argument("texts", help="a .jsonl or .parquet file with a field text, or a file with one prompt per line")
     parser.add_argument("--folder", required=True, help="where results are kept, such as runs/ranks")
@@ -113,14 +113,14 @@ def _corpus_parser() -> argparse.ArgumentParser:
         "--probe",
         action="append",
         required=True,
-        help="a probe by name, with settings if need be: RankShift, or 'LogitLens(top_k=0)'; may be given several times",
+        help="a probe by name, or with settings: RankShift, or 'LogitLens(top_k=0)'; may be given several times",
     )
     parser.add_argument("--model", default="smollm2-135m", help="as without `corpus` (default: smollm2-135m)")
     parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda (default: cpu)")
-    parser.add_argument("--workers", type=int, default=1, help="processes; more than one need lens-probes[ray]")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1); more need lens-probes[ray]")
     parser.add_argument("--gpus-per-worker", type=float, default=0, help="a fraction or a number (default: 0)")
     parser.add_argument("--address", help="of a Ray cluster (default: this machine)")
-    parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help=f"texts per shard (default: {SHARD_SIZE})")
+    parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help=f"texts (default: {SHARD_SIZE})")
     parser.add_argument("--max-tokens", type=int, help="the longest piece of a text (default: the model's context)")
     parser.add_argument(
         "--batch-tokens", type=int, default=TOKENS_PER_BATCH, help=f"per forward pass (default: {TOKENS_PER_BATCH})"

@@ -34,8 +34,8 @@ def run_corpus(
     folder: str | os.PathLike[str],
     *,
     workers: int = 2,
-    gpus_per_worker: float = 0,
-    cpus_per_worker: float = 1,
+    gpus_per_worker: int | float = 0,
+    cpus_per_worker: int | float = 1,
     address: str | None = None,
     shard_size: int = SHARD_SIZE,
     max_tokens: int | None = None,
@@ -181,20 +181,21 @@ def _outcome(ray: Any, reference: Any) -> tuple[bool, Any]:
     try:
         return False, ray.get(reference)
     except ray.exceptions.RayError as error:
-        return True, Problem(f"the worker died {ATTEMPTS} times ({type(error).__name__})")
+        *_, last = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        return True, Problem(f"the worker died, {ATTEMPTS} times ({type(error).__name__}: {last:.150})")
 
 
 def _check_same(first: dict[str, Any], other: dict[str, Any]) -> None:
     for name, value in first.items():
         if other.get(name) != value:
             raise RuntimeError(
-                f"all workers must have the same {name}; got {value!s:.100} and {other.get(name)!s:.100}: load the same "
-                f"model, with the same versions, on all machines"
+                f"all workers must have the same {name}; got {value!s:.100} and {other.get(name)!s:.100}: load the "
+                f"same model, with the same versions, on all machines"
             )
 
 
 @contextmanager
-def _ray(address: str | None, workers: int, cpus: float, gpus: float) -> Iterator[Any]:
+def _ray(address: str | None, workers: int, cpus: int | float, gpus: int | float) -> Iterator[Any]:
     """Ray, connected to a cluster; disconnected at the end if it was connected here."""
     try:
         import ray

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -30,6 +31,7 @@ from lens_probes.settings import fits
 FORMAT = 1
 GROUP = 16  # shards, or groups, that one file replaces: sixteen times less to read than in pairs
 SHARDS = 10**8
+ENDING = 10  # seconds that workers have to end
 RUN, MANIFEST, LOCK = "run.json", "manifest.jsonl", "lock"
 NAME = re.compile(r"(\d{8})(?:-(\d{8}))?\.safetensors")
 UNWRITABLE = {
@@ -292,10 +294,21 @@ def writing(path: str | os.PathLike[str]) -> Iterator[WritableFolder]:
         folder = WritableFolder(path)
         folder.tidy()
         _lock(lock, path, alone=False)  # shared with the workers, which must hold it too
-        yield folder
-        with suppress(BlockingIOError, CannotWrite):
-            _lock(lock, path, alone=True)
-            folder.tidy()
+        try:
+            yield folder
+        finally:
+            _tidy_after_workers(lock, folder)
+
+
+def _tidy_after_workers(lock: int, folder: WritableFolder) -> None:
+    """Remove what was left, once the workers that were ended are gone, so that the next call finds the folder free."""
+    until = time.monotonic() + ENDING
+    with suppress(CannotWrite):
+        while time.monotonic() < until:
+            with suppress(BlockingIOError):
+                _lock(lock, folder.path, alone=True)
+                return folder.tidy()
+            time.sleep(0.02)
 
 
 @contextmanager
