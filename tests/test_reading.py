@@ -14,7 +14,7 @@ from torch import Tensor
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
-from lens_probes.probe import PARTS_BEFORE_MERGE, Probe, names_of
+from lens_probes.probe import Probe, names_of
 from lens_probes.reading import TOKENS_PER_BATCH, Reading, pad
 from lens_probes.result import Result, summed
 from lens_probes.text.prompts import Table, tokenize
@@ -140,7 +140,7 @@ def test_a_batch_holds_at_most_512_tokens_padding_included(gpt2: Any) -> None:
 
 
 def test_results_of_many_batches_are_folded_on_the_way_and_stay_the_same(gpt2: Any) -> None:
-    prompts = [[7, 8 + i % 300] for i in range(2 * PARTS_BEFORE_MERGE + 3)]
+    prompts = [[7, 8 + i % 300] for i in range(67)]
     many = lp.run(PROBES[1:], gpt2, prompts, batch_size=1, progress=False)
     one = lp.run(PROBES[1:], gpt2, prompts, batch_size=len(prompts), progress=False)
     for batches, whole in zip(many, one, strict=True):

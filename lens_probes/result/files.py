@@ -51,9 +51,28 @@ def write(path: str | os.PathLike[str], result: Any) -> None:
         permissions = temporary.stat().st_mode  # those of any new file: safetensors makes one for its owner only
         save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(permissions)
-        os.replace(temporary, path)
+        replace_by(temporary, path)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):  # such as a full disk
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_by(temporary: Path, path: Path) -> None:
+    """Rename a file once its contents are on the disk, so that a crash leaves the old file or the whole new one."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def read(path: str | os.PathLike[str], known: Mapping[str, type], asked: str) -> Any:

@@ -88,6 +88,42 @@ def _aligned(part: Any, name: str, dims: tuple[str, ...], labels: dict[str, tupl
     return tensor
 
 
+def with_prompts_in_order(result: Any, order: Sequence[int], topics: Sequence[str] = ()) -> Any:
+    """A result that was measured in another order, as it would be in this one.
+
+    `order`: the place of each of its prompts, in the order of the result. Rows are sorted, and `topics` come in order
+    where sums have them.
+    """
+    schema_ = schema(type(result))
+    number = torch.tensor(order).argsort().argsort()  # of each prompt, by its number until now
+    values: dict[str, Any] = {}
+    rows = {"prompt": number.argsort()}  # of the new result, by axis
+    for name in schema_.tables:
+        table = getattr(result, name)
+        rows[name] = number[table.prompt].argsort(stable=True)
+        values[name] = dataclasses.replace(table[rows[name]], prompt=number[table.prompt][rows[name]])
+    labels = _labels_of_sums(schema_, [result])
+    labels = {axis: own for axis, own in labels.items() if axis == "topic"}
+    labels = {
+        axis: tuple(sorted(own, key=list(topics).index)) for axis, own in labels.items() if set(own) <= set(topics)
+    }
+    for name, kind in schema_.kind.items():
+        tensor = getattr(result, name)
+        if tensor is not None and kind == "sum":
+            values[name] = _aligned(result, name, schema_.axes[name], labels)
+        elif tensor is not None and kind == "rows":
+            for dim, axis in enumerate(schema_.axes[name]):
+                if (axis := axis.removeprefix("other_")) in ROW_AXES:
+                    if axis not in rows:
+                        raise TypeError(
+                            f"{type(result).__name__}.{name} must have a table of labels for its axis {axis!r}; got "
+                            f"none: declare it, so that rows can be sorted"
+                        )
+                    tensor = tensor.index_select(dim, rows[axis])
+            values[name] = tensor
+    return dataclasses.replace(result, **values, **labels)
+
+
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
