@@ -88,14 +88,18 @@ class Reading:
             cache = {name: activation[row : row + 1] for name, activation in self._cache.items()}
             yield Reading(self.model, tokens, cache, self._mask[row : row + 1], self.points)
 
-    def pattern(self, name: str) -> Float[Tensor, "head query key"]:
-        """An attention pattern or score of one prompt, `[head query key]`, without padding."""
+    def pattern(self, name: str, keys: int | None = None) -> Float[Tensor, "head query key"]:
+        """An attention pattern or score of one prompt, `[head query key]`, without padding.
+
+        `keys`: their number where they are tokens of another sequence (cross-attention), padded on the right.
+        """
         if len(self._mask) != 1:
             raise ValueError(
                 f"pattern({name!r}) is about one prompt; this reading has {len(self._mask)}: use by_prompt()"
             )
         valid = self._mask[0].nonzero().flatten().to(self._activation(name).device)
-        return finite(name, self._activation(name)[0].index_select(-2, valid).index_select(-1, valid), masked=True)
+        rows = self._activation(name)[0].index_select(-2, valid)
+        return finite(name, rows.index_select(-1, valid) if keys is None else rows[..., :keys], masked=True)
 
     def _activation(self, name: str) -> Tensor:
         if name not in self._cache:
@@ -226,17 +230,22 @@ def _check_embedded(view: ModelView, tokens: Tokens, held: Float[Tensor, "token 
         )
 
 
-def batches(tokens: Tokens, batch_size: int | None = None) -> list[Tokens]:
-    """The prompts in order, in batches of `batch_size`, or of at most TOKENS_PER_BATCH padded tokens."""
+def batches(tokens: Tokens, batch_size: int | None = None, sources: Tokens | None = None) -> list[Tokens]:
+    """The prompts in order, in batches of `batch_size`, or of at most TOKENS_PER_BATCH padded tokens.
+
+    `sources`: those of an encoder-decoder, which are padded too.
+    """
     groups: list[list[int]] = [[]]
     longest = 0
+    source = {} if sources is None else {number: len(own) for number, own in sources.by_prompt()}
     for number, prompt in tokens.by_prompt():
-        longest = max(longest, len(prompt))
+        length = max(len(prompt), source.get(number, 0))
+        longest = max(longest, length)
         size = len(groups[-1])
         full = size >= batch_size if batch_size is not None else (size + 1) * longest > TOKENS_PER_BATCH
         if size and full:
             groups.append([])
-            longest = len(prompt)
+            longest = length
         groups[-1].append(number)
     return [tokens[(tokens.prompt >= batch[0]) & (tokens.prompt <= batch[-1])] for batch in groups]
 
