@@ -97,7 +97,8 @@ _TOKENIZERS = {
     # TransformerLens reloads a tokenizer so that it adds bos; only the real class still adds eos then.
     | {"tokenizer_class": "RobertaTokenizer"},
     "t5": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
-    "bart": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "bart": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    | {"tokenizer_class": "RobertaTokenizer"},  # BART's own; the same reason
     "marian": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
 }
 _TEMPLATES = {
