@@ -82,6 +82,11 @@ class Prompt:
                 f"a Prompt must hold either a text or ids; got Prompt(text={brief(self.text)}, ids={brief(self.ids)}): "
                 f"give one of the two"
             )
+        if not isinstance(self.target, str | tuple | None):
+            raise ValueError(
+                f"the target of a Prompt must be a text or token ids; got {brief(self.target)}: write target='...' or "
+                f"target=(0, 5, 6)"
+            )
 
 
 Prompts = (
@@ -95,7 +100,7 @@ Prompts = (
     | Sequence[Tensor]
     | Iterator[str | Prompt | Sequence[int] | Tensor]
     | pd.Series
-    | Mapping[str, str | Sequence[str] | Iterator[str]]
+    | Mapping[str, str | Sequence[str] | Sequence[Prompt] | Iterator[str]]
 )
 """What `run` accepts: a text, texts, topic -> text(s), `Prompt`s, a matrix of ids, or one sequence of ids per prompt.
 
