@@ -97,7 +97,10 @@ def test_the_statistics_are_declared_once_and_need_no_patterns():
 
 @cache
 def trained(task: str) -> Any:
-    """A BART of one layer that copies or reverses four to eight symbols, trained in about five seconds."""
+    """A BART of one layer that copies or reverses seven symbols, trained in about four seconds.
+
+    Of one length only: with several, the end of the source holds symbols too, and attention to it is right as well.
+    """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import BartConfig, BartForConditionalGeneration
 
@@ -115,8 +118,7 @@ def trained(task: str) -> Any:
                 torch.nn.init.normal_(parameter, std=32**-0.5)
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         for step in range(STEPS):
-            length = int(torch.randint(4, 9, (1,), generator=generator))
-            symbols = torch.randint(4, 24, (64, length), generator=generator)
+            symbols = torch.randint(4, 24, (64, 7), generator=generator)
             end = torch.full((64, 1), 2)
             written = symbols if task == "copy" else symbols.flip(1)
             logits = model(
@@ -134,11 +136,11 @@ def trained(task: str) -> Any:
 
 
 SIZES = {"layers": 1, "attention_heads": 2, "ffn_dim": 64}
-STEPS = 400
-SYMBOLS = [(4, 9, 14, 5), (7, 6, 20, 13, 11, 22), (19, 12, 8, 17, 15, 10, 23, 16)]
+STEPS = 300
+SYMBOLS = [(4, 9, 14, 5, 18, 7, 21), (7, 6, 20, 13, 11, 22, 9), (19, 12, 8, 17, 15, 10, 23)]
 
 
-@pytest.mark.parametrize("task", ["copy", "reverse"])
+@pytest.mark.parametrize("task", ["reverse", pytest.param("copy", marks=pytest.mark.matrix)])
 def test_the_alignment_that_a_model_had_to_learn_is_found_and_uniform_attention_has_none(task):
     # Copying aligns target place n with source place n, reversing with the n-th from the end.
     sources = [lp.Prompt(ids=(*symbols, 2)) for symbols in SYMBOLS]
