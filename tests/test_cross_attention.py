@@ -74,7 +74,9 @@ def test_means_are_those_of_hugging_faces_pattern(architecture):
             for row, into in ((pattern[position - 1], found), (torch.full((len(source),), 1 / len(source)), even)):
                 weights = row.tolist()
                 copies = [w for w, i in zip(weights, source, strict=True) if i == target[position]]
-                apart = [abs((j + 0.5) / len(places) - (k + 0.5) / len(keys)) * weights[at] for k, at in enumerate(keys)]
+                apart = [
+                    abs((j + 0.5) / len(places) - (k + 0.5) / len(keys)) * weights[at] for k, at in enumerate(keys)
+                ]
                 into["special"].append(sum(w for w, i in zip(weights, source, strict=True) if i in special))
                 into["same_token"] += [sum(copies)] if copies else []
                 into["entropy"].append(-sum(w * np.log(w) for w in weights) / np.log(len(source)))
@@ -172,7 +174,7 @@ def test_what_cannot_be_asked_is_said(monkeypatch):
         sums.figure_alignment()
     with pytest.raises(ValueError, match="got layer=1 and head=None: give both, or none for the sharpest"):
         kept.alignment(layer=1)
-    with pytest.raises(ValueError, match="statistic must be one of special, same_token.*; got 'sink'"):
+    with pytest.raises(ValueError, match=r"statistic must be one of special, same_token.*; got 'sink'"):
         kept.mean_of("sink")
     with pytest.raises(ValueError, match="head must be one of H0, H1, H2, H3, by label or number; got 4"):
         kept.figure_alignment(layer=0, head=4)
@@ -181,7 +183,9 @@ def test_what_cannot_be_asked_is_said(monkeypatch):
     with pytest.raises(ValueError, match="a target must have a token that is not special; got none that has: pass"):
         lp.CrossAttention().run(model, [lp.Prompt("A", target=(2, 2))]).sharpest()
     for other in (lp.EncoderView(model), tiny.bridge("gpt2")):
-        with pytest.raises(ValueError, match="cross-attention needs an encoder-decoder .*; got tiny-.*: use Attention"):
+        with pytest.raises(
+            ValueError, match=r"cross-attention needs an encoder-decoder .*; got tiny-.*: use Attention"
+        ):
             lp.CrossAttention().run(other, "A cat.")
     monkeypatch.setattr(lp.probes.cross_attention, "LIMIT", 1e3)
     with pytest.raises(ValueError, match=r"patterns must take at most .*run CrossAttention\(keep_patterns=False\)"):

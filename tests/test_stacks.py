@@ -1,7 +1,7 @@
 """Encoder-decoders: each stack against Hugging Face, targets given and greedy, padding, and what is refused."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -46,9 +46,7 @@ def reference(architecture: str, source: list[int], target: list[int]) -> Any:
     model = with_bias(tiny.huggingface(architecture))
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        return model(
-            input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), output_attentions=True
-        )
+        return model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), output_attentions=True)
 
 
 def encoded(architecture: str, prompt: lp.Prompt) -> tuple[list[int], list[int]]:
@@ -203,7 +201,7 @@ def test_a_tokenizer_without_spans_gives_tokens_without_words(monkeypatch):
         """As Marian's own, which is written in Python and has two vocabularies."""
 
         is_fast, all_special_ids, bos_token_id, pad_token_id = False, [0, 1], None, 0
-        asked: list[str] = []
+        asked: ClassVar[list[str]] = []
 
         def __call__(self, return_offsets_mapping: bool = False, verbose: bool = True, **given: Any) -> Any:
             assert not return_offsets_mapping
@@ -228,7 +226,9 @@ def test_a_tokenizer_without_spans_gives_tokens_without_words(monkeypatch):
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_asked_of_an_encoder_decoder_is_said():
     model, decoder = tiny.bridge("bart"), tiny.bridge("gpt2")
-    stacks = r"one stack of blocks over text tokens; got tiny-bart .*AttentionPatterns, CrossAttention and LogitLens read"
+    stacks = (
+        r"one stack of blocks over text tokens; got tiny-bart .*AttentionPatterns, CrossAttention and LogitLens read"
+    )
     for asked in (model, EncoderView(model)):
         with pytest.raises(TypeError, match=stacks):
             lp.RankShift().run(asked, PAIRS)
@@ -244,11 +244,13 @@ def test_what_cannot_be_asked_of_an_encoder_decoder_is_said():
         lp.CrossAttention().from_cache(model, "A cat.", {})
     with pytest.raises(ValueError, match="needs an encoder-decoder; got prompt 1 with target 'A' for tiny-gpt2: leave"):
         lp.LogitLens().run(decoder, ["A cat.", lp.Prompt("A cat.", target="A")])
-    with pytest.raises(TypeError, match="must be an encoder-decoder .*; got tiny-gpt2, which has one stack"):
+    with pytest.raises(TypeError, match=r"must be an encoder-decoder .*; got tiny-gpt2, which has one stack"):
         EncoderView(decoder)
-    with pytest.raises(TypeError, match="must be an encoder-decoder .*; got tiny-gpt2, which has one stack"):
+    with pytest.raises(TypeError, match=r"must be an encoder-decoder .*; got tiny-gpt2, which has one stack"):
         lp.greedy_targets(decoder, "A cat.")
-    with pytest.raises(ValueError, match=r"must begin with 2, the start token of tiny-bart .*; got \(5, 6\) in prompt 0"):
+    with pytest.raises(
+        ValueError, match=r"must begin with 2, the start token of tiny-bart .*; got \(5, 6\) in prompt 0"
+    ):
         lp.LogitLens().run(model, [lp.Prompt("A cat.", target=(5, 6))])
     with pytest.raises(ValueError, match="token ids of this model must be 0 to 399; got 400 in prompt 0"):
         lp.LogitLens().run(model, [lp.Prompt("A cat.", target=(2, 400))])

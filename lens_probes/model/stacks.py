@@ -31,7 +31,7 @@ MAX_TOKENS = 64  # of a target that the model writes itself
 
 
 class StackView(ModelView):
-    """One stack of an encoder-decoder. Every pass that reads patterns checks that they times the values are the output."""
+    """One stack of an encoder-decoder. Each pass that reads patterns checks that pattern times values is the output."""
 
     text_argument: ClassVar[str]  # of the tokenizer
 
@@ -212,7 +212,7 @@ class DecoderView(StackView):
     def given(
         self, prompts: Prompts, word_class: WordClasses | None = None, max_tokens: int = MAX_TOKENS
     ) -> tuple["DecoderView", list[Prompt]]:
-        """This view with the sources of some prompts, and their targets as prompts; greedy ones where there are none."""
+        """This view with the sources of some prompts, and their targets as prompts: greedy ones where none is given."""
         read, own = read_prompts(prompts), copy.copy(self)
         encoder = EncoderView(self)
         own.sources = tokenize(encoder.given(read)[1], encoder, word_class=word_class)

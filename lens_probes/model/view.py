@@ -74,7 +74,7 @@ class ModelView(Attention, Head, Sums, Tokenizer):
         return self.adapter.encoder
 
     def given(self, prompts: Prompts, word_class: WordClasses | None = None) -> tuple["ModelView", Prompts]:
-        """This view for a run on these prompts, and what of them is read as tokens: an encoder-decoder has two parts."""
+        """This view for a run on these prompts, and the prompts it reads: of a decoder with sources, the targets."""
         return self, prompts
 
     def of_batch(self, tokens: Tokens) -> "ModelView":

@@ -1,32 +1,33 @@
 """CrossAttention: which source tokens does each head of an encoder-decoder attend to while it predicts a target token?
 
 A query is a decoder position, named by the token that it predicts: the one that follows it in the target. Every query
-that predicts a given token counts, unless that token is special (start, end). Keys are all tokens of the source. With a
-the query's row of the cross-attention pattern, over its n keys:
+that predicts a given token counts, unless that token is special (start, end). Keys are all tokens of the source. With
+a the query's row of the cross-attention pattern, over its n keys:
 
-    special    = sum of a over special keys, such as the end of the source       0 to 1, the attention sink
-    same_token = sum of a over keys with the id of the predicted token           0 to 1, over the queries that have one
-    entropy    = -sum a log a / log n                                            0 (one token) to 1 (uniform)
-    max        = max of a over keys that are not special                         0 to 1
-    distance   = sum a |y - x| / sum a, over keys that are not special           0 (a straight alignment) to 1
+    special    = sum of a over special keys, such as the end of the source    0 to 1, the attention sink
+    same_token = sum of a over keys with the id of the predicted token        0 to 1, over the queries that have one
+    entropy    = -sum a log a / log n                                         0 (one token) to 1 (uniform)
+    max        = max of a over keys that are not special                      0 to 1
+    distance   = sum a |y - x| / sum a, over keys that are not special        0 (same place) to 1
 
-y = (j + 1/2) / J is the place of the predicted token, the j-th of J in its target that count, and x = (k + 1/2) / K that
-of the key, the k-th of K in its source that are not special; j and k count from 0. `distance` is NaN for a head that
-once gives all such keys a weight of 0.
+y = (j + 1/2) / J is the place of the predicted token, number j of the J that count in its target, and
+x = (k + 1/2) / K that of the key, number k of the K in its source that are not special; j and k count from 0.
+`distance` is NaN for a head that once gives all such keys a weight of 0.
 
-`mean[statistic, layer, head]` is the mean over queries, and `uniform[statistic]` its value under uniform attention to all
-keys. `alignment()` gives the source token with the largest weight for each target token. The patterns are stored, 4 bytes
-per layer, head, target token and source token, at most 1 GB; with `keep_patterns=False` the result's size does not depend
-on the number of tokens. A pattern shows where a head looks, not that the model uses what it finds there (Jain & Wallace
-2019, "Attention is not Explanation", arXiv 1902.10186).
+`mean[statistic, layer, head]` is the mean over queries, and `uniform[statistic]` its value under uniform attention to
+all keys. `alignment()` gives the source token with the largest weight for each target token. The patterns are stored,
+4 bytes per layer, head, target token and source token, at most 1 GB; with `keep_patterns=False` the result's size does
+not depend on the number of tokens. A pattern shows where a head looks, not that the model uses what it finds there
+(Jain & Wallace 2019, "Attention is not Explanation", arXiv 1902.10186).
 
 It reads T5, BART and Marian as a TransformerBridge (T5 with TransformerLens 4). `Prompt(source, target=...)` gives the
-target; without one the model writes it itself, one forward pass per token (see `greedy_targets`). Otherwise it costs one
-forward pass. In each pass, pattern times values must be the heads' output, or an error is raised.
+target, and a run costs one forward pass. Without a target the model writes it itself, one more pass per token (see
+`greedy_targets`). In each pass, pattern times values must be the heads' output, or an error is raised.
 
 Source: Bahdanau et al. 2014, "Neural Machine Translation by Jointly Learning to Align and Translate", arXiv 1409.0473
-(alignments as pictures); Vaswani et al. 2017, arXiv 1706.03762. That a query's row belongs to the token it predicts, and
-that heads attend to the source's end: Ferrando & Costa-jussa 2021, arXiv 2109.05853.
+(alignments as pictures); Vaswani et al. 2017, arXiv 1706.03762. Trained heads may look at the end of the source instead
+(Ferrando & Costa-jussa 2021, arXiv 2109.05853), or align a token where it is the decoder's input, one row further down
+(Chen et al. 2020, arXiv 2004.14837).
 """
 
 from typing import Literal, NamedTuple, Unpack
@@ -61,8 +62,8 @@ STATISTICS: dict[Statistic, Quantity] = {
 class CrossAttentionResult(PairResult):
     """Sums over queries; patterns with the tokens of both sides if they were kept.
 
-    `token` has the decoder's tokens, `source` the encoder's; in `pair`, a query is a position in the first and a key one
-    in the second.
+    `token` has the decoder's tokens, `source` the encoder's; in `pair`, a query is a position in `token` and a key one
+    in `source`.
     """
 
     headline = "mean"
@@ -128,17 +129,17 @@ class CrossAttentionResult(PairResult):
         source = self.source[torch.tensor(self.source.rows(prompt))]
         weights = pattern[queries].masked_fill(source.special, -1)
         best = weights.argmax(-1)
-        table = pd.DataFrame(
+        counted = (~predicted.special).nonzero().flatten()
+        return pd.DataFrame(
             {
-                "position": predicted.position.numpy(),
-                "target": list(predicted.text),
-                "source_position": best.numpy(),
-                "source": [source.text[i] for i in best.tolist()],
-                "weight": weights.gather(1, best[:, None])[:, 0].numpy(),
+                "position": predicted.position[counted].numpy(),
+                "target": [predicted.text[i] for i in counted.tolist()],
+                "source_position": best[counted].numpy(),
+                "source": [source.text[i] for i in best[counted].tolist()],
+                "weight": weights.gather(1, best[:, None])[counted, 0].numpy(),
                 "uniform": 1 / len(source),
             }
         )
-        return table[~predicted.special.numpy()].reset_index(drop=True)
 
     def _of_head(
         self, prompt: int, layer: int | None, head: int | str | None
@@ -183,17 +184,22 @@ class CrossAttentionResult(PairResult):
         return self._draw(pattern, prompt, f"Cross-attention of {name}{note}, prompt {prompt}", **look)
 
     def figure_mean(self, prompt: int = 0, layer: int | None = None, **look: Unpack[figures.Look]) -> go.Figure:
-        """The same for the mean over the heads of a layer, or (None) over all heads."""
-        pattern = self.pattern(prompt)
-        if layer is None:
-            return self._draw(pattern.mean((0, 1)), prompt, f"Cross-attention, mean over heads, prompt {prompt}", **look)
-        mean = pattern[self.index_of("layer", layer)].mean(0)
-        return self._draw(
-            mean, prompt, f"Cross-attention, mean over the heads of layer {layer}, prompt {prompt}", **look
-        )
+        """The same for the mean over the heads of a layer, or (None) of all; colours end at its largest value."""
+        pattern, of = self.pattern(prompt), "all heads"
+        if layer is not None:
+            at = self.index_of("layer", layer)
+            pattern, of = pattern[[at]], f"the heads of layer {self.layer[at]}"
+        question = f"Cross-attention, mean over {of}, prompt {prompt}"
+        mean = pattern.mean((0, 1))
+        return self._draw(mean, prompt, question, float(mean.max()), **look)
 
     def _draw(
-        self, pattern: Float[Tensor, "query key"], prompt: int, question: str, **look: Unpack[figures.Look]
+        self,
+        pattern: Float[Tensor, "query key"],
+        prompt: int,
+        question: str,
+        highest: float | None = None,
+        **look: Unpack[figures.Look],
     ) -> go.Figure:
         queries, predicted = self._predicted(prompt)
         places = zip(predicted.text, predicted.position.tolist(), strict=True)
@@ -205,6 +211,7 @@ class CrossAttentionResult(PairResult):
             rows=[f"{figures.visible(text, 14)} {position}" for text, position in places],
             x_title="source token",
             y_title="predicted target token",
+            highest=highest,
             **look,
         )
 

@@ -58,9 +58,13 @@ class PairResult(Result):
         rows: Sequence[str] | None = None,
         x_title: str = "key",
         y_title: str = "query",
+        highest: float | None = None,
         **look: Unpack[figures.Look],
     ) -> go.Figure:
-        """Grids of a quantity over a prompt's tokens, side by side; `rows` names them unless they are its tokens."""
+        """Grids of a quantity over a prompt's tokens, side by side; `rows` names them unless they are its tokens.
+
+        Colours end at the quantity's bounds, or at `highest`.
+        """
         drawn = self.quantity(quantity)
         signed = drawn.low < 0 < drawn.high
         keys = self.keys()
@@ -75,7 +79,7 @@ class PairResult(Result):
             colour_title=drawn.title,
             signed=signed,
             low=None if signed else drawn.low,
-            high=None if signed else drawn.high,
+            high=None if signed else drawn.high if highest is None else highest,
             tokens=True,
             **look,
         )

@@ -64,8 +64,8 @@ class Tokenizing(Protocol):
 class Prompt:
     """One prompt: a text or token ids (one of the two), and the topic it belongs to ("" if none).
 
-    For an encoder-decoder it is the source. `target` is what the decoder is given (teacher forcing): a text, or ids that
-    begin with the decoder's start token.
+    For an encoder-decoder it is the source. `target` is what its decoder is given (teacher forcing): a text, or ids
+    that begin with the decoder's start token.
 
     >>> Prompt("Fruit flies like a banana.", topic="biology").topic
     'biology'
@@ -385,11 +385,7 @@ def read_prompts(prompts: Prompts) -> list[Prompt]:
     if isinstance(prompts, Iterator | pd.Series):
         prompts = list(prompts)
     if isinstance(prompts, Mapping):
-        read = [
-            replace(prompt, topic=str(topic))
-            for topic, texts in prompts.items()
-            for prompt in read_prompts(texts)
-        ]
+        read = [replace(prompt, topic=str(topic)) for topic, texts in prompts.items() for prompt in read_prompts(texts)]
     elif isinstance(prompts, Tensor) and prompts.ndim == 2:
         read = [_read_one(row) for row in prompts]
     elif isinstance(prompts, str | Prompt | Tensor) or _is_ids(prompts):
