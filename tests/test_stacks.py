@@ -89,9 +89,9 @@ def test_the_last_row_of_the_lens_is_the_models_own_prediction(architecture):
 @NO_T5
 @pytest.mark.parametrize("scaled", [True, False])
 def test_t5_may_have_fewer_decoder_layers_and_no_factor(monkeypatch, scaled):
-    name, settings = tiny._EVERY["t5"]
+    name, settings = tiny._ENCODER_DECODERS["t5"]
     monkeypatch.setitem(
-        tiny._EVERY,
+        tiny._ENCODER_DECODERS,
         "t5",
         (name, settings | {"num_decoder_layers": 2, "tie_word_embeddings": scaled, "scale_decoder_outputs": scaled}),
     )

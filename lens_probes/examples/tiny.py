@@ -69,21 +69,21 @@ _RARE: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereForCausalLM", _GROUPED),
 }
 # Encoder-decoders: three layers in each stack.
-_MARIAN = {"encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4} | {
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
+_STACKS = {
+    f"{stack}_{size}": n
+    for stack in ("encoder", "decoder")
+    for size, n in {"layers": 3, "attention_heads": 4, "ffn_dim": 64}.items()
 }
 _ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5ForConditionalGeneration", {"num_layers": 3, "d_kv": 8, "d_ff": 64, "decoder_start_token_id": 0}),
-    "bart": ("BartForConditionalGeneration", _MARIAN | {"decoder_start_token_id": 2, "forced_eos_token_id": None}),
-    "marian": ("MarianMTModel", _MARIAN | {"decoder_start_token_id": 0, "forced_eos_token_id": None}),
+    "bart": ("BartForConditionalGeneration", _STACKS | {"decoder_start_token_id": 2, "forced_eos_token_id": None}),
+    "marian": ("MarianMTModel", _STACKS | {"decoder_start_token_id": 0, "forced_eos_token_id": None}),
 }
 ENCODERS: tuple[str, ...] = ("bert", "roberta")
 DECODERS: tuple[str, ...] = tuple(name for name in _MODELS if name not in ENCODERS)
 ARCHITECTURES: tuple[str, ...] = DECODERS + ENCODERS
 RARE: tuple[str, ...] = tuple(_RARE)
 ENCODER_DECODERS: tuple[str, ...] = tuple(_ENCODER_DECODERS)
-_EVERY = _MODELS | _RARE | _ENCODER_DECODERS
 
 # Entries of tokenizer_config.json; special tokens get their ids in this order.
 _MARKS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
@@ -130,7 +130,8 @@ def bridge(
     ('tiny-llama', 3, (32, 400))
 
     Args:
-        architecture: One of `ARCHITECTURES`, or of `RARE`, which `check_probe` does not use by default.
+        architecture: One of `ARCHITECTURES`, or of `RARE` or `ENCODER_DECODERS`, which `check_probe` does not use by
+            default.
         processed: Process the weights as `enable_compatibility_mode()` does, where that applies.
         seed: Of the weights.
         dtype: Of the weights, which are drawn in float32 and then rounded.
@@ -236,7 +237,7 @@ def huggingface(architecture: str = "gpt2", *, seed: int = 0, dtype: torch.dtype
     import transformers
 
     special = tokenizer(architecture)
-    class_name, config = _EVERY[architecture]
+    class_name, config = (_MODELS | _RARE | _ENCODER_DECODERS)[architecture]
     model_class = getattr(transformers, class_name)
     model = model_class(
         model_class.config_class(
@@ -273,8 +274,9 @@ def tokenizer(architecture: str = "gpt2", padding_side: Literal["left", "right"]
     """Load a byte-level BPE tokenizer with the architecture's special tokens; it gives offset mappings."""
     from transformers import AutoTokenizer
 
-    if architecture not in _EVERY:
-        raise ValueError(f"architecture must be one of {', '.join(_EVERY)}; got {architecture!r}")
+    if architecture not in _MODELS | _RARE | _ENCODER_DECODERS:
+        known = ", ".join(ARCHITECTURES + RARE + ENCODER_DECODERS)
+        raise ValueError(f"architecture must be one of {known}; got {architecture!r}")
     return AutoTokenizer.from_pretrained(_tokenizer_folder(architecture), padding_side=padding_side)
 
 
