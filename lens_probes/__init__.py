@@ -25,10 +25,11 @@ from lens_probes.experiments.tied_key_value import TiedKeyValue, TiedKeyValueRes
 from lens_probes.experiments.topic_ablation import TopicAblation, TopicAblationResult
 from lens_probes.experiments.tuned_lens import TunedLens, TunedLensResult
 from lens_probes.maths import inference
-from lens_probes.model import ModelView, untrained
+from lens_probes.model import EncoderView, ModelView, greedy_targets, untrained
 from lens_probes.probe import Experiment, Probe, TextExperiment, run
 from lens_probes.probes.attention_pair import AttentionPair, AttentionPairResult
 from lens_probes.probes.attention_patterns import AttentionPatterns, AttentionPatternsResult
+from lens_probes.probes.cross_attention import CrossAttention, CrossAttentionResult
 from lens_probes.probes.direct_logit_attribution import DirectLogitAttribution, DirectLogitAttributionResult
 from lens_probes.probes.embedding_density import EmbeddingDensity, EmbeddingDensityResult
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity, HeadTopicSimilarityResult
@@ -59,10 +60,13 @@ __all__ = [
     "AttentionPatternsResult",
     "AttentionWindow",
     "AttentionWindowResult",
+    "CrossAttention",
+    "CrossAttentionResult",
     "DirectLogitAttribution",
     "DirectLogitAttributionResult",
     "EmbeddingDensity",
     "EmbeddingDensityResult",
+    "EncoderView",
     "Experiment",
     "FeatureVisualization",
     "FeatureVisualizationResult",
@@ -122,6 +126,7 @@ __all__ = [
     "demo",
     "derived",
     "figures",
+    "greedy_targets",
     "inference",
     "list_probes",
     "load",

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_probes.messages import amount, brief
-from lens_probes.model import ModelView, differentiating, undisturbed
+from lens_probes.model import ModelView, StackView, differentiating, text_view, undisturbed
 from lens_probes.reading import Cache, Reading, batches, cached, pad
 from lens_probes.result import Provenance, Result, provenance, schema
 from lens_probes.settings import check_settings
@@ -71,10 +71,12 @@ class Probe(Asked, Generic[R]):
 
     To write one: `hooks` names the activations, `measure` turns one batch into a result. The mathematics is a pure
     function beside the class. A probe over layers has `layers: Layers = None` (all) among its settings. One that reads
-    states as logits sets `reads_head`, and calls `reading.check_head()`.
+    states as logits sets `reads_head`, and calls `reading.check_head()`. One that is right on each stack of an
+    encoder-decoder sets `reads_stacks`.
     """
 
     reads_head: ClassVar[bool] = False
+    reads_stacks: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -172,7 +174,12 @@ class Probe(Asked, Generic[R]):
         Without them nothing can be checked: the cache of other prompts of the same shape, or of another model of the
         same size, gives a wrong result without an error. Models that share their embeddings cannot be told apart.
         """
-        view = ModelView(model)
+        view = _view([self], model)
+        if isinstance(view, StackView):
+            raise ValueError(
+                f"from_cache reads models of one stack; got {view.name}: use run, which checks that the sources belong "
+                f"to the targets"
+            )
         names = hooks_of([self], view)
         reading = cached(
             view,
@@ -190,9 +197,14 @@ class Probe(Asked, Generic[R]):
 def _of_any_model(hooks: Callable[[Any, ModelView], Hooks]) -> Callable[[Any, Any], Hooks]:
     @functools.wraps(hooks)
     def of_any(probe: Any, model: Any) -> Hooks:
-        return hooks(probe, model if isinstance(model, ModelView) else ModelView(model))
+        return hooks(probe, model if isinstance(model, ModelView) else _view([probe], model))
 
     return of_any
+
+
+def _view(probes: Sequence[Probe[Any]], model: Any) -> ModelView:
+    """The view of a model that all of these probes can read."""
+    return text_view(model) if all(probe.reads_stacks for probe in probes) else ModelView(model)
 
 
 def _no_labels(kind: type) -> NoReturn:
@@ -219,6 +231,9 @@ def run(
     prompts (None: about 512 tokens per batch); the numbers do not depend on it. `progress` shows a bar for several
     batches.
 
+    For an encoder-decoder (T5, BART, Marian), prompts are sources. `Prompt(source, target=...)` gives the decoder a
+    target; without one it is the model's own greedy output, see `greedy_targets`.
+
     >>> import lens_probes as lp
     >>> shift, update = lp.run([lp.RankShift(), lp.ResidualUpdate()], lp.tiny.bridge(), "Time flies like an arrow.")
     >>> shift.rank.shape == update.length.shape
@@ -227,10 +242,11 @@ def run(
     check_probes(probes)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be a number of prompts, 1 or more; got {batch_size}")
-    view = ModelView(model)
+    view = _view(probes, model)
     names = hooks_of(probes, view)
-    tokens = tokenize(prompts, view, prepend_bos=prepend_bos, word_class=word_class)
-    of_run = batches(tokens, batch_size)
+    view, read = view.given(prompts, word_class)
+    tokens = tokenize(read, view, prepend_bos=prepend_bos, word_class=word_class)
+    of_run = batches(tokens, batch_size, view.sources)
     parts = [Parts() for _ in probes]
     with undisturbed(view.model):
         for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
@@ -262,7 +278,7 @@ class Parts:
 
 def measured_batch(probes: Sequence[Probe[Any]], view: ModelView, batch: Tokens, names: Sequence[str]) -> list[Result]:
     """The result of each probe on one batch, from one forward pass; `names` are the hooks of all of them."""
-    reading = _read(view, batch, names, reads_head=any(probe.reads_head for probe in probes))
+    reading = _read(view.of_batch(batch), batch, names, reads_head=any(probe.reads_head for probe in probes))
     return [_measured(probe, reading) for probe in probes]
 
 

@@ -91,14 +91,18 @@ class Reading:
             cache = {name: activation[row : row + 1] for name, activation in self._cache.items()}
             yield Reading(self.model, tokens, cache, self._mask[row : row + 1], self.points)
 
-    def pattern(self, name: str) -> Float[Tensor, "head query key"]:
-        """An attention pattern or score of one prompt, `[head query key]`, without padding."""
+    def pattern(self, name: str, keys: int | None = None) -> Float[Tensor, "head query key"]:
+        """An attention pattern or score of one prompt, `[head query key]`, without padding.
+
+        `keys`: their number where they are tokens of another sequence (cross-attention), padded on the right.
+        """
         if len(self._mask) != 1:
             raise ValueError(
                 f"pattern({name!r}) is about one prompt; this reading has {len(self._mask)}: use by_prompt()"
             )
         valid = self._mask[0].nonzero().flatten().to(self._activation(name).device)
-        return finite(name, self._activation(name)[0].index_select(-2, valid).index_select(-1, valid), masked=True)
+        rows = self._activation(name)[0].index_select(-2, valid)
+        return finite(name, rows.index_select(-1, valid) if keys is None else rows[..., :keys], masked=True)
 
     def _activation(self, name: str) -> Tensor:
         if name not in self._cache:
@@ -231,16 +235,22 @@ def _check_embedded(view: ModelView, tokens: Tokens, held: Float[Tensor, "token 
         )
 
 
-def batches(tokens: Tokens, batch_size: int | None = None) -> list[Tokens]:
-    """The prompts in order, in batches of `batch_size`, or of at most TOKENS_PER_BATCH padded tokens."""
+def batches(tokens: Tokens, batch_size: int | None = None, sources: Tokens | None = None) -> list[Tokens]:
+    """The prompts in order, in batches of `batch_size`, or of at most TOKENS_PER_BATCH padded tokens.
+
+    `sources`: those of an encoder-decoder, which are padded too.
+    """
     found: list[Tokens] = []
     start, end, size, longest = 0, 0, 0, 0
-    for length in tokens.prompt.unique_consecutive(return_counts=True)[1].tolist():
-        longest = max(longest, length)
+    source = {} if sources is None else {number: len(own) for number, own in sources.by_prompt()}
+    numbers, lengths = tokens.prompt.unique_consecutive(return_counts=True)
+    for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
+        padded = max(length, source.get(number, 0))
+        longest = max(longest, padded)
         full = size >= batch_size if batch_size is not None else (size + 1) * longest > TOKENS_PER_BATCH
         if size and full:
             found.append(tokens[start:end])
-            start, size, longest = end, 0, length
+            start, size, longest = end, 0, padded
         size, end = size + 1, end + length
     return [*found, tokens[start:end]]
 

@@ -39,6 +39,11 @@ SETTINGS: dict[str, list[Case]] = {
     "AttentionPatterns": [
         Case(lp.AttentionPatterns(keep_patterns=True, layers=[0, 2])),
         Case(lp.AttentionPatterns()),
+        Case(lp.AttentionPatterns(), lambda: tiny.bridge("marian")),
+    ],
+    "CrossAttention": [
+        Case(lp.CrossAttention(), lambda: tiny.bridge("bart")),
+        Case(lp.CrossAttention(keep_patterns=False, layers=[2, 0]), lambda: tiny.bridge("marian")),
     ],
     "AttentionWindow": [
         Case(lp.AttentionWindow(at="layer", radii=[1, 4], epsilon=0.1), lambda: tiny.bridge("llama"), SENTENCES),
@@ -85,6 +90,7 @@ SETTINGS: dict[str, list[Case]] = {
         Case(lp.LogitLens(target="final", top_k=0, layers=[1])),
         Case(lp.LogitLens(target=[3, 50], layers=[0, -1])),
         Case(lp.LogitLens(target=7, top_k=1)),
+        Case(lp.LogitLens(), lambda: tiny.bridge("bart")),
     ],
     "MaxActivatingTokens": [
         Case(lp.MaxActivatingTokens(1, (3, 5), steps=3, restarts=2)),

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("n_blocks", [1, pytest.param(6, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("n_blocks", [1, pytest.param(7, marks=pytest.mark.matrix)])
 def test_the_python_of_the_readme_runs_from_top_to_bottom(n_blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -19,9 +19,9 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(n_blocks, tmp_path, mo
     for block in blocks[:n_blocks]:
         exec(block, names)
 
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     assert isinstance(names["result"], lp.RankShiftResult)
-    assert (tmp_path / "ranks.safetensors").is_file() == (n_blocks == 6)
+    assert (tmp_path / "ranks.safetensors").is_file() == (n_blocks == 7)
 
 
 def test_the_readme_lists_every_public_probe_and_experiment():

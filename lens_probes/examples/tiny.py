@@ -68,10 +68,22 @@ _RARE: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo": ("OlmoForCausalLM", _GROUPED | {"clip_qkv": 0.5}),
     "cohere": ("CohereForCausalLM", _GROUPED),
 }
+# Encoder-decoders: three layers in each stack.
+_STACKS = {
+    f"{stack}_{size}": n
+    for stack in ("encoder", "decoder")
+    for size, n in {"layers": 3, "attention_heads": 4, "ffn_dim": 64}.items()
+}
+_ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("T5ForConditionalGeneration", {"num_layers": 3, "d_kv": 8, "d_ff": 64, "decoder_start_token_id": 0}),
+    "bart": ("BartForConditionalGeneration", _STACKS | {"decoder_start_token_id": 2, "forced_eos_token_id": None}),
+    "marian": ("MarianMTModel", _STACKS | {"decoder_start_token_id": 0, "forced_eos_token_id": None}),
+}
 ENCODERS: tuple[str, ...] = ("bert", "roberta")
 DECODERS: tuple[str, ...] = tuple(name for name in _MODELS if name not in ENCODERS)
 ARCHITECTURES: tuple[str, ...] = DECODERS + ENCODERS
 RARE: tuple[str, ...] = tuple(_RARE)
+ENCODER_DECODERS: tuple[str, ...] = tuple(_ENCODER_DECODERS)
 
 # Entries of tokenizer_config.json; special tokens get their ids in this order.
 _MARKS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
@@ -84,8 +96,19 @@ _TOKENIZERS = {
     | {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
     # TransformerLens reloads a tokenizer so that it adds bos; only the real class still adds eos then.
     | {"tokenizer_class": "RobertaTokenizer"},
+    "t5": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "bart": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    | {"tokenizer_class": "RobertaTokenizer"},  # BART's own; the same reason
+    "marian": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
 }
-_TEMPLATES = {"opt": "</s> $A", "bert": "[CLS] $A [SEP]", "roberta": "<s> $A </s>"}
+_TEMPLATES = {
+    "opt": "</s> $A",
+    "bert": "[CLS] $A [SEP]",
+    "roberta": "<s> $A </s>",
+    "t5": "$A </s>",
+    "bart": "<s> $A </s>",
+    "marian": "$A </s>",
+}
 
 
 @torch.random.fork_rng(devices=[])  # building draws random numbers: keep the caller's generator unchanged
@@ -107,7 +130,8 @@ def bridge(
     ('tiny-llama', 3, (32, 400))
 
     Args:
-        architecture: One of `ARCHITECTURES`, or of `RARE`, which `check_probe` does not use by default.
+        architecture: One of `ARCHITECTURES`, or of `RARE` or `ENCODER_DECODERS`, which `check_probe` does not use by
+            default.
         processed: Process the weights as `enable_compatibility_mode()` does, where that applies.
         seed: Of the weights.
         dtype: Of the weights, which are drawn in float32 and then rounded.
@@ -213,7 +237,7 @@ def huggingface(architecture: str = "gpt2", *, seed: int = 0, dtype: torch.dtype
     import transformers
 
     special = tokenizer(architecture)
-    class_name, config = (_MODELS | _RARE)[architecture]
+    class_name, config = (_MODELS | _RARE | _ENCODER_DECODERS)[architecture]
     model_class = getattr(transformers, class_name)
     model = model_class(
         model_class.config_class(
@@ -250,8 +274,9 @@ def tokenizer(architecture: str = "gpt2", padding_side: Literal["left", "right"]
     """Load a byte-level BPE tokenizer with the architecture's special tokens; it gives offset mappings."""
     from transformers import AutoTokenizer
 
-    if architecture not in _MODELS | _RARE:
-        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES + RARE)}; got {architecture!r}")
+    if architecture not in _MODELS | _RARE | _ENCODER_DECODERS:
+        known = ", ".join(ARCHITECTURES + RARE + ENCODER_DECODERS)
+        raise ValueError(f"architecture must be one of {known}; got {architecture!r}")
     return AutoTokenizer.from_pretrained(_tokenizer_folder(architecture), padding_side=padding_side)
 
 

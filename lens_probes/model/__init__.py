@@ -6,7 +6,8 @@ weights.py    in one shape for all classes           attention.py  queries, keys
 head.py       from states to logits                  sums.py       checks that parts add up to the whole
 tokenizer.py  text to token ids and back             view.py       ModelView and ImageView, built from these
 prefix.py     the next token after a prefix          ablation.py   heads and neurons set to fixed values
-untrained.py  a random-weights baseline        masking.py    attention to some of the tokens only
+stacks.py     encoder-decoders, stack by stack       masking.py    attention to some of the tokens only
+untrained.py  a random-weights baseline
 """
 
 from lens_probes.model.ablation import Ablation
@@ -15,10 +16,11 @@ from lens_probes.model.head import HEADLESS
 from lens_probes.model.hooks import READ_POINTS, ReadPoint
 from lens_probes.model.passes import differentiating, undisturbed
 from lens_probes.model.prefix import Continuation
+from lens_probes.model.stacks import DecoderView, EncoderView, StackView, greedy_targets, text_view, view_of
 from lens_probes.model.sums import tolerance
 from lens_probes.model.tokenizer import Spans
 from lens_probes.model.untrained import untrained
-from lens_probes.model.view import ImageView, ModelView, view_of
+from lens_probes.model.view import ImageView, ModelView
 from lens_probes.model.weights import Norm
 
 __all__ = [
@@ -26,13 +28,18 @@ __all__ = [
     "READ_POINTS",
     "Ablation",
     "Continuation",
+    "DecoderView",
+    "EncoderView",
     "ImageView",
     "ModelView",
     "Norm",
     "ReadPoint",
     "Spans",
+    "StackView",
     "View",
     "differentiating",
+    "greedy_targets",
+    "text_view",
     "tolerance",
     "undisturbed",
     "untrained",

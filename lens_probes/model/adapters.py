@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from lens_probes.model.hooks import ENCODER_HOOKS, HOOKS
+from lens_probes.model.hooks import DECODER_STACK_HOOKS, ENCODER_HOOKS, ENCODER_STACK_HOOKS, HOOKS
 
 
 class Past(NamedTuple):
@@ -87,9 +87,14 @@ class Adapter:
         kinds = getattr(config, "layer_types", None)
         return None if kinds and kinds[layer] == "full_attention" else getattr(config, "sliding_window", None)
 
-    def before_final_norm(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        """The states as the final norm gets them."""
-        return states
+    @property
+    def has_head(self) -> bool:
+        """Whether the model turns its last states into logits."""
+        return hasattr(self.model, "unembed") and hasattr(self.model, "ln_final")
+
+    def normed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """What the unembedding reads of last states."""
+        return self.model.ln_final(states[None])[0]
 
     def capped(self, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
         """The logits after the model's soft cap (Gemma) or factor (Cohere, Granite)."""
@@ -161,11 +166,44 @@ class Encoder(Adapter):
         """All of them: attention is bidirectional."""
         return torch.ones(n, n, dtype=torch.bool, device=device)
 
-    def before_final_norm(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        """After a dense layer and an activation: BERT's is set by its configuration, RoBERTa's is always GELU."""
+    def normed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """A dense layer, an activation and the norm: BERT's activation is set by its configuration, RoBERTa's GELU."""
         parts = self.wrapped.modules()
         activation = next((part.transform_act_fn for part in parts if hasattr(part, "transform_act_fn")), gelu)
-        return activation(self.model.mlm_head(states[None])[0])
+        return super().normed(activation(self.model.mlm_head(states[None])[0]))
+
+
+class EncoderStack(Adapter):
+    """The encoder of an encoder-decoder, as a stack of its own."""
+
+    hooks = ENCODER_STACK_HOOKS
+    encoder = True
+
+    @property
+    def has_head(self) -> bool:
+        """It has none: only the decoder predicts."""
+        return False
+
+    def seen(self, n: int, device: torch.device) -> Bool[Tensor, "query key"]:
+        """All of them: attention is bidirectional."""
+        return torch.ones(n, n, dtype=torch.bool, device=device)
+
+
+class DecoderStack(Adapter):
+    """The decoder of an encoder-decoder: T5 norms its last state and may scale it, BART and Marian do neither."""
+
+    hooks = DECODER_STACK_HOOKS
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is an unembedding: T5's encoder alone has none."""
+        return hasattr(self.model, "unembed")
+
+    def normed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """After the decoder's final norm, if there is one, times d_model ** -0.5 where T5 scales its outputs."""
+        norm, config = getattr(self.model, "decoder_ln_final", None), self.wrapped.config
+        states = states if norm is None else norm(states[None])[0]
+        return states * config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else states
 
 
 class Images(Adapter):
@@ -235,5 +273,7 @@ def adapter_of(model: Any) -> Adapter:
         return Hooked(model)
     if getattr(model.original_model, "main_input_name", None) == "pixel_values":
         return Images(model)
+    if hasattr(model, "decoder_blocks"):
+        return DecoderStack(model)
     # cfg.attention_dir says "causal" for BERT on TransformerLens 3.9
     return Encoder(model) if hasattr(model, "mlm_head") else Adapter(model)

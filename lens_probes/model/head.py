@@ -40,7 +40,7 @@ class Head(Weights):
         states = states.to(self.W_E.dtype)
         differentiable = torch.is_grad_enabled()
         with undisturbed(self.model), torch.set_grad_enabled(differentiable):
-            return self.model.ln_final(self.adapter.before_final_norm(states)[None])[0]
+            return self.adapter.normed(states)
 
     def capped(self, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
         """What the model does to each logit after unembedding: a soft cap (Gemma) or a factor (Cohere, Granite)."""
@@ -95,7 +95,7 @@ class Head(Weights):
                 f"a model must have a trained language-model head; got {self.name}, whose logits mean nothing: use "
                 f"another model"
             )
-        if not hasattr(self.model, "unembed") or not hasattr(self.model, "ln_final"):
+        if not self.adapter.has_head:
             raise ValueError(
                 f"a model must have a language-model head; got {self.name}, which has none: load it with one, or use "
                 f"another probe"

@@ -39,6 +39,16 @@ ENCODER_HOOKS: Mapping[str, str] = {
     "after_mlp": "blocks.{layer}.hook_resid_mid",  # the sum after the MLP, before its norm
 }
 
+ENCODER_STACK_HOOKS: Mapping[str, str] = {
+    name: hook.replace("blocks.", "encoder_blocks.") for name, hook in HOOKS.items()
+}
+"""For the encoder of an encoder-decoder."""
+
+DECODER_STACK_HOOKS: Mapping[str, str] = {
+    name: hook.replace("blocks.", "decoder_blocks.").replace(".attn.", ".self_attn.") for name, hook in HOOKS.items()
+}
+"""For its decoder. Attention to the encoder's states has the same names, with `cross_attn` for `self_attn`."""
+
 ADDED: Mapping[tuple[str, bool], tuple[str, ...]] = {
     ("attention", False): ("resid_pre", "resid_mid"),
     ("attention", True): ("resid_pre", "resid_post", "mlp_out"),

@@ -121,7 +121,8 @@ class Passes(View):
         if not names:
             return {}
         with self._switched_on():
-            found = run_until(self.model, ids.to(self.device), names, **self._options(mask, names))
+            given, options = self._inputs(ids, mask)
+            found = run_until(self.model, given, names, **options, **self.adapter.options(names))
         return self._named(names, found)
 
     def activations_and_logits(
@@ -129,14 +130,18 @@ class Passes(View):
     ) -> tuple[dict[str, Tensor], Float[Tensor, "few vocab"]]:
         """The named activations, and the model's own logits of the first few tokens, from one pass."""
         found: dict[str, Tensor] = {}
-        hooks, options = _keeping(names, found), self._options(mask, names)
+        given, options = self._inputs(ids, mask)
+        hooks, options = _keeping(names, found), {**options, **self.adapter.options(names)}
         with undisturbed(self.model), self._switched_on():
-            logits = self.model.run_with_hooks(ids.to(self.device), return_type="logits", fwd_hooks=hooks, **options)
+            logits = self.model.run_with_hooks(given, return_type="logits", fwd_hooks=hooks, **options)
         prompt, position = mask.nonzero()[:FEW].T.to(logits.device)
         return self._named(names, found), logits[prompt, position].float()
 
-    def _options(self, mask: Bool[Tensor, "prompt position"], names: Sequence[str]) -> dict[str, Any]:
-        return {"attention_mask": mask.to(self.device, torch.int64), **self.adapter.options(names)}
+    def _inputs(
+        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
+    ) -> tuple[Int[Tensor, "prompt any"], dict[str, Any]]:
+        """What the model is called with for these tokens, and the options that belong to it."""
+        return ids.to(self.device), {"attention_mask": mask.to(self.device, torch.int64)}
 
     @contextmanager
     def _switched_on(self) -> Iterator[None]:
@@ -177,9 +182,9 @@ class Passes(View):
         """The model's own logits of a padded batch, with some activations replaced on the way."""
         edits = edits or {}
         self.check_hooks(edits)
-        options = {"return_type": "logits", "attention_mask": mask.to(self.device, torch.int64)}
+        given, options = self._inputs(ids, mask)
         with undisturbed(self.model):
-            return self.model.run_with_hooks(ids.to(self.device), fwd_hooks=_as_hooks(edits), **options)
+            return self.model.run_with_hooks(given, return_type="logits", fwd_hooks=_as_hooks(edits), **options)
 
     def run_until(self, ids: Int[Tensor, "prompt position"], names: Sequence[str], **how: Any) -> dict[str, Tensor]:
         """The named activations of unpadded prompts, by a pass that ends once all are there."""

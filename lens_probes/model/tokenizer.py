@@ -42,8 +42,7 @@ class Tokenizer(Weights):
         A decoder's text gets one beginning-of-sequence token if `prepend_bos` (None: the default of the model's class).
         An encoder's text gets the special tokens that its tokenizer adds.
         """
-        if self.tokenizer is None:
-            raise ValueError(f"text needs a tokenizer; got {self.name} without one: pass token ids instead")
+        self._check_tokenizer()
         ids, spans = self._ids_and_spans(text, special=self.adapter.encoder)
         bos = self.tokenizer.bos_token_id
         if prepend_bos is None:
@@ -56,6 +55,10 @@ class Tokenizer(Weights):
                 f"leave it out"
             )
         return [bos, *ids], [None, *spans]
+
+    def _check_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            raise ValueError(f"text needs a tokenizer; got {self.name} without one: pass token ids instead")
 
     def locate(self, ids: Sequence[int]) -> tuple[str, Spans]:
         """The text of ids and the span of each, if encoding that text gives the ids back; otherwise no spans."""

@@ -1,6 +1,6 @@
 """The views of models of text and of images, and which models they refuse. A view never changes its model."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,8 @@ from lens_probes.model.head import Head
 from lens_probes.model.passes import run_until
 from lens_probes.model.sums import Sums
 from lens_probes.model.tokenizer import Tokenizer
+from lens_probes.text.prompts import Prompts, Tokens
+from lens_probes.text.words import WordClasses
 
 
 @runtime_checkable
@@ -39,6 +41,10 @@ class ModelView(Attention, Head, Sums, Tokenizer):
     ('blocks.1.hook_resid_mid', '1_mid', True)
     """
 
+    stack: ClassVar[str] = "blocks"
+    sources: Tokens | None = None
+    """Of an encoder-decoder: the tokens that its encoder reads, one row per token."""
+
     def __init__(self, model: Any) -> None:
         if isinstance(model, ModelView):
             model = model.model
@@ -51,14 +57,14 @@ class ModelView(Attention, Head, Sums, Tokenizer):
         super().__init__(model)
         self.continues_prefixes = True  # until a key/value cache breaks its promise
         if (
-            not hasattr(model, "blocks")
-            or "blocks.0.hook_resid_pre" not in self.hook_names
+            not hasattr(model, self.stack)
+            or self._hook("resid_pre") not in self.hook_names
             or not hasattr(model, "W_E")
         ):
             raise TypeError(
                 f"a model must have one stack of blocks over text tokens; got {self.name} ({type(model).__name__}): "
-                f"use a decoder, or BERT or RoBERTa as a TransformerBridge (FeatureVisualization reads models of "
-                f"images)"
+                f"use a decoder, or BERT or RoBERTa as a TransformerBridge (AttentionPatterns, CrossAttention and "
+                f"LogitLens read encoder-decoders, FeatureVisualization models of images)"
             )
         self.adapter.check()
 
@@ -66,6 +72,14 @@ class ModelView(Attention, Head, Sums, Tokenizer):
     def encoder(self) -> bool:
         """Whether attention goes both ways and norms stand after the residual sum: BERT and RoBERTa."""
         return self.adapter.encoder
+
+    def given(self, prompts: Prompts, word_class: WordClasses | None = None) -> tuple["ModelView", Prompts]:
+        """This view for a run on these prompts, and the prompts it reads: of a decoder with sources, the targets."""
+        return self, prompts
+
+    def of_batch(self, tokens: Tokens) -> "ModelView":
+        """This view for a pass over these tokens of a run."""
+        return self
 
     def refuse_other(self, what: str, origin: Origin, embed_mean: Float[Tensor, " d_model"]) -> None:
         """Raise unless data of this origin and this mean embedding came from this model."""
@@ -116,11 +130,6 @@ class ImageView(View):
         self.check_hooks([name])
         given = pixels.to(self.device, self.dtype)
         return run_until(self.model, given, [name], gradients=pixels.requires_grad)[name]
-
-
-def view_of(model: Any) -> View:
-    """The view of a model of text or of images."""
-    return ImageView(model) if isinstance(View(model).adapter, Images) else ModelView(model)
 
 
 def _check_wrapped(model: Any) -> None:

@@ -178,6 +178,7 @@ class AttentionPatterns(Probe[AttentionPatternsResult]):
     ((8, 3, 4), ('first_token', 'self', 'previous_token'), (3, 4))
     """
 
+    reads_stacks = True
     keep_patterns: bool = False
     layers: Layers = None
 

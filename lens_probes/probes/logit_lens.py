@@ -245,6 +245,7 @@ class LogitLens(Probe[LogitLensResult]):
     """
 
     reads_head = True
+    reads_stacks = True
     target: Targets = "next"
     top_k: Count = 5
     incl_mid: bool = False

@@ -18,6 +18,7 @@ class PairResult(Result):
     """A result whose quantities are `[... pair]`: one number per query and key of a prompt.
 
     Pairs lie flat, so that prompts of all lengths share a tensor; `pattern` gives one prompt's `[query key]` back.
+    Queries are tokens of `token`, and so are keys unless `keys` says otherwise.
     """
 
     token: Tokens
@@ -25,7 +26,11 @@ class PairResult(Result):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.pair.check_positions(self.token)
+        self.pair.check_positions(self.token, self.keys())
+
+    def keys(self) -> Tokens:
+        """The tokens that are keys."""
+        return self.token
 
     def pattern(self, prompt: int = 0, quantity: str | None = None) -> Shaped[Tensor, "*axes query key"]:
         """A quantity of one prompt as `[... query key]`; 0 where a query and a key are no pair of this result."""
@@ -37,8 +42,9 @@ class PairResult(Result):
 
     def unfold(self, values: Shaped[Tensor, "*axes pair"], prompt: int) -> Shaped[Tensor, "*axes query key"]:
         """The same of any numbers with one entry per pair."""
-        n, own = len(self.token.rows(prompt)), self.pair.prompt == prompt
-        square = values.new_zeros(*values.shape[:-1], n, n)
+        queries, keys = len(self.token.rows(prompt)), len(self.keys().rows(prompt))
+        own = self.pair.prompt == prompt
+        square = values.new_zeros(*values.shape[:-1], queries, keys)
         square[..., self.pair.query[own], self.pair.key[own]] = values[..., own]
         return square
 
@@ -52,12 +58,17 @@ class PairResult(Result):
         rows: Sequence[str] | None = None,
         x_title: str = "key",
         y_title: str = "query",
+        highest: float | None = None,
         **look: Unpack[figures.Look],
     ) -> go.Figure:
-        """Grids of a quantity over a prompt's tokens, side by side; `rows` names them unless they are its tokens."""
+        """Grids of a quantity over a prompt's tokens, side by side; `rows` names them unless they are its tokens.
+
+        Colours end at the quantity's bounds, or at `highest`.
+        """
         drawn = self.quantity(quantity)
         signed = drawn.low < 0 < drawn.high
-        texts = [f"{figures.visible(self.token.text[row], 14)} {n}" for n, row in enumerate(self.token.rows(prompt))]
+        keys = self.keys()
+        texts = [f"{figures.visible(keys.text[row], 14)} {n}" for n, row in enumerate(keys.rows(prompt))]
         return figures.small_grids(
             [(name, values.tolist()) for name, values in panels],
             x=texts,
@@ -68,7 +79,7 @@ class PairResult(Result):
             colour_title=drawn.title,
             signed=signed,
             low=None if signed else drawn.low,
-            high=None if signed else drawn.high,
+            high=None if signed else drawn.high if highest is None else highest,
             tokens=True,
             **look,
         )

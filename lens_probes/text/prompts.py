@@ -9,7 +9,7 @@ import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
 from numbers import Integral
@@ -68,6 +68,9 @@ class Prompt:
     `document`: the text, or any name, of the document that a prompt is a piece of. Pieces of one document are not
     independent, and statistics count them as one prompt. By default a prompt is a document of its own.
 
+    For an encoder-decoder it is the source. `target` is what its decoder is given (teacher forcing): a text, or ids
+    that begin with the decoder's start token.
+
     >>> Prompt("Fruit flies like a banana.", topic="biology").topic
     'biology'
     """
@@ -76,12 +79,18 @@ class Prompt:
     ids: tuple[int, ...] | None = None
     topic: str = ""
     document: str = ""
+    target: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):
             raise ValueError(
                 f"a Prompt must hold either a text or ids; got Prompt(text={brief(self.text)}, ids={brief(self.ids)}): "
                 f"give one of the two"
+            )
+        if not isinstance(self.target, str | tuple | None):
+            raise ValueError(
+                f"the target of a Prompt must be a text or token ids; got {brief(self.target)}: write target='...' or "
+                f"target=(0, 5, 6)"
             )
 
 
@@ -96,7 +105,7 @@ Prompts = (
     | Sequence[Tensor]
     | Iterator[str | Prompt | Sequence[int] | Tensor]
     | pd.Series
-    | Mapping[str, str | Sequence[str] | Iterator[str]]
+    | Mapping[str, str | Sequence[str] | Sequence[Prompt] | Iterator[str]]
 )
 """What `run` accepts: a text, texts, topic -> text(s), `Prompt`s, a matrix of ids, or one sequence of ids per prompt.
 
@@ -297,17 +306,23 @@ class PairTable(Table):
     query: Int[Tensor, " pair"]
     key: Int[Tensor, " pair"]
 
-    def check_positions(self, tokens: Tokens) -> None:
-        """Raise if a query or a key is not a position of its prompt."""
-        first, after = (torch.searchsorted(tokens.prompt, self.prompt, right=right) for right in (False, True))
-        size = after - first
-        outside = (torch.minimum(self.query, self.key) < 0) | (torch.maximum(self.query, self.key) >= size)
+    def check_positions(self, tokens: Tokens, keys: Tokens) -> None:
+        """Raise if a query is not a position of its prompt in `tokens`, or a key one in `keys`."""
+        queries, of_keys = self._sizes(tokens), self._sizes(keys)
+        outside = (torch.minimum(self.query, self.key) < 0) | (self.query >= queries) | (self.key >= of_keys)
         if outside.any():
             row = int(outside.nonzero()[0])
+            sizes = dict.fromkeys([int(queries[row]), int(of_keys[row])])
             raise ValueError(
                 f"query and key must be positions of their prompt; got query {int(self.query[row])} and key "
-                f"{int(self.key[row])} in prompt {int(self.prompt[row])}, which has {int(size[row])} tokens"
+                f"{int(self.key[row])} in prompt {int(self.prompt[row])}, which has {' and '.join(map(str, sizes))} "
+                f"tokens"
             )
+
+    def _sizes(self, tokens: Tokens) -> Int[Tensor, " pair"]:
+        """The number of tokens of each pair's prompt."""
+        first, after = (torch.searchsorted(tokens.prompt, self.prompt, right=right) for right in (False, True))
+        return after - first
 
 
 def prompt_table(tokens: Tokens) -> PromptTable:
@@ -388,11 +403,7 @@ def read_prompts(prompts: Prompts) -> list[Prompt]:
     if isinstance(prompts, Iterator | pd.Series):
         prompts = list(prompts)
     if isinstance(prompts, Mapping):
-        read = [
-            Prompt(prompt.text, prompt.ids, topic=str(topic))
-            for topic, texts in prompts.items()
-            for prompt in read_prompts(texts)
-        ]
+        read = [replace(prompt, topic=str(topic)) for topic, texts in prompts.items() for prompt in read_prompts(texts)]
     elif isinstance(prompts, Tensor) and prompts.ndim == 2:
         read = [_read_one(row) for row in prompts]
     elif isinstance(prompts, str | Prompt | Tensor) or _is_ids(prompts):
@@ -471,9 +482,16 @@ def tokenize(
     `prepend_bos` applies to text only (`None`: the default of the model's class). `word_class` finds the words of a
     text (by default `words.closed_class`). Token ids have words only where encoding their text gives the same ids.
     """
+    read = read_prompts(prompts)
+    for number, prompt in enumerate(read):
+        if prompt.target is not None:
+            raise ValueError(
+                f"a prompt with a target needs an encoder-decoder; got prompt {number} with target "
+                f"{brief(prompt.target)} for {model.name}: leave the target out"
+            )
     parts = [
         _tokenize_one(prompt, number, model, prepend_bos, word_class or closed_class)
-        for number, prompt in enumerate(read_prompts(prompts))
+        for number, prompt in enumerate(read)
     ]
     return concatenate(parts, [0] * len(parts))
 
