@@ -11,11 +11,12 @@ the package stands here under its name; `list_probes()` lists the probes, those 
 
 import importlib.metadata as _metadata
 
-from lens_probes import figures
+from lens_probes import figures, stems
 from lens_probes.examples import demo, tiny, toy
 from lens_probes.examples.demo import load_model
 from lens_probes.experiments.feature_visualization import FeatureVisualization, FeatureVisualizationResult
 from lens_probes.experiments.head_ablation import HeadAblation, HeadAblationResult
+from lens_probes.experiments.image_reconstruction import ImageReconstruction, ImageReconstructionResult
 from lens_probes.experiments.input_reconstruction import InputReconstruction, InputReconstructionResult
 from lens_probes.experiments.max_activating_tokens import MaxActivatingTokens, MaxActivatingTokensResult
 from lens_probes.experiments.position_reach import PositionReach, PositionReachResult
@@ -63,6 +64,8 @@ __all__ = [
     "HeadAblationResult",
     "HeadTopicSimilarity",
     "HeadTopicSimilarityResult",
+    "ImageReconstruction",
+    "ImageReconstructionResult",
     "InputReconstruction",
     "InputReconstructionResult",
     "KeyValueOverlap",
@@ -115,6 +118,7 @@ __all__ = [
     "ov_vectors",
     "read_vector",
     "run",
+    "stems",
     "summed",
     "tiny",
     "toy",

@@ -155,7 +155,7 @@ def test_it_refuses(images):
     for wrong in (images[0], images[:, :, :8], images[:0], "a picture", images.numpy()):
         with pytest.raises(ValueError, match=r"images must be a tensor \[image channel height width\] with 3 16 16"):
             features().run(model, wrong, progress=False)
-    for units in (3, None, [2.5]):
+    for units in (3, [2.5]):
         with pytest.raises(TypeError, match=r"\(units=...\) must be a list of whole numbers, such as \[3\]"):
             features(units=units)
     with pytest.raises(ValueError, match="got the same value in every pixel of a channel"):

@@ -15,7 +15,7 @@ FILES = {
 }
 # Each knows those before it, and none after it. `examples` make models for whoever asks, and know none of the others.
 LAYERS = ("messages", "settings", "text", "maths", "model", "figures", "result", "reading")
-LAYERS += ("logit_direction", "probe", "probes", "soft_tokens", "experiments", "weights", "registry")
+LAYERS += ("logit_direction", "probe", "probes", "soft_tokens", "stems", "experiments", "weights", "registry")
 
 
 def imported(module: str) -> set[str]:
