@@ -132,7 +132,7 @@ class FeatureVisualizationResult(Result):
         return pd.concat(frames, ignore_index=True)
 
     def spread(self) -> pd.DataFrame:
-        """One row per quantity (`slope`, `moved`) and summary: its mean over units, interval, and value under the nulls.
+        """One row per quantity (`slope`, `moved`) and summary: mean over units, interval, and value under the nulls.
 
         `centre`: the mean place of a unit's shares, 0 for the first patch and 1 for the last. `width`: the exponential
         of their entropy over the number of patches. A unit's value is the mean over its restarts.

@@ -11,9 +11,13 @@ model is a vision transformer, or a model of text that reads the patches through
     pixel_error[patch]     = root mean square of x - x* over the patch            in units of the pixels' range, 0 to 1
     read_error[patch]      = the same of P (x - x*), P the projection onto what the stem reads
     unread_error[patch]    = the same of the rest; pixel_error^2 = read_error^2 + unread_error^2
+    cosine[patch]          = cos(stem(x), stem(x*)), which ignores the contrast of a patch                   -1 to 1
 
 No search finds what the stem does not read: there x stays where it started. The baselines are the errors of the start,
-`start_error` and `read_start_error` (grey noise, the same for every layer). Pixels never leave `bounds`.
+`start_error`, `read_start_error` and `start_cosine` (grey noise, the same for every layer). Pixels never leave `bounds`.
+
+States that are near need not come from pixels that are near: blocks begin with a norm, which removes the length of a
+patch, and MLPs may write states much longer than the patch. Then the yardstick is wide, and the pixels say so.
 
 A success shows what a layer holds. A failure shows only that this search did not find it.
 
@@ -46,7 +50,13 @@ from lens_probes.stems import PatchStem, Stem, checked, grid_of, patch_labels, p
 NOISE = 1 / 16  # of the range of the pixels; 1/15 to 1/18 in the source
 START = 1 / 20  # standard deviation of the noise at the start around grey, of the range, as in the source
 CHECKPOINTS = 20
-ERRORS = ("pixel_error", "read_error", "relative_distance")
+# What is compared, and its value at the start
+STARTS = {
+    "pixel_error": "start_error",
+    "read_error": "read_start_error",
+    "cosine": "start_cosine",
+    "relative_distance": None,
+}
 
 
 class ImageReconstructionResult(Result):
@@ -69,6 +79,10 @@ class ImageReconstructionResult(Result):
     )
     read_start_error: Float[Tensor, "image patch"] | None = measured(
         "error of the start in what the stem reads / range of the pixels", low=0, default=None
+    )
+    cosine: Float[Tensor, "image patch"] = measured("cosine of the stem's patch with that of the image", low=-1, high=1)
+    start_cosine: Float[Tensor, "image patch"] = measured(
+        "cosine of the start's patch with that of the image", low=-1, high=1
     )
     distance: Float[Tensor, "image patch"] = measured("distance of the state of the pixels found", low=0)
     noise_distance: Float[Tensor, "image patch"] = measured("distance of the state of the image plus noise", low=0)
@@ -95,13 +109,14 @@ class ImageReconstructionResult(Result):
     def by_image(self) -> pd.DataFrame:
         """One row per image: errors over all its patches, those of the start, the loss, and the distance of the states.
 
-        Errors are root mean squares over patches. `relative_distance` is the sum of the distances over that of the
-        noise distances; below 1 the search has reached the yardstick.
+        Errors are root mean squares over patches, `cosine` is the mean. `relative_distance` is the sum of the distances
+        over that of the noise distances; below 1 the search has reached the yardstick.
         """
         columns: dict[str, Any] = {"image": range(len(self.pixel_error))}
         for name in ("pixel_error", "start_error", "read_error", "read_start_error", "unread_error"):
             values = getattr(self, name)
             columns[name] = np.nan if values is None else values.double().square().mean(1).sqrt().numpy()
+        columns["cosine"] = self.cosine.mean(1).numpy()
         columns["relative_distance"] = (self.distance.sum(1) / self.noise_distance.sum(1)).numpy()
         columns |= {"reached": self.reached.numpy(), "first_loss": self.path_loss[0].numpy()}
         return pd.DataFrame({**columns, "last_loss": self.path_loss[-1].numpy()})
@@ -109,16 +124,17 @@ class ImageReconstructionResult(Result):
     def by_row(self) -> pd.DataFrame:
         """One row per quantity and row of patches: the mean over images, its interval, and the value at the start.
 
-        An image's value is the mean over the patches of the row. `of_start` is the mean over images of value / value at
-        the start (NaN for distances). The 95 % intervals are Student's t over images.
+        An image's value is the mean over the patches of the row. `of_start` is the mean over images of error / error at
+        the start (NaN for what is no error). The 95 % intervals are Student's t over images.
         """
         frames = []
         for name in self._known():
-            values, starts = self._of_rows(name), self._start(name)
+            values, starts = self._of_rows(name), STARTS[name]
             at_start = np.full_like(values, np.nan) if starts is None else self._of_rows(starts)
-            (low, high), (of_low, of_high) = map(inference.mean_interval, (values, values / at_start))
+            ratio = values / at_start if name.endswith("_error") else np.full_like(values, np.nan)
+            (low, high), (of_low, of_high) = map(inference.mean_interval, (values, ratio))
             columns = {"mean": values.mean(1), "low": low, "high": high, "start": at_start.mean(1)}
-            columns |= {"of_start": (values / at_start).mean(1), "of_start_low": of_low, "of_start_high": of_high}
+            columns |= {"of_start": ratio.mean(1), "of_start_low": of_low, "of_start_high": of_high}
             labels = {"quantity": name, "row": range(len(values))}
             frames.append(pd.DataFrame({**labels, **columns, "images": values.shape[1]}))
         return pd.concat(frames, ignore_index=True)
@@ -134,7 +150,7 @@ class ImageReconstructionResult(Result):
             raise ValueError(f"first must be a number of rows, 1 to {n_rows - 1}; got {brief(first)}")
         labels, own, others = [], [], []
         for name in self._known():
-            starts = self._start(name)
+            starts = STARTS[name] if name.endswith("_error") else None
             values = self._of_rows(name) / (1 if starts is None else self._of_rows(starts))
             labels.append({"quantity": name if starts is None else f"{name} / {starts}"})
             own.append(values[:first].mean(0))
@@ -162,10 +178,7 @@ class ImageReconstructionResult(Result):
         return paired(pd.DataFrame({"quantity": names}), own - others, says="difference", null=null, **means)
 
     def _known(self) -> list[str]:
-        return [name for name in ERRORS if name != "read_error" or self.read_error is not None]
-
-    def _start(self, name: str) -> str | None:
-        return {"pixel_error": "start_error", "read_error": "read_start_error"}.get(name)
+        return [name for name in STARTS if getattr(self, name) is not None]
 
     def _of_rows(self, name: str) -> Float[np.ndarray, "row image"]:
         """The mean over the patches of each row."""
@@ -176,13 +189,13 @@ class ImageReconstructionResult(Result):
         """One row per image: the image, what can be found of it, and what was found."""
         table, rows = self.by_image(), []
         for i in range(len(self.given)):
-            error, part = table["pixel_error"][i], table["relative_distance"][i]
+            cosine, part = table["cosine"][i], table["relative_distance"][i]
             pictures = [("given", self._shown(self.given[i]))]
             if self.readable is not None:
                 pictures.append(("what the stem reads", self._shown(self.readable[i])))
-            pictures.append((f"error {error:.2g}, states {part:.2g}", self._shown(self.pixels[i])))
+            pictures.append((f"cosine {cosine:.2f}, states {part:.2g}", self._shown(self.pixels[i])))
             rows.append((f"image {i}", pictures))
-        title = "Images reconstructed\nerror: root mean square, of the range; states: their distance / noise distance"
+        title = "Images reconstructed\ncosine: of the patches; states: their distance / noise distance"
         return figures.images(rows, title=self.title(title), **look)
 
     def figure_rows(self, **look: Unpack[figures.Look]) -> go.Figure:
@@ -191,8 +204,8 @@ class ImageReconstructionResult(Result):
         for name in self._known():
             rows = table[table["quantity"] == name]
             mean, low, high, start = (list(rows[each]) for each in ("mean", "low", "high", "start"))
-            grey = [1.0] * len(mean) if self._start(name) is None else start
-            baseline = "the yardstick" if self._start(name) is None else "start"
+            grey = [1.0] * len(mean) if STARTS[name] is None else start
+            baseline = "the yardstick" if STARTS[name] is None else "start"
             panels[self.quantity(name).title] = [
                 figures.Line("mean over images", mean, low, high, figures.CHOSEN),
                 figures.Line(baseline, grey, colour=figures.GREY, dashed=True),
@@ -235,7 +248,7 @@ class ImageReconstruction(Experiment[ImageReconstructionResult]):
     loss: Loss = "l2"
     steps: Positive = 200
     restarts: Positive = 1
-    rate: Rate = 0.05
+    rate: Rate = 0.02
     bounds: tuple[float, float] = (0.0, 1.0)
     seed: Seed = 0
 
@@ -324,6 +337,9 @@ class ImageReconstruction(Experiment[ImageReconstructionResult]):
         def distance(pixels: Tensor) -> Tensor:
             return (states(pixels).detach()[0] - goal)[before:].norm(dim=-1).cpu()
 
+        def cosine(pixels: Tensor) -> Tensor:
+            return torch.cosine_similarity(stem(pixels[None]), stem(image), dim=-1)[0].detach().float().cpu()
+
         known = isinstance(stem, PatchStem)
         error, first = end - image[0], begin - image[0]
         read, read_first = stem.read(torch.stack([error, first])) if known else (None, None)
@@ -334,6 +350,8 @@ class ImageReconstruction(Experiment[ImageReconstructionResult]):
             start_error=per_patch(first, rows) / size,
             read_error=None if read is None else per_patch(read, rows) / size,
             read_start_error=None if read_first is None else per_patch(read_first, rows) / size,
+            cosine=cosine(end).clamp(-1, 1),
+            start_cosine=cosine(begin).clamp(-1, 1),
             distance=distance(end[None]),
             noise_distance=distance(noisy),
             state_norm=goal[before:].norm(dim=-1).cpu(),
@@ -350,6 +368,8 @@ class Reconstructed(NamedTuple):
     start_error: Float[Tensor, " patch"]
     read_error: Float[Tensor, " patch"] | None
     read_start_error: Float[Tensor, " patch"] | None
+    cosine: Float[Tensor, " patch"]
+    start_cosine: Float[Tensor, " patch"]
     distance: Float[Tensor, " patch"]
     noise_distance: Float[Tensor, " patch"]
     state_norm: Float[Tensor, " patch"]
