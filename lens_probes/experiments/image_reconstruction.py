@@ -13,8 +13,9 @@ model is a vision transformer, or a model of text that reads the patches through
     unread_error[patch]    = the same of the rest; pixel_error^2 = read_error^2 + unread_error^2
     cosine[patch]          = cos(stem(x), stem(x*)), which ignores the contrast of a patch                   -1 to 1
 
-No search finds what the stem does not read: there x stays where it started. The baselines are the errors of the start,
-`start_error`, `read_start_error` and `start_cosine` (grey noise, the same for every layer). Pixels never leave `bounds`.
+No search finds what the stem does not read, since no state depends on it; Adam moves it by chance. The baselines are
+the errors of the start, `start_error`, `read_start_error` and `start_cosine` (grey noise, the same for every layer).
+Pixels never leave `bounds`.
 
 States that are near need not come from pixels that are near: blocks begin with a norm, which removes the length of a
 patch, and MLPs may write states much longer than the patch. Then the yardstick is wide, and the pixels say so.
