@@ -227,7 +227,9 @@ def test_of_a_layer_without_blocks_every_patch_has_the_same_slope(images):
     assert table["over_causal"].to_numpy() == pytest.approx(1 / 16 / table["causal"].to_numpy())
     spread = result.spread().set_index(["quantity", "summary"]).loc["slope"]
     assert spread["mean"].to_numpy() == pytest.approx([0.5, 1.0])
-    assert spread["causal"][0] == pytest.approx(1 / 3) and spread["uniform"].to_numpy() == pytest.approx([0.5, 1.0])
+    assert spread["causal"].iloc[0] == pytest.approx(1 / 3) and spread["uniform"].to_numpy() == pytest.approx(
+        [0.5, 1.0]
+    )
     low = spread["low"].to_numpy()
     assert low == pytest.approx([0.5, 1.0], abs=1e-4) and (spread["units"] == 8).all()
 
