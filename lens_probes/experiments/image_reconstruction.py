@@ -233,7 +233,7 @@ class ImageReconstruction(Experiment[ImageReconstructionResult]):
     model of text without its causal mask. `bounds`: the smallest and the largest pixel that are allowed, (0, 1) for
     plain images; a processor may give others. `restarts` run in parallel, and the lowest loss counts. `rate`: Adam's
     learning rate, of the range of the pixels; it falls to a tenth. After an interrupt the result holds the images done
-    so far.
+    so far. Cost per image: steps + 1 forward and backward passes over its restarts, which end at the layer.
 
     >>> import lens_probes as lp
     >>> model, images = lp.tiny.bridge(), torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
