@@ -19,15 +19,19 @@ def images():
     return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+def random_stem() -> stems.PatchStem:
+    return stems.orthogonal(tiny.bridge(), 4)
+
+
 def search(layer: int = 1, stem: Any = "random", **settings: Any):
-    stem = stems.orthogonal(tiny.bridge(), 4) if stem == "random" else stem
+    stem = random_stem() if stem == "random" else stem
     return lp.ImageReconstruction(layer, **{"stem": stem, "steps": 10} | settings)
 
 
 def by_huggingface(images, model="gpt2", layer=1):
     """The states of patches by the plain model."""
     with torch.no_grad():
-        embeddings = stems.orthogonal(tiny.bridge(), 4)(images)
+        embeddings = random_stem()(images)
         return tiny.huggingface(model)(inputs_embeds=embeddings, output_hidden_states=True).hidden_states[layer + 1]
 
 
@@ -42,13 +46,13 @@ def test_a_layer_that_only_holds_the_patches_gives_an_isometry_back(images):
 def test_what_a_stem_does_not_read_is_not_found(images):
     result = search(0, at="resid_pre", steps=150).run(tiny.bridge(), images[:1], progress=False)  # 48 values to 32
     assert result.read_error.max() < 0.01
-    lost = (result.pixels - result.given) - search().stem.read(result.pixels - result.given)
+    lost = (result.pixels - result.given) - random_stem().read(result.pixels - result.given)
     torch.testing.assert_close(result.unread_error, stems.per_patch(lost, 4), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(
         result.pixel_error.square(), result.read_error.square() + result.unread_error.square(), rtol=1e-3, atol=1e-6
     )
     assert result.unread_error.mean() > 0.05
-    stem = search().stem  # what can be found has the stem's patches of the image
+    stem = random_stem()  # what can be found has the stem's patches of the image
     torch.testing.assert_close(stem(result.readable), stem(result.given), rtol=1e-4, atol=1e-5)
 
 
@@ -62,7 +66,7 @@ def test_distances_are_those_of_hugging_faces_states(images, maker):
     apart = (by_huggingface(result.pixels) - goal).norm(dim=-1)
     torch.testing.assert_close(result.distance, apart, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(result.path_loss[-1], (apart / goal.norm(dim=-1)).mean(1), rtol=1e-3, atol=1e-4)
-    stem = search().stem
+    stem = random_stem()
     cosine = torch.cosine_similarity(stem(result.pixels), stem(result.given), dim=-1)
     torch.testing.assert_close(result.cosine, cosine)
 
