@@ -58,6 +58,12 @@ STARTS = {
     "cosine": "start_cosine",
     "relative_distance": None,
 }
+PANELS = {
+    "pixel_error": "pixel error / range",
+    "read_error": "error in what is read / range",
+    "cosine": "cosine of patches (-1 to 1)",
+    "relative_distance": "distance / noise distance",
+}
 
 
 class ImageReconstructionResult(Result):
@@ -207,7 +213,7 @@ class ImageReconstructionResult(Result):
             mean, low, high, start = (list(rows[each]) for each in ("mean", "low", "high", "start"))
             grey = [1.0] * len(mean) if STARTS[name] is None else start
             baseline = "the yardstick" if STARTS[name] is None else "start"
-            panels[self.quantity(name).title] = [
+            panels[PANELS[name]] = [
                 figures.Line("mean over images", mean, low, high, figures.CHOSEN),
                 figures.Line(baseline, grey, colour=figures.GREY, dashed=True),
             ]
