@@ -125,7 +125,7 @@ def test_without_the_mask_states_are_those_of_hugging_face_without_it(decoder, i
 
 
 def test_the_model_has_its_mask_again_afterwards(decoder, images):
-    model, ids = decoder.build(), torch.arange(3, 11)[None]
+    model, ids = decoder.build(), torch.arange(3, 19).reshape(2, 8)
     before, direction = model(ids), model.cfg.attention_dir
     stem = stems.orthogonal(tiny.bridge(), 4)
     view = StemView(model, stem, masked=False)
