@@ -11,13 +11,14 @@ the package stands here under its name; `list_probes()` lists the probes, those 
 
 import importlib.metadata as _metadata
 
-from lens_probes import cluster, figures
+from lens_probes import cluster, figures, stems
 from lens_probes.corpus import Run, delete_run, open_run, run_corpus
 from lens_probes.examples import demo, tiny, toy
 from lens_probes.examples.demo import load_model
 from lens_probes.experiments.attention_window import AttentionWindow, AttentionWindowResult
 from lens_probes.experiments.feature_visualization import FeatureVisualization, FeatureVisualizationResult
 from lens_probes.experiments.head_ablation import HeadAblation, HeadAblationResult
+from lens_probes.experiments.image_reconstruction import ImageReconstruction, ImageReconstructionResult
 from lens_probes.experiments.input_reconstruction import InputReconstruction, InputReconstructionResult
 from lens_probes.experiments.max_activating_tokens import MaxActivatingTokens, MaxActivatingTokensResult
 from lens_probes.experiments.position_reach import PositionReach, PositionReachResult
@@ -76,6 +77,8 @@ __all__ = [
     "HeadTopicSimilarityResult",
     "HeadValueRank",
     "HeadValueRankResult",
+    "ImageReconstruction",
+    "ImageReconstructionResult",
     "InputReconstruction",
     "InputReconstructionResult",
     "KeyValueOverlap",
@@ -138,6 +141,7 @@ __all__ = [
     "read_vector",
     "run",
     "run_corpus",
+    "stems",
     "summed",
     "tiny",
     "toy",

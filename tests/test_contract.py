@@ -31,6 +31,7 @@ def _images() -> torch.Tensor:
 
 SENTENCES = lp.demo.sentences()[:8]
 DIRECTIONS = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+STEM = lp.stems.orthogonal(tiny.bridge(), patch=4)
 SETTINGS: dict[str, list[Case]] = {
     "AttentionPair": [
         Case(lp.AttentionPair(-1, (0, 1))),
@@ -67,6 +68,13 @@ SETTINGS: dict[str, list[Case]] = {
             tiny.vit,
             _images(),
         ),
+        Case(lp.FeatureVisualization(1, (3, 5), stem=STEM, steps=5, restarts=2), prompts=_images()),
+        Case(lp.FeatureVisualization(1, None, stem=STEM, masked=False, steps=5, position=2), prompts=_images()),
+    ],
+    "ImageReconstruction": [
+        Case(lp.ImageReconstruction(1, stem=STEM, steps=5), prompts=_images()[:2].sigmoid()),
+        Case(lp.ImageReconstruction(1, stem=STEM, masked=False, restarts=2, steps=5), prompts=_images()[:2].sigmoid()),
+        Case(lp.ImageReconstruction(1, bounds=(-5.0, 5.0), loss="cosine", steps=5), tiny.vit, _images()[:2]),
     ],
     "HeadAblation": [Case(lp.HeadAblation(steps=2, draws=2))],
     "HeadTopicSimilarity": [

@@ -1,12 +1,15 @@
 """FeatureVisualization: a linear unit whose best picture is known, Hugging Face's own numbers, blur, refusals."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import HAS_HOOKED
 
 import lens_probes as lp
+from lens_probes import stems
 from lens_probes.examples import tiny
 from lens_probes.experiments import feature_visualization
 from lens_probes.experiments.feature_visualization import blurred
@@ -155,7 +158,7 @@ def test_it_refuses(images):
     for wrong in (images[0], images[:, :, :8], images[:0], "a picture", images.numpy()):
         with pytest.raises(ValueError, match=r"images must be a tensor \[image channel height width\] with 3 16 16"):
             features().run(model, wrong, progress=False)
-    for units in (3, None, [2.5]):
+    for units in (3, [2.5]):
         with pytest.raises(TypeError, match=r"\(units=...\) must be a list of whole numbers, such as \[3\]"):
             features(units=units)
     with pytest.raises(ValueError, match="got the same value in every pixel of a channel"):
@@ -166,3 +169,129 @@ def test_it_refuses(images):
         features().run(tiny.bridge(), images, progress=False)
     with pytest.raises(TypeError, match="FeatureVisualization reads models of images"):
         lp.RankShift().run(model, "Time flies.", progress=False)
+
+
+# Models of text, through a stem
+
+
+def through_a_stem(layer: Any = 1, units: Any = (3, 5), **settings: Any):
+    return features(layer, units, **{"stem": stems.orthogonal(tiny.bridge(), 4), "at": "resid_post"} | settings)
+
+
+@pytest.mark.parametrize("maker", ["bridge", pytest.param("hooked", marks=pytest.mark.matrix)])
+def test_values_of_patches_are_those_of_hugging_face(images, maker):
+    if maker == "hooked" and not HAS_HOOKED:
+        pytest.skip("TransformerLens 4 has no HookedTransformer")
+    with torch.no_grad():
+        embeddings = stems.orthogonal(tiny.bridge(), 4)(images)
+        hidden = tiny.huggingface()(inputs_embeds=embeddings, output_hidden_states=True).hidden_states[2]
+    model = getattr(tiny, maker)()
+    result = through_a_stem().run(model, images, progress=False)
+    torch.testing.assert_close(result.value, hidden[:, :, [3, 5]].mean(1), rtol=1e-4, atol=1e-4)
+    result = through_a_stem(units=None, position=7).run(model, images, progress=False)
+    torch.testing.assert_close(result.value, hidden[:, 7].mean(-1, keepdim=True), rtol=1e-4, atol=1e-4)
+    assert result.unit == ("all",)
+
+
+def test_later_patches_never_change_and_earlier_ones_do(decoder, images):
+    """V3 of the source: it follows from the mask."""
+    model = decoder.build()
+    result = through_a_stem(units=None, position=6).run(model, images, progress=False)
+    for values in (result.slope, result.moved):
+        assert (values[..., 7:] == 0).all() and (values[..., :7] > 0).all()
+    start = result.pixels[0, 0, :, 12:]
+    assert result.attention == "its own and earlier patches" and start.isfinite().all()
+    free = through_a_stem(units=None, position=6, masked=False).run(model, images, progress=False)
+    assert (free.slope > 0).all() and free.attention == "all patches"
+
+
+def test_the_slope_is_the_gradient_of_the_activation(images):
+    model = tiny.bridge()
+    result = through_a_stem(units=[4], steps=1, rate=1e-9).run(model, images, progress=False)
+    pixels = result.pixels[0].clone().requires_grad_()  # where it started, and both slopes are
+    reference = tiny.huggingface()
+    with torch.enable_grad():
+        embeddings = stems.orthogonal(tiny.bridge(), 4)(pixels)
+        hidden = reference(inputs_embeds=embeddings, output_hidden_states=True).hidden_states[2]
+        (slope,) = torch.autograd.grad(hidden[:, :, 4].mean(1).sum(), pixels)
+    patch = slope[:, :, 4:8, 8:12].flatten(1).norm(dim=1)  # row 1, column 2
+    torch.testing.assert_close(result.slope[0, :, 6], patch, rtol=1e-3, atol=1e-6)
+
+
+def test_of_a_layer_without_blocks_every_patch_has_the_same_slope(images):
+    # What enters block 0 is linear in the pixels of a patch, with the same weights at all of them.
+    result = through_a_stem(0, range(8), at="resid_pre", restarts=1).run(tiny.bridge(), images, progress=False)
+    table = result.by_patch().set_index("quantity").loc["slope"]
+    assert table["share"].to_numpy() == pytest.approx(1 / 16) and table["uniform"].to_numpy() == pytest.approx(1 / 16)
+    assert table["causal"].to_numpy() == pytest.approx(np.arange(16, 0, -1) / (16 * 17 / 2))
+    assert table["over_causal"].to_numpy() == pytest.approx(1 / 16 / table["causal"].to_numpy())
+    spread = result.spread().set_index(["quantity", "summary"]).loc["slope"]
+    assert spread["mean"].to_numpy() == pytest.approx([0.5, 1.0])
+    assert spread["causal"].iloc[0] == pytest.approx(1 / 3) and spread["uniform"].to_numpy() == pytest.approx(
+        [0.5, 1.0]
+    )
+    low = spread["low"].to_numpy()
+    assert low == pytest.approx([0.5, 1.0], abs=1e-4) and (spread["units"] == 8).all()
+
+
+def test_summaries_of_shares_by_hand():
+    found = feature_visualization.summarised(np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]]))
+    assert found["centre"] == pytest.approx([1 / 6, 1.0]) and found["width"] == pytest.approx([0.5, 0.25])
+    assert feature_visualization.causal_count(4).tolist() == [4, 3, 2, 1]
+
+
+def test_a_comparison_pairs_units(images):
+    model = tiny.bridge()
+    masked, free = (
+        through_a_stem(units=range(6), masked=masked).run(model, images, progress=False) for masked in (True, False)
+    )
+    table = masked.compare_with(free).set_index(["quantity", "summary"])
+    centre = masked.spread().set_index(["quantity", "summary"])["mean"]
+    other = free.spread().set_index(["quantity", "summary"])["mean"]
+    assert table["effect"].to_numpy() == pytest.approx((centre - other).to_numpy(), abs=1e-6)
+    assert table.loc[("slope", "centre"), "effect"] < 0  # the mask moves the gradient to the front
+    assert (table["units"] == 6).all() and masked.compare_with(masked)["effect"].abs().max() == 0
+    with pytest.raises(ValueError, match="the same units and patches"):
+        masked.compare_with(through_a_stem(units=[1]).run(model, images, progress=False))
+
+
+def test_an_ascent_that_does_not_move_is_left_out_of_shares(images):
+    result = through_a_stem(units=range(6)).run(tiny.bridge(), images, progress=False)
+    still = result.slope.clone()
+    still[2], still[4, 0] = 0.0, 0.0
+    other = replace(result, slope=still)
+    assert set(other.by_patch().set_index("quantity")["units"]["slope"]) == {5}
+    table = other.spread().set_index(["quantity", "summary"])
+    assert table.loc[("slope", "centre"), "units"] == 5 and np.isfinite(table["mean"]).all()
+    kept = [0, 1, 3, 5]
+    means = result._summaries("slope")["centre"][kept].sum()
+    alone = feature_visualization.summarised(still[4, 1:].double().numpy())["centre"][0]
+    assert table.loc[("slope", "centre"), "mean"] == pytest.approx((means + alone) / 5)
+    assert result.compare_with(other)["units"].tolist() == [5, 5, 5, 5]
+
+
+def test_patches_have_a_figure_and_a_vision_transformer_has_patches_too(images):
+    result = features(units=range(5)).run(tiny.vit(), images, progress=False)
+    assert len(result.patch) == 16 and result.attention == "all patches"
+    figure = result.figure_patches(template="plotly_dark")
+    assert {trace.name for trace in figure.data if trace.name} == {"mean over units", "causal count", "uniform"}
+
+
+def test_blur_and_jitter_work_through_a_stem(images):
+    result = through_a_stem(blur=1.0, jitter=2).run(tiny.bridge(), images, progress=False)
+    assert result.pixels.isfinite().all() and (result.slope > 0).all()
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_it_refuses_images_and_stems_that_do_not_fit(images):
+    model = tiny.bridge()
+    with pytest.raises(ValueError, match="with patches of 4 x 4; got"):
+        through_a_stem().run(model, images[:, :, :, :14], progress=False)
+    with pytest.raises(ValueError, match=r"stem for tiny-gpt2 must return a tensor \[image patch 32\]"):
+        through_a_stem(stem=lambda images: images).run(model, images, progress=False)
+    with pytest.raises(TypeError, match=r"\(stem=...\) must be a function from images to patches, or None; got 3"):
+        features(stem=3)
+    with pytest.raises(ValueError, match="must be one of the 16 tokens of an image in tiny-gpt2; got 16"):
+        through_a_stem(position=16).run(model, images, progress=False)
+    with pytest.raises(ValueError, match="masked=False needs a model of text and a stem"):
+        features(masked=False).run(tiny.vit(), images, progress=False)

@@ -21,6 +21,7 @@ LAYERS += (
     "summary",
     "probes",
     "soft_tokens",
+    "stems",
     "experiments",
     "weights",
     "registry",

@@ -177,7 +177,11 @@ def vit(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     config = ViTConfig(**settings, architectures=[name])
     source = ViTForImageClassification(config).eval()
     _randomise(source, seed, dtype)
-    return TransformerBridge.boot_transformers("tiny-vit", hf_model=source, device="cpu", dtype=dtype)
+    # Where Pillow is installed, TransformerLens asks the hub for this model's image processor, for minutes without a
+    # network. No model of the hub may have this name, so it does not ask.
+    model = TransformerBridge.boot_transformers("tiny--vit", hf_model=source, device="cpu", dtype=dtype)
+    model.cfg.model_name = "tiny-vit"
+    return model
 
 
 @torch.random.fork_rng(devices=[])

@@ -4,7 +4,7 @@ hooks.py      names of activations, as tables        adapters.py   what differs 
 base.py       names and layers of any model          passes.py     activations, logits, other embeddings
 weights.py    in one shape for all classes           attention.py  queries, keys, values, masks
 head.py       from states to logits                  sums.py       checks that parts add up to the whole
-tokenizer.py  text to token ids and back             view.py       ModelView and ImageView, built from these
+tokenizer.py  text to token ids and back             view.py       ModelView, ImageView and StemView, built from these
 prefix.py     the next token after a prefix          ablation.py   heads and neurons set to fixed values
 stacks.py     encoder-decoders, stack by stack       masking.py    attention to some of the tokens only
 untrained.py  a random-weights baseline
@@ -20,7 +20,7 @@ from lens_probes.model.stacks import DecoderView, EncoderView, StackView, greedy
 from lens_probes.model.sums import tolerance
 from lens_probes.model.tokenizer import Spans
 from lens_probes.model.untrained import untrained
-from lens_probes.model.view import ImageView, ModelView
+from lens_probes.model.view import ImageView, ModelView, StemView
 from lens_probes.model.weights import Norm
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "ReadPoint",
     "Spans",
     "StackView",
+    "StemView",
     "View",
     "differentiating",
     "greedy_targets",

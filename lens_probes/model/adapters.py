@@ -6,6 +6,7 @@ Classes are recognised by their attributes and never imported: no release of Tra
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -96,6 +97,17 @@ class Adapter:
         """What the unembedding reads of last states."""
         return self.model.ln_final(states[None])[0]
 
+    @contextmanager
+    def unmasked(self, embeddings: Float[Tensor, "prompt position d_model"]) -> Iterator[dict[str, Any]]:
+        """Options with which a pass over these embeddings lets every token attend to every other.
+
+        Hooks cannot unmask: a score of a masked key is -inf, and a Bridge's edits of scores come after the fact on some
+        models. A mask with one row per query replaces the causal one. It hides positions, which are given too.
+        """
+        prompts, n = embeddings.shape[:2]
+        positions = torch.arange(n, device=embeddings.device).expand(prompts, n)
+        yield {"attention_mask": embeddings.new_zeros(prompts, 1, n, n), "position_ids": positions}
+
     def capped(self, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
         """The logits after the model's soft cap (Gemma) or factor (Cohere, Granite)."""
         if hasattr(getattr(self.model, "adapter", None), "apply_output_logits_transform"):  # TransformerLens 4
@@ -166,6 +178,11 @@ class Encoder(Adapter):
         """All of them: attention is bidirectional."""
         return torch.ones(n, n, dtype=torch.bool, device=device)
 
+    @contextmanager
+    def unmasked(self, embeddings: Float[Tensor, "prompt position d_model"]) -> Iterator[dict[str, Any]]:
+        """No more than that every token counts: attention is bidirectional."""
+        yield {"attention_mask": torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)}
+
     def normed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """A dense layer, an activation and the norm: BERT's activation is set by its configuration, RoBERTa's GELU."""
         parts = self.wrapped.modules()
@@ -234,6 +251,16 @@ class Hooked(Adapter):
     def options(self, names: Sequence[str]) -> dict[str, Any]:
         """None are needed."""
         return {}
+
+    @contextmanager
+    def unmasked(self, embeddings: Float[Tensor, "prompt position d_model"]) -> Iterator[dict[str, Any]]:
+        """HookedTransformer asks its configuration, in every pass, whether to mask; windows are masks too."""
+        config = self.model.cfg
+        before, config.attention_dir = config.attention_dir, "bidirectional"
+        try:
+            yield {"attention_mask": torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)}
+        finally:
+            config.attention_dir = before
 
     def attention_scale(self, layer: int) -> float:
         """The inverse of HookedTransformer's divisor."""

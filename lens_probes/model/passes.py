@@ -226,11 +226,33 @@ class Passes(View):
         embeddings: Float[Tensor, "prompt position d_model"],
         ids: Int[Tensor, "prompt position"],
         names: Sequence[str],
+        *,
+        masked: bool = True,
+        gradients: bool = True,
     ) -> list[Tensor]:
         """Activations of tokens that have these embeddings; the model adds positions. Gradients flow to them.
 
         `ids` are the tokens in whose places they stand: RoBERTa gives positions to those that are no padding.
+        `masked=False`: every token attends to every other, later ones too (see `check_unmasked`).
         """
         edits = {self.hook_token_embed: lambda given: embeddings.to(given)}
-        found = self.run_until(ids, names, edits=edits, gradients=True)
+        if masked:
+            found = self.run_until(ids, names, edits=edits, gradients=gradients)
+        else:
+            with self.adapter.unmasked(embeddings.to(self.device, self.W_E.dtype)) as options:
+                found = run_until(self.model, ids.to(self.device), names, edits, gradients, **options)
         return [found[name] for name in names]
+
+    def check_unmasked(self) -> None:
+        """Raise unless `from_embeddings(masked=False)` lets the state of a first token depend on a second one."""
+        hook, ids = self.hook("resid_post", 0), torch.zeros(2, 2, dtype=torch.int64)
+        pairs = self.token_embeddings[torch.tensor([[0, 0], [0, 1]], device=self.device)]
+        try:
+            (states,) = self.from_embeddings(pairs, ids, [hook], masked=False, gradients=False)
+        except (TypeError, ValueError, RuntimeError):  # takes no mask with one row per query
+            states = torch.zeros(2, 2, 1)
+        if torch.equal(states[0, 0], states[1, 0]):
+            raise ValueError(
+                f"a model without its mask must let tokens attend to later ones; got {self.name} ({self.class_name}), "
+                f"which masks in a way of its own: leave masked=True, or use another model"
+            )

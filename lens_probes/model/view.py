@@ -1,11 +1,13 @@
 """The views of models of text and of images, and which models they refuse. A view never changes its model."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_probes.messages import brief
 from lens_probes.model.adapters import Images
 from lens_probes.model.attention import Attention
 from lens_probes.model.base import View
@@ -116,6 +118,30 @@ class ImageView(View):
         return next(self.model.parameters()).dtype
 
     @property
+    def attention(self) -> str:
+        """Which patches a state may depend on."""
+        return "all patches"
+
+    @property
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """The weight [d_model channel height width] and the bias [d_model] of the patch projection."""
+        parts = (part for part in self.adapter.wrapped.modules() if isinstance(part, torch.nn.Conv2d))
+        stem = next((part for part in parts if part.stride == part.kernel_size), None)
+        if stem is None:
+            raise ValueError(
+                f"{self.name} must embed patches by one projection, a convolution whose stride is its size; got none: "
+                f"use another vision transformer"
+            )
+        weight = stem.weight.detach().float()
+        bias = weight.new_zeros(len(weight)) if stem.bias is None else stem.bias.detach().float()
+        return weight, bias
+
+    def before(self, n_tokens: int) -> int:
+        """Number of tokens before the patches: the class token, on some models a second one."""
+        (_, height, width), size = self.shape, self.projection[0].shape[-2:]
+        return n_tokens - (height // size[0]) * (width // size[1])
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
         config = self.adapter.wrapped.config
@@ -130,6 +156,66 @@ class ImageView(View):
         self.check_hooks([name])
         given = pixels.to(self.device, self.dtype)
         return run_until(self.model, given, [name], gradients=pixels.requires_grad)[name]
+
+
+class StemView(ModelView):
+    """A model of text that reads images: a stem makes the embeddings of its tokens, one per patch.
+
+    There is no class token, and nothing is added to the patches but what the model adds to its tokens: learned
+    positions, if it has them; rotary ones act in attention. `masked=False` is the same model without its causal mask.
+
+    >>> from lens_probes.examples import tiny
+    >>> view = StemView(tiny.bridge(), lambda images: images.flatten(2).mT.repeat(1, 1, 16))
+    >>> view.activation(torch.zeros(2, 2, 3, 3), view.hook("resid_post", 1)).shape
+    torch.Size([2, 9, 32])
+    """
+
+    def __init__(self, model: Any, stem: Callable[[Tensor], Tensor], *, masked: bool = True) -> None:
+        super().__init__(model)
+        self.stem, self.masked = stem, masked
+        if not masked:
+            self.check_unmasked()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.W_E.dtype
+
+    @property
+    def attention(self) -> str:
+        """Which patches a state may depend on."""
+        return "its own and earlier patches" if self.masked and not self.encoder else "all patches"
+
+    def embeddings_of(
+        self, pixels: Float[Tensor, "image channel height width"]
+    ) -> Float[Tensor, "image patch d_model"]:
+        """What the stem makes of the images, checked."""
+        made = self.stem(pixels.to(self.device))
+        if not isinstance(made, Tensor) or made.ndim != 3 or (len(made), made.shape[-1]) != (len(pixels), self.d_model):
+            raise ValueError(
+                f"a stem for {self.name} must return a tensor [image patch {self.d_model}]; got {brief(made)} for "
+                f"{brief(pixels)}: make one with lens_probes.stems.orthogonal(model)"
+            )
+        if self.n_ctx is not None and made.shape[1] > self.n_ctx:
+            raise ValueError(
+                f"an image for {self.name} must have at most {self.n_ctx} patches; got {made.shape[1]}: use larger "
+                f"patches or smaller images"
+            )
+        return made
+
+    def before(self, n_tokens: int) -> int:
+        """Number of tokens before the patches: none."""
+        return 0
+
+    def activation(
+        self, pixels: Float[Tensor, "image channel height width"], name: str
+    ) -> Float[Tensor, "image position width_of_activation"]:
+        """An activation at every patch; gradients flow to pixels that require them."""
+        self.check_hooks([name])
+        patches = self.embeddings_of(pixels)
+        ids = torch.zeros(patches.shape[:2], dtype=torch.int64)  # any tokens: their embeddings are replaced
+        how = {"masked": self.masked, "gradients": pixels.requires_grad}
+        return self.from_embeddings(patches, ids, [name], **how)[0]
 
 
 def _check_wrapped(model: Any) -> None:
