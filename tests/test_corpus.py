@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,8 +17,9 @@ import torch
 
 import lens_probes as lp
 from lens_probes.__main__ import main
+from lens_probes.corpus import folder as folders
 from lens_probes.corpus import running
-from lens_probes.corpus.folder import GROUP, CannotWrite, Entry, Folder, WritableFolder, writing
+from lens_probes.corpus.folder import GROUP, CannotWrite, Entry, Folder, WritableFolder, joining, writing
 from lens_probes.corpus.measuring import Parts, Work, cut, weights_hash
 from lens_probes.corpus.texts import documents, plan, shards
 from lens_probes.examples import tiny
@@ -725,6 +724,15 @@ def test_a_result_that_was_deleted_is_measured_again(gpt2, tmp_path, whole):
     assert all_same(lp.run_corpus([*SUMS, ROWS], gpt2, TEXTS, tmp_path / "run", **QUIET), whole)
 
 
+def test_a_file_that_no_line_counts_is_not_read(gpt2, tmp_path):
+    run = lp.run_corpus(SUMS, gpt2, TEXTS, tmp_path / "run", **QUIET)
+    manifest = tmp_path / "run" / "manifest.jsonl"
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))  # killed before it was written
+    so_far = lp.open_run(tmp_path / "run")
+    assert so_far.shards == run.shards - 1
+    assert so_far.results[0].provenance.n_prompts == so_far.prompts == run.prompts - 1
+
+
 def test_what_dead_processes_left_is_removed_by_the_next_run_and_what_groups_replace_too(gpt2, tmp_path):
     folder = tmp_path / "run"
     texts = MANY[:17]
@@ -755,24 +763,48 @@ def test_a_folder_in_use_is_refused_and_what_lives_in_it_stays(gpt2, tmp_path):
     assert not alive.exists()
 
 
-def test_a_worker_that_outlives_its_driver_holds_the_folder(tmp_path):
-    code = (
-        "import sys, pathlib; from lens_probes.corpus.folder import joining\n"
-        "with joining(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    )
+def test_a_worker_that_outlives_its_driver_holds_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "ENDING", 0)  # as if the driver were killed
+    (begin, told_to_begin), (joined, told_joined), (end, told_to_end) = os.pipe(), os.pipe(), os.pipe()
+    worker = os.fork()
+    if not worker:
+        os.read(begin, 1)
+        with joining(tmp_path):
+            os.write(told_joined, b"!")
+            os.read(end, 1)
+        os._exit(0)
     with writing(tmp_path):
-        worker = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert worker.stdout.readline() == b"held\n"
+        os.write(told_to_begin, b"!")
+        os.read(joined, 1)
         left = tmp_path / ".run.json.part"
         left.touch()
     assert left.exists()  # it may be the worker's
     with pytest.raises(RuntimeError, match="one call at a time"), writing(tmp_path):
         pass
-    worker.communicate(b"")
+    os.write(told_to_end, b"!")
+    os.waitpid(worker, 0)
     with writing(tmp_path):
         assert not left.exists()
+    for each in (begin, told_to_begin, joined, told_joined, end, told_to_end):
+        os.close(each)
+
+
+def test_a_call_waits_for_the_workers_that_it_ends_so_that_the_next_finds_the_folder_free(tmp_path):
+    begin, told_to_begin = os.pipe()
+    worker = os.fork()
+    if not worker:
+        os.read(begin, 1)
+        with joining(tmp_path):
+            time.sleep(0.3)
+        os._exit(0)
+    with writing(tmp_path):
+        os.write(told_to_begin, b"!")
+        time.sleep(0.1)
+    with writing(tmp_path):
+        pass
+    os.waitpid(worker, 0)
+    os.close(begin)
+    os.close(told_to_begin)
 
 
 def test_a_full_disk_is_said_in_one_sentence_and_nothing_is_lost(gpt2, tmp_path, monkeypatch, whole):
@@ -876,7 +908,7 @@ def test_what_is_held_does_not_grow_with_the_corpus(gpt2, tmp_path):
             if i % 25 == 0:
                 gc.collect()
                 held.append(sum(each.nbytes for each in gc.get_objects() if type(each) is torch.Tensor))
-            yield f"A cat saw {i}."
+            yield f"A cat saw {100 + i}."
 
     lp.run_corpus([lp.ResidualMean()], gpt2, texts(), tmp_path / "run", progress=False, shard_size=20)
     assert max(held[3:]) < held[3] + 10_000  # bytes; a result has 2,000
