@@ -204,6 +204,22 @@ def test_it_keeps_the_contract() -> None:
     check_probe(lp.Summary(lp.LogitLens(top_k=0)))
 
 
+def test_a_corpus_in_shards_gives_what_a_run_gives(tmp_path: Any) -> None:
+    model, probes = (
+        tiny.bridge("llama"),
+        [lp.Summary(lp.RankShift(), words=15), lp.MaxActivatingExamples(k=3, sample=9)],
+    )
+    folder = tmp_path / "run"
+    summary, examples = lp.run_corpus(probes, model, TEXTS, folder, shard_size=5, progress=False).results
+    own_summary, own_examples = lp.run(probes, model, TEXTS, progress=False)
+    assert kept(summary) == kept(own_summary) and torch.equal(summary.histogram, own_summary.histogram)
+    same(summary.compare(), own_summary.compare())
+    torch.testing.assert_close(examples.value, own_examples.value, atol=1e-5, rtol=1e-5)
+    assert sorted(examples.key.tolist()) == sorted(own_examples.key.tolist())
+    again = lp.open_run(folder).results
+    assert [repr(each) for each in again] == [repr(summary), repr(examples)]
+
+
 @pytest.mark.parametrize(
     "quantity",
     [
