@@ -154,7 +154,7 @@ def _corpus(options: argparse.Namespace) -> int:
 
 def _probe(text: str) -> Any:
     """A probe from its name, or from the call that makes it; nothing else in it is executed."""
-    known = lp.list_probes()
+    known = {**lp.list_probes(), "Summary": lp.Summary}
 
     def value(node: ast.expr) -> Any:
         call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])

@@ -167,7 +167,7 @@ def test_it_refuses(images):
         features().run(model, images / 0, progress=False)
     with pytest.raises(TypeError, match="TransformerBridge of a vision transformer; got TransformerBridge of GPT2"):
         features().run(tiny.bridge(), images, progress=False)
-    with pytest.raises(TypeError, match="FeatureVisualization reads models of images"):
+    with pytest.raises(TypeError, match="FeatureVisualization models of images"):
         lp.RankShift().run(model, "Time flies.", progress=False)
 
 

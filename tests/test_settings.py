@@ -28,6 +28,7 @@ from lens_probes.settings import (
 
 NEEDED: dict[str, tuple[Any, ...]] = {
     "AttentionPair": ("it", ("cat", "mat")),
+    "ImageReconstruction": (1,),
     "InputReconstruction": (1,),
     "MaxActivatingTokens": (1,),
     "FeatureVisualization": (1, [2]),

@@ -223,7 +223,7 @@ def cut(spans: Sequence[tuple[int, int] | None], text: str, most: int) -> list[s
 
     Otherwise as late as can be, and never inside a character of several tokens, unless it takes over half a part.
 
-    >>> cut([(0, 3), (3, 5), (5, 9), (9, 12)], "one's two fin", 3)
+    >>> cut([(0, 3), (3, 5), (5, 9), (9, 11)], "one's two's", 3)
     [slice(0, 2, None), slice(2, 4, None)]
     """
     parts, start = [], 0

@@ -184,8 +184,8 @@ class DecoderView(StackView):
 
     >>> from lens_probes.examples import tiny
     >>> view, targets = DecoderView(tiny.bridge("bart")).given("Time flies.")
-    >>> len(view.sources), targets[0].ids[0] == view.start_id
-    (7, True)
+    >>> view.sources.text[-1], targets[0].ids[0] == view.start_id
+    ('</s>', True)
     """
 
     stack = "decoder_blocks"

@@ -19,7 +19,7 @@ Lists alone mislead: Bolukbasi et al. 2021, "An interpretability illusion for BE
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
@@ -179,7 +179,7 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
             )
 
     def __repr__(self) -> str:
-        shown = [f"{name}={getattr(self, name)!r}" for name in self.__dataclass_fields__ if name != "directions"]
+        shown = [f"{name}={getattr(self, name)!r}" for name in _SETTINGS if name != "directions"]
         if self.directions is not None:
             numbers = self.directions.detach().float().cpu().numpy().tobytes()
             shown.append(f"directions=<content {hashlib.blake2b(numbers, digest_size=4).hexdigest()}>")
@@ -241,6 +241,9 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         if self.units is not None:
             activation = activation[:, reading.model.units(self.units, hook, activation.shape[1])]
         return activation.T.contiguous().cpu()
+
+
+_SETTINGS = tuple(each.name for each in fields(MaxActivatingExamples))
 
 
 def largest(values: Float[Tensor, "*unit n"], places: Int[Tensor, "*other n"], k: int) -> Int[Tensor, "*unit k"]:
