@@ -115,20 +115,24 @@ class MaxActivatingExamplesResult(Result):
         drawn, values = drawn[sampled], torch.cat([part.sample_value for part in parts], -1)[..., sampled]
         example = example.gather(-1, at)
         used, number = torch.cat([example.flatten(), drawn]).unique(return_inverse=True)
-        gap = int((used < 0).sum())  # -1, where there is no example
-        shown = {i for i in context[used[gap:]].unique().tolist() if i >= 0}
+        if (used < 0).any():  # -1, where there is no example
+            used, number = used[1:], number - 1
+        in_order = key[used].argsort(stable=True)  # so that numbers, too, do not depend on the order of parts
+        used, place = used[in_order], torch.cat([in_order.argsort(), torch.tensor([-1])])
+        number = place[number]  # the last place is that of -1
+        shown = {i for i in context[used].unique().tolist() if i >= 0}
         fields = merged_fields([_without_examples(part) for part in parts])
         return cls(
             **{
                 **fields,
                 "vocab": {i: text for i, text in fields["vocab"].items() if i in shown},
                 "value": value.gather(-1, at),
-                "example": number[: example.numel()].view_as(example) - gap,
+                "example": number[: example.numel()].view_as(example),
                 "sample_value": values,
-                "sample_example": number[example.numel() :] - gap,
-                "key": key[used[gap:]],
-                "position": position[used[gap:]],
-                "context": context[used[gap:]],
+                "sample_example": number[example.numel() :],
+                "key": key[used],
+                "position": position[used],
+                "context": context[used],
             }
         )
 
