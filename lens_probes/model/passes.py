@@ -235,7 +235,9 @@ class Passes(View):
         `ids` are the tokens in whose places they stand: RoBERTa gives positions to those that are no padding.
         `masked=False`: every token attends to every other, later ones too (see `check_unmasked`).
         """
-        edits = {self.hook_token_embed: lambda given: embeddings.to(given)}
+        edits = {
+            self.hook_token_embed: lambda given: embeddings.to(given).contiguous()
+        }  # HookedTransformer asks for it
         if masked:
             found = self.run_until(ids, names, edits=edits, gradients=gradients)
         else:
