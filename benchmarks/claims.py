@@ -1,7 +1,7 @@
 """The table of published claims: `python benchmarks/claims.py` writes docs/claims.md.
 
-A notebook with verdicts ends with a table whose columns are `COLUMNS`. It is read from the stored output, and nothing is
-computed here. A claim that no notebook tests is in `NOT_TESTED`, with the reason.
+A notebook with verdicts ends with a table whose columns are `COLUMNS`. It is read from the stored output, and nothing
+is computed here. A claim that no notebook tests is in `NOT_TESTED`, with the reason.
 """
 
 import json
@@ -94,9 +94,8 @@ def rows_of(notebook: Path) -> list[dict[str, str]]:
             html = "".join(output.get("data", {}).get("text/html", []))
             if f"<th>{COLUMNS[0]}</th>" not in html:
                 continue
-            header, *body = (
-                ["".join(cell.itertext()) for cell in row] for row in ElementTree.fromstring(html).iter("tr")
-            )
+            table = ElementTree.fromstring(html[html.index("<table") : html.index("</table>") + len("</table>")])
+            header, *body = (["".join(each.itertext()) for each in row] for row in table.iter("tr"))
             if header[1:] == COLUMNS:  # the first column is the row's number
                 rows += [dict(zip(COLUMNS, row[1:], strict=True), notebook=notebook.stem) for row in body]
     return rows
@@ -114,9 +113,9 @@ def page() -> str:
     lines = [
         "# Published claims, and what we measured",
         "",
-        "One row per claim. Verdicts, numbers, n and nulls are computed in the notebooks; `python benchmarks/claims.py` "
-        "collects them here. Most claims were published about other models than ours (SmolLM2-135M, MiniLM-L6): a verdict "
-        "says whether the claim is general, not whether it is true of the original. Intervals are 95 %.",
+        "One row per claim. The notebooks compute verdicts, numbers, n and nulls; `python benchmarks/claims.py` puts "
+        "them here. Most claims were published about other models than ours (SmolLM2-135M, MiniLM-L6), so a verdict "
+        "says whether a claim is general, not whether it is true of the original. Intervals are 95 %.",
         "",
         *(f"- **{letters}**: {source}." for letters, source in SOURCES.items()),
         "",
