@@ -26,7 +26,7 @@ test-rest: .venv/dev
 	$(call TESTS,.venv) -ra -m "matrix or trials"
 
 # Files that ask nothing of TransformerLens, and simulations of chance, have run above.
-WITHOUT_MODEL = ascent comparison figures inference package result saved schema settings similarity token_search topics \
+WITHOUT_MODEL = ascent claims comparison figures inference package result saved schema settings similarity token_search topics \
 	toy tree vocabulary words
 test-3: .venv-3/dev
 	$(call TESTS,.venv-3) -ra -m "not trials" $(WITHOUT_MODEL:%=--ignore=tests/test_%.py)
