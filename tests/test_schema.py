@@ -346,3 +346,17 @@ def test_ids_of_entries_are_not_compared_between_classes_of_words() -> None:
     assert result.compared() == ["size"] and set(result.by_word_class()["quantity"]) == {"size"}
     with pytest.raises(ValueError, match="quantity must be one of size; got 'entry'"):
         result.compare(quantity="entry")
+
+
+class CountResult(LayerTokenResult):
+    """A count on a logarithmic axis, which has no 0."""
+
+    rank: Int[Tensor, "layer token"] = measured("rank", low=0, high=9, missing=-1, logarithmic=True)
+
+
+def test_counts_on_a_logarithmic_axis_are_drawn_as_one_more_than_they_are() -> None:
+    rank = torch.zeros(2, 22, dtype=torch.int64)
+    rank[1] = 4
+    figure = CountResult(layer=("0_post", "1_post"), token=words("cf" * 11), rank=rank).figure()
+    assert figure.layout.yaxis.title.text == "1 + rank (1 to 10)" and figure.layout.yaxis.type == "log"
+    assert [list(trace.y) for trace in figure.data if trace.fill != "toself"] == [[1.0, 5.0], [1.0, 5.0]]
