@@ -360,3 +360,9 @@ def test_counts_on_a_logarithmic_axis_are_drawn_as_one_more_than_they_are() -> N
     figure = CountResult(layer=("0_post", "1_post"), token=words("cf" * 11), rank=rank).figure()
     assert figure.layout.yaxis.title.text == "1 + rank (1 to 10)" and figure.layout.yaxis.type == "log"
     assert [list(trace.y) for trace in figure.data if trace.fill != "toself"] == [[1.0, 5.0], [1.0, 5.0]]
+
+
+def test_paths_are_of_the_first_token_that_is_not_special_unless_one_is_named() -> None:
+    result = paths("scfc")
+    assert f"token {int(result.token.position[1])})" in result.figure_paths().layout.title.text
+    assert f"token {int(result.token.position[0])})" in result.figure_paths(0, 0).layout.title.text
