@@ -19,7 +19,7 @@ def activations(model: Any, hook: str) -> list[torch.Tensor]:
     return [model.run_with_cache(model.to_tokens(text))[1][hook][0] for text in TEXTS]
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", pytest.param("qwen3", marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", pytest.param("gemma2", marks=pytest.mark.matrix)])
 def test_examples_are_those_of_sorting_all_activations(architecture: str) -> None:
     model = tiny.bridge(architecture)
     view = ModelView(model)
