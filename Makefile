@@ -13,7 +13,7 @@ demo: .venv/demo
 TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2 --dist worksteal
 
 # For everybody, after each change: one environment, a Bridge of every architecture, each probe and experiment with one
-# setting, and all tests that need no model. 375 CPU seconds: five minutes on two cores that also ran notebooks.
+# setting, and all tests that need no model. Seven and a half minutes on two cores beside another test run.
 test: .venv/dev
 	$(call TESTS,.venv)
 
@@ -50,6 +50,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/logit_lens.py
 	.venv/bin/python benchmarks/topics.py
 	.venv/bin/python benchmarks/reconstruction.py
+	.venv/bin/python benchmarks/corpus.py
 
 # TransformerLens 4 (TransformerBridge) in .venv, TransformerLens 3 (HookedTransformer too) in .venv-3, the newest
 # releases of everything in .venv-newest.
