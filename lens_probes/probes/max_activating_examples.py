@@ -259,9 +259,13 @@ def largest(values: Float[Tensor, "*unit n"], places: Int[Tensor, "*other n"], k
     >>> largest(torch.tensor([1.0, 3.0, 3.0, torch.nan, -1.0]), torch.tensor([0, 2, 1, 3, 4]), 4)
     tensor([2, 1, 0, 4])
     """
-    bits = (values.nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0).view(torch.int32)
+    if values.isnan().any():
+        values = values.masked_fill(values.isnan(), -torch.inf)
+    bits = (values + 0.0).view(torch.int32)  # -0 becomes 0
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
-    return ((ordered << 32) - places).topk(min(k, values.shape[-1]), dim=-1).indices
+    ordered <<= 32
+    ordered -= places
+    return ordered.topk(min(k, values.shape[-1]), dim=-1).indices
 
 
 def histogram(values: Float[Tensor, "unit token"]) -> Float64[Tensor, "unit bin"]:
@@ -270,10 +274,13 @@ def histogram(values: Float[Tensor, "unit token"]) -> Float64[Tensor, "unit bin"
     >>> histogram(torch.tensor([[0.0, 1.0, 1.4, -1.0]])).nonzero()[:, 1].tolist(), edges()[[15, 32, 48]].tolist()
     ([15, 32, 48], [-1.5, 0.0, 1.0])
     """
-    half, bits = BINS // 2, (values + 0.0).view(torch.int32)  # -0 becomes 0
-    size = (((bits & 0x7FFFFFFF) >> 22) - 2 * (127 - OCTAVES)).clamp(0, half - 1)
-    bins = torch.where(bits < 0, half - 1 - size, half + size) + BINS * torch.arange(len(values))[:, None]
-    return torch.bincount(bins.flatten(), minlength=BINS * len(values)).view(len(values), BINS).double()
+    top_bits = ((values + 0.0).view(torch.int32) >> 22) & 1023  # -0 becomes 0
+    counts = torch.zeros(len(values), 1024, dtype=torch.int32)
+    counts.scatter_add_(1, top_bits.long(), torch.ones((), dtype=torch.int32).expand(values.shape))
+    half, bits = BINS // 2, torch.arange(1024)
+    size = ((bits & 511) - 2 * (127 - OCTAVES)).clamp(0, half - 1)
+    bins = torch.where(bits < 512, half + size, half - 1 - size)  # the first bit is the sign
+    return counts.double() @ torch.nn.functional.one_hot(bins, BINS).double()
 
 
 def edges() -> Float64[Tensor, " bound"]:
