@@ -5,6 +5,7 @@ prompts -> tokens -> batches -> activations -> Reading -> probe.measure -> merge
 
 import abc
 import functools
+import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,7 +50,7 @@ class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        dataclass(frozen=True)(cls)
+        dataclass(frozen=True, repr=False)(cls)
         # The method card stands once, at the top of the file; help() of the class shows it.
         card, own = sys.modules[cls.__module__].__doc__ or "", inspect.cleandoc(cls.__doc__ or "")
         result = result_class(cls)
@@ -58,12 +59,24 @@ class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
                 own += "\n\n`layers`: a list of layer numbers such as [0, -1], a slice, or None for all."
             cls.__doc__ = f"{card.strip()}\n\n{own}\n\nSee `{result.__name__}`."
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{each.name}={_shown(getattr(self, each.name))}" for each in fields(self))  # pyright: ignore[reportArgumentType]
+        return f"{type(self).__name__}({settings})"
+
     if not TYPE_CHECKING:  # a type checker would take the return type for that of the constructor
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             """Settings are checked before anything else is done with them."""
             check_settings(cls, args, kwargs)
             return super().__new__(cls)
+
+
+def _shown(setting: Any) -> str:
+    """A setting in a repr, which must be the same in every process: tensors by content, functions by name."""
+    if isinstance(setting, Tensor):
+        numbers = setting.detach().float().cpu().numpy().tobytes()
+        return f"<content {hashlib.blake2b(numbers, digest_size=4).hexdigest()}>"
+    return setting.__qualname__ if inspect.isfunction(setting) else repr(setting)
 
 
 class Probe(Asked, Generic[R]):

@@ -11,10 +11,10 @@ for every quantity q `[layer token]` that the probe's result declares. Counts, s
 Tables and tests are those of a run that keeps all rows, asked of these samples: their intervals allow for prompts, for
 word types, and for sampling. A class of fewer words is kept whole, and then nothing differs from that run.
 
-Which words are kept depends on keys made from their document and place, so it does not depend on batches, on the order
-of prompts, or on how a corpus is cut into shards. With the default of 4,096 words, four classes, 30 layers and four
-quantities a result takes at most 50 MB, however long the corpus; a test of an effect then has a standard error of about
-0.01 or that of the corpus, whichever is larger.
+Which words are kept depends on keys made from the ids of their prompt and their place in it, so it does not depend on
+batches, on the order of prompts, or on how a corpus is cut into shards. With the default of 4,096 words, four classes,
+30 layers and four quantities a result takes at most 50 MB, however long the corpus; a test of an effect then has a
+standard error of about 0.01 or that of the corpus, whichever is larger.
 
 Source of samples by lowest keys: Cohen & Kaplan 2007, "Summarizing data using bottom-k sketches".
 """
@@ -48,7 +48,7 @@ By = Callable[[Tokens], Sequence[str]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SampledTokens(Tokens):
-    """Tokens of sampled words: `key` is made from a word's document and place, `type_key` from its type."""
+    """Tokens of sampled words: `key` is made from a word's prompt and place, `type_key` from its type."""
 
     key: Int[Tensor, " token"]
     type_key: Int[Tensor, " token"]
@@ -93,7 +93,7 @@ class SummaryResult(LayerTokenResult):
 
         `tokens`, `words`, `types` and `prompts` count what the sample holds.
         """
-        table = self._sampled(weigh)._described(special, weigh)
+        table = super(SummaryResult, self._sampled(weigh)).by_word_class(special=special, weigh=weigh)
         of_all = self.distribution().rename(columns={"tokens": "all_tokens"})
         return table.merge(of_all.filter(["quantity", "word_class", "layer", "all_tokens"]), how="left")
 
@@ -109,8 +109,14 @@ class SummaryResult(LayerTokenResult):
         seed: int = 0,
     ) -> pd.DataFrame:
         """As of a run that keeps all rows, asked of the sample with these weights; `strata` are per kept token."""
-        rows, sampled = self._rows(weigh), self._sampled(weigh)
-        given = None if strata is None else np.asarray(strata, dtype=None)[rows.numpy()]
+        rows = self._rows(weigh)
+        given, sampled = None if strata is None else np.asarray(strata), self._of(rows)
+        if given is not None and given.shape != rows.shape:
+            raise ValueError(
+                f"strata must have one label or number per token that is kept, {len(rows)} in all; got an array of "
+                f"shape {given.shape}: make them from result.words()"
+            )
+        given = None if given is None else given[rows.numpy()]
         return super(SummaryResult, sampled).compare(
             first, second, quantity=quantity, strata=given, weigh=weigh, permutations=permutations, seed=seed
         )
@@ -144,9 +150,6 @@ class SummaryResult(LayerTokenResult):
         sums = {name: getattr(whole, name)[:, order] for name in ("count", "total", "histogram")}
         rows = _kept(whole.token, whole.words_kept).any(0)
         return replace(whole, word_class=tuple(classes), **sums)._of(rows)
-
-    def _described(self, special: bool, weigh: inference.Weigh) -> pd.DataFrame:
-        return super().by_word_class(special=special, weigh=weigh)
 
     def _rows(self, weigh: inference.Weigh) -> Bool[Tensor, " token"]:
         """The tokens of one of the samples."""
@@ -202,10 +205,6 @@ class Summary(Probe[SummaryResult]):
                 f"none: pass the probe without Summary ({hint})"
             )
         object.__setattr__(self, "reads_head", self.probe.reads_head)
-
-    def __repr__(self) -> str:
-        by = self.by if isinstance(self.by, str) else getattr(self.by, "__qualname__", type(self.by).__name__)
-        return f"Summary(probe={self.probe!r}, by={by!r}, words={self.words})"
 
     def hooks(self, model: ModelView) -> Hooks:
         """The activations that the probe reads."""

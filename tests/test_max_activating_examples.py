@@ -150,6 +150,8 @@ def test_what_is_asked_must_fit_the_model() -> None:
         ValueError, match=r"must be a tensor \[unit d_model\] with d_model 32; got one of shape \(3, 5\)"
     ):
         lp.MaxActivatingExamples(at="resid_post", directions=torch.zeros(3, 5)).run(model, "one two")
+    with pytest.raises(ValueError, match=r"MaxActivatingExamples\(directions=\.\.\.\) must be finite; got NaN or Inf"):
+        lp.MaxActivatingExamples(at="resid_post", directions=torch.eye(32) / 0).run(model, "one two")
     with pytest.raises(ValueError, match=r"unit 500 is out of range: .* has units 0 to 127"):
         lp.MaxActivatingExamples(units=[500]).run(model, "one two")
     result = lp.MaxActivatingExamples(layers=[1], k=2).run(model, TEXTS[:3], progress=False)

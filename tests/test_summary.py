@@ -178,6 +178,8 @@ def test_it_says_which_probes_it_summarises_and_what_it_does_not_hold() -> None:
     for ask in (lambda: summary.figure_paths(), lambda: summary.figure_prompt()):
         with pytest.raises(ValueError, match="a figure of one prompt needs all its tokens; got a sample of words"):
             ask()
+    with pytest.raises(ValueError, match=r"strata must have one label or number per token that is kept, \d+"):
+        summary.compare(strata=[1.0, 2.0])
     with pytest.raises(ValueError, match="quantity must be one of rank, score"):
         summary.compare(quantity="length")
 

@@ -16,6 +16,7 @@ FILES = {
 # Each knows those before it, and none after it. `examples` make models for whoever asks, and know none of the others.
 LAYERS = ("messages", "settings", "text", "maths", "model", "figures", "result", "reading")
 LAYERS += (
+    "directions",
     "logit_direction",
     "probe",
     "summary",

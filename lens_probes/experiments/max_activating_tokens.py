@@ -17,11 +17,10 @@ Source: blbadger.github.io, "Language Model Representations and Features"; activ
 "Visualizing Higher-Layer Features of a Deep Network", Technical report 1341, Université de Montréal.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -34,6 +33,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from lens_probes import figures
+from lens_probes.directions import Directions, check_directions, directions_for
 from lens_probes.maths import inference
 from lens_probes.maths.ascent import ascend, seeded
 from lens_probes.messages import amount, brief
@@ -41,7 +41,7 @@ from lens_probes.model import ReadPoint
 from lens_probes.probe import Options, Study, TextExperiment
 from lens_probes.reading import finite
 from lens_probes.result import Result, derived, measured
-from lens_probes.settings import Positive, Seed, Units, described
+from lens_probes.settings import Positive, Seed, Units
 from lens_probes.soft_tokens import SoftTokens, Varied
 from lens_probes.text.prompts import Prompts, PromptTable, Tokens, prompt_table, whole_number
 
@@ -192,7 +192,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
     layer: int
     units: Units | None = None
     at: Literal["neuron", ReadPoint] = "neuron"
-    directions: Annotated[Float[Tensor, "unit d_model"], described("a tensor [unit d_model] of floats")] | None = None
+    directions: Directions | None = None
     position: int | None = -1
     steps: Positive = 100
     restarts: Positive = 3
@@ -200,18 +200,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.directions is not None and (self.at == "neuron" or self.units is not None):
-            raise ValueError(
-                f"MaxActivatingTokens(directions=...) must have units=None and a read point; got at={self.at!r} and "
-                f"units={self.units!r}: pass at='resid_post' and leave units out"
-            )
-
-    def __repr__(self) -> str:
-        shown = [f"{name}={getattr(self, name)!r}" for name in self.__dataclass_fields__ if name != "directions"]
-        if self.directions is not None:
-            numbers = self.directions.detach().float().cpu().numpy().tobytes()
-            shown.append(f"directions=<content {hashlib.blake2b(numbers, digest_size=4).hexdigest()}>")
-        return f"MaxActivatingTokens({', '.join(shown)})"
+        check_directions(self)
 
     def run(
         self,
@@ -319,16 +308,7 @@ class MaxActivatingTokens(TextExperiment[MaxActivatingTokensResult]):
     def _reader(self, layer: SoftTokens) -> Reader:
         view, hook = layer.view, layer.hook
         if self.directions is not None:
-            if self.directions.ndim != 2 or self.directions.shape[1] != view.d_model or not len(self.directions):
-                raise ValueError(
-                    f"MaxActivatingTokens(directions=...) must be a tensor [unit d_model] with d_model {view.d_model}; "
-                    f"got one of shape {tuple(self.directions.shape)}"
-                )
-            along = self.directions.detach().clone().float().to(view.device)
-            if not along.isfinite().all():
-                raise ValueError(
-                    "MaxActivatingTokens(directions=...) must be finite; got NaN or Inf: check their source"
-                )
+            along = directions_for(self, view)
             return lambda states: states @ along.T
         if self.units is None:
             return lambda states: states.sum(-1, keepdim=True)

@@ -145,7 +145,7 @@ class HeadValueRankResult(Result):
             rearrange(values[..., counted.numpy()], "layer head token -> (layer head) token"),
         )
         numbers = kept.prompt.unique().tolist()
-        means = np.stack([rows[:, (kept.prompt == number).numpy()].mean(1) for number in numbers], axis=1)
+        means = np.stack([rows[:, kept.rows(number)].mean(1) for number in numbers], axis=1)
         of_kept = self.token[torch.isin(self.token.prompt, kept.prompt)]
         return means[:, inference.prompt_order(of_kept)]
 
@@ -292,7 +292,7 @@ def margins(
     other = torch.full((n_heads, n), -1)
     best, null = (torch.full((n_heads, n), torch.nan) for _ in range(2))
     for number, prompt in tokens.by_prompt():
-        rows = (tokens.prompt == number).nonzero().flatten().to(outputs.device)
+        rows = torch.tensor(tokens.rows(number), device=outputs.device)
         cosine = einsum(
             normalize(outputs[:, rows], dim=-1), normalize(values[:, rows], dim=-1), "head q d, head k d -> head q k"
         )

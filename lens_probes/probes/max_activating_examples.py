@@ -17,10 +17,9 @@ x (k + draws + 64) numbers, and the contexts.
 Lists alone mislead: Bolukbasi et al. 2021, "An interpretability illusion for BERT", arXiv 2104.07143.
 """
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Annotated, Any, Literal, Unpack
+from dataclasses import replace
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -30,6 +29,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from lens_probes import figures
+from lens_probes.directions import Directions, check_directions, directions_for
 from lens_probes.maths import sampling
 from lens_probes.model import ModelView
 from lens_probes.model.hooks import ReadPoint
@@ -37,7 +37,7 @@ from lens_probes.probe import Probe
 from lens_probes.reading import Reading
 from lens_probes.result import Result, derived, measured, summed
 from lens_probes.result.merging import merged_fields
-from lens_probes.settings import Count, Layers, Positive, Units, described
+from lens_probes.settings import Count, Layers, Positive, Units
 from lens_probes.text.prompts import Tokens
 
 OCTAVES = 8  # of bins on either side of 1, and on either side of 0
@@ -169,33 +169,19 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
 
     at: Literal["neuron", "head"] | ReadPoint = "neuron"
     units: Units | None = None
-    directions: Annotated[Float[Tensor, "unit d_model"], described("a tensor [unit d_model] of floats")] | None = None
+    directions: Directions | None = None
     k: Positive = 20
     sample: Count = 200
     context: Count = 8
     layers: Layers = None
 
     def __post_init__(self) -> None:
-        if self.directions is not None and (self.at in ("neuron", "head") or self.units is not None):
-            raise ValueError(
-                f"MaxActivatingExamples(directions=...) must have units=None and a read point; got at={self.at!r} and "
-                f"units={self.units!r}: pass at='resid_post' and leave units out"
-            )
-
-    def __repr__(self) -> str:
-        shown = [f"{name}={getattr(self, name)!r}" for name in _SETTINGS if name != "directions"]
-        if self.directions is not None:
-            numbers = self.directions.detach().float().cpu().numpy().tobytes()
-            shown.append(f"directions=<content {hashlib.blake2b(numbers, digest_size=4).hexdigest()}>")
-        return f"MaxActivatingExamples({', '.join(shown)})"
+        check_directions(self)
 
     def hooks(self, model: ModelView) -> dict[str, str]:
         """The component's activation in every layer."""
-        if self.directions is not None and self.directions.shape[1:] != (model.d_model,):
-            raise ValueError(
-                f"MaxActivatingExamples(directions=...) must be a tensor [unit d_model] with d_model {model.d_model}; "
-                f"got one of shape {tuple(self.directions.shape)}"
-            )
+        if self.directions is not None:
+            directions_for(self, model)
         layers = model.layers(self.layers)
         if self.at == "head":
             return {str(layer): model.hook_z(layer) for layer in layers}
@@ -239,15 +225,12 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         """Every unit's activation at every token."""
         activation = reading[hook].float()
         if self.directions is not None:
-            activation = activation @ self.directions.float().to(activation.device).T
+            activation = activation @ directions_for(self, reading.model).T
         elif self.at == "head":
             activation = activation.norm(dim=-1)
         if self.units is not None:
             activation = activation[:, reading.model.units(self.units, hook, activation.shape[1])]
         return activation.T.contiguous().cpu()
-
-
-_SETTINGS = tuple(each.name for each in fields(MaxActivatingExamples))
 
 
 def largest(values: Float[Tensor, "*unit n"], places: Int[Tensor, "*other n"], k: int) -> Int[Tensor, "*unit k"]:

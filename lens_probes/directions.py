@@ -1,0 +1,38 @@
+"""Directions of the residual stream as a setting: vectors in the place of units.
+
+A probe or experiment with such a setting has `directions`, `units` and `at` among its fields.
+"""
+
+from typing import Annotated, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_probes.model import ModelView
+from lens_probes.model.hooks import READ_POINTS
+from lens_probes.settings import described
+
+Directions = Annotated[Float[Tensor, "unit d_model"], described("a tensor [unit d_model] of floats")]
+
+
+def check_directions(asked: Any) -> None:
+    """Raise if directions are given beside units, or for an activation that is not of the residual stream."""
+    if asked.directions is not None and (asked.at not in READ_POINTS or asked.units is not None):
+        raise ValueError(
+            f"{type(asked).__name__}(directions=...) must have units=None and a read point; got at={asked.at!r} and "
+            f"units={asked.units!r}: pass at='resid_post' and leave units out"
+        )
+
+
+def directions_for(asked: Any, model: ModelView) -> Float[Tensor, "unit d_model"]:
+    """A copy in float32 on the model's device, or an error if they do not fit the model."""
+    given = asked.directions
+    if given.ndim != 2 or given.shape[1] != model.d_model or not len(given):
+        raise ValueError(
+            f"{type(asked).__name__}(directions=...) must be a tensor [unit d_model] with d_model {model.d_model}; "
+            f"got one of shape {tuple(given.shape)}"
+        )
+    along = given.detach().clone().float().to(model.device)
+    if not along.isfinite().all():
+        raise ValueError(f"{type(asked).__name__}(directions=...) must be finite; got NaN or Inf: check their source")
+    return along
