@@ -60,7 +60,7 @@ class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
             cls.__doc__ = f"{card.strip()}\n\n{own}\n\nSee `{result.__name__}`."
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{each.name}={_shown(getattr(self, each.name))}" for each in fields(self))  # pyright: ignore[reportArgumentType]
+        settings = ", ".join(f"{each.name}={_shown(getattr(self, each.name))}" for each in fields(self) if each.repr)  # pyright: ignore[reportArgumentType]
         return f"{type(self).__name__}({settings})"
 
     if not TYPE_CHECKING:  # a type checker would take the return type for that of the constructor
@@ -76,7 +76,13 @@ def _shown(setting: Any) -> str:
     if isinstance(setting, Tensor):
         numbers = setting.detach().float().cpu().numpy().tobytes()
         return f"<content {hashlib.blake2b(numbers, digest_size=4).hexdigest()}>"
-    return setting.__qualname__ if inspect.isfunction(setting) else repr(setting)
+    if not inspect.isfunction(setting):
+        return repr(setting)
+    if setting.__name__ != "<lambda>":
+        return setting.__qualname__
+    code = setting.__code__  # the name of a lambda says nothing, so what it does must
+    does = (code.co_code, code.co_names, [each for each in code.co_consts if not inspect.iscode(each)])
+    return f"{setting.__qualname__} {hashlib.blake2b(repr(does).encode(), digest_size=4).hexdigest()}"
 
 
 class Probe(Asked, Generic[R]):
