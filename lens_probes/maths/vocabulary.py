@@ -59,7 +59,7 @@ def ranks(
     equal = _equal_entries(vocabulary, targets)
 
     closer = torch.zeros_like(targets)
-    rooms = _rooms(2, asked)
+    rooms = _rooms(2, min(STATES, len(asked)), asked)
     for start, block in _blocks(vocabulary, origin):
         key, shift = _directions(block, metric), _shift(block, metric)
         for first in range(0, len(asked), STATES):
@@ -184,7 +184,7 @@ def predictions(
     best = asked.new_zeros(n_tokens, n_layers, 0)
     ids = torch.zeros(n_tokens, n_layers, 0, dtype=torch.int64, device=asked.device)
     at_once = max(1, STATES // n_layers)
-    rooms = _rooms(2, asked)
+    rooms = _rooms(2, at_once * n_layers, asked)
     for start, block in _blocks(vocabulary, None):
         shift, found = bias[start : start + len(block)].float(), []
         for first in range(0, n_tokens, at_once):
@@ -256,9 +256,9 @@ def check_entries(vocabulary: Float[Tensor, "vocab d_model"], what: str) -> None
         )
 
 
-def _rooms(n: int, like: Tensor) -> Callable[[int, int], tuple[Tensor, ...]]:
+def _rooms(n: int, most_rows: int, like: Tensor) -> Callable[[int, int], tuple[Tensor, ...]]:
     """Memory for n matrices of a block, taken once: fresh pages for each block would cost as much as a comparison."""
-    rooms = [like.new_empty(STATES * ENTRIES) for _ in range(n)]
+    rooms = [like.new_empty(most_rows * ENTRIES) for _ in range(n)]
     return lambda rows, entries: tuple(room[: rows * entries].view(rows, entries) for room in rooms)
 
 
