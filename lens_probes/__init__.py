@@ -50,6 +50,7 @@ from lens_probes.settings import Layers
 from lens_probes.summary import Summary, SummaryResult
 from lens_probes.text import words
 from lens_probes.text.prompts import Prompt, PromptTable, Table, Tokens
+from lens_probes.two_models import Difference, difference
 from lens_probes.weights import VectorReading, neuron_vectors, ov_vectors, read_vector
 
 __version__ = _metadata.version("lens-probes")
@@ -63,6 +64,7 @@ __all__ = [
     "AttentionWindowResult",
     "CrossAttention",
     "CrossAttentionResult",
+    "Difference",
     "DirectLogitAttribution",
     "DirectLogitAttributionResult",
     "EmbeddingDensity",
@@ -128,6 +130,7 @@ __all__ = [
     "delete_run",
     "demo",
     "derived",
+    "difference",
     "figures",
     "greedy_targets",
     "inference",

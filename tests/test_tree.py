@@ -25,6 +25,7 @@ LAYERS += (
     "stems",
     "experiments",
     "weights",
+    "two_models",
     "registry",
     "corpus",
     "cluster",

@@ -77,6 +77,51 @@ def describe(values: Values, tokens: Tokens, word_classes: Sequence[str], *, wei
     return pd.concat(frames, ignore_index=True)
 
 
+def means(values: Values, tokens: Tokens, *, weigh: Weigh = "types") -> pd.DataFrame:
+    """The mean of each unit's values, its interval, and p for a mean of 0: one row per unit.
+
+        mean = sum_i f_i x_i,     V = two-way variance of sum_i f_i (x_i - mean),     t = mean / sqrt(V)
+
+    f are the weights of `compare` over their sum, V is by prompt and word type (`TwoWay`), and t has
+    min(prompts, types) - 1 degrees of freedom. With fewer than five prompts or types there is neither interval nor p,
+    and none where all values are equal. Missing values (NaN) are excluded, also from the counts. Prompts with the same
+    ids count as one.
+
+    >>> from lens_probes.text.prompts import tokenize
+    >>> import lens_probes as lp
+    >>> tokens = tokenize(lp.demo.sentences()[:8], lp.ModelView(lp.tiny.bridge()))
+    >>> table = means(np.ones((1, len(tokens))) + 0.1 * np.arange(len(tokens)) % 1, tokens)
+    >>> bool(table["p"][0] < 0.05), int(table["prompts"][0])
+    (True, 8)
+    """
+    if weigh not in get_args(Weigh):
+        raise ValueError(f"weigh must be 'types' or 'tokens'; got {brief(weigh)}")
+    order, tokens = in_own_order(tokens)
+    values, form = values[:, order], _numbers(forms(tokens))
+    known = ~np.isnan(values)
+    weights = known * (_weights(known, form) if weigh == "types" else 1.0)
+    share = weights / weights.sum(1, keepdims=True).clip(min=1e-300)
+    filled = np.where(known, values, 0.0)
+    mean = np.where(known.any(1), (share * filled).sum(1), np.nan)
+    groups = TwoWay.of(_prompts(tokens), form)
+    influence = np.where(known, share * (filled - mean[:, None]), 0.0)
+    deviation, fewest = np.sqrt(groups.variance(influence.T, known.T)), groups.fewest(known.T)
+    freedom = (fewest - 1).clip(min=1)
+    enough = (fewest >= CLUSTERS_FOR_INTERVAL) & (deviation > NOTHING * np.abs(mean))
+    reach = np.where(enough, stats.t.ppf(1 - ALPHA / 2, freedom) * deviation, np.nan)
+    t = np.abs(mean) / np.where(enough, deviation, np.nan)
+    return pd.DataFrame(
+        {
+            "unit": np.arange(len(values)),
+            "mean": mean,
+            "low": mean - reach,
+            "high": mean + reach,
+            "p": 2 * stats.t.sf(t, freedom),
+            **pd.DataFrame([counts(tokens[torch.from_numpy(each)], form[each]) for each in known]),
+        }
+    )
+
+
 def describe_types(values: Values, tokens: Tokens) -> pd.DataFrame:
     """`describe` for quantities that depend on the token id alone: each id counts once, ids of several classes never.
 

@@ -21,7 +21,7 @@ from lens_probes.result import files
 from lens_probes.result.merging import merged_fields
 from lens_probes.result.provenance import Provenance
 from lens_probes.result.schema import Declared, Quantity, schema
-from lens_probes.text.prompts import Table, is_whole
+from lens_probes.text.prompts import PromptTable, Table, Tokens, is_whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -236,11 +236,8 @@ class Result(Declared):
         """Raise unless another result asks the same of the same prompts, so that only the model differs."""
         kind = type(self).__name__
         if type(other) is not type(self):
-            raise TypeError(f"compare_with takes another {kind}; got a {type(other).__name__}")
-        own, others = (
-            [each.labels("token").columns()[name].tolist() for name in ("id", "prompt")] for each in (self, other)
-        )
-        if own != others:
+            raise TypeError(f"a {kind} must be compared with another {kind}; got a {type(other).__name__}")
+        if _asked(self) != _asked(other):
             raise ValueError(
                 "two models must be compared on the same prompts; got other token ids: run both on the same prompts, "
                 "with tokenizers that give the same ids"
@@ -365,6 +362,16 @@ class Result(Declared):
             if getattr(self, name) is not None
         ]
         return "<br>".join(lines)
+
+
+def _asked(result: Result) -> list[Any]:
+    """The prompts of a result: ids of tokens, texts of prompts."""
+    tables = [getattr(result, name) for name in schema(type(result)).tables]
+    return [
+        (table.id.tolist(), table.prompt.tolist()) if isinstance(table, Tokens) else table.text
+        for table in tables
+        if isinstance(table, Tokens | PromptTable)
+    ]
 
 
 def load(path: str | os.PathLike[str]) -> Any:
