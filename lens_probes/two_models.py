@@ -35,6 +35,7 @@ class Difference(NamedTuple):
     name: str
     values: Float64[np.ndarray, "..."]
     rows: Tokens | PromptTable
+    models: tuple[str, str]
 
     @property
     def quantity(self) -> Quantity:
@@ -99,14 +100,20 @@ class Difference(NamedTuple):
         """
         table = self.test(by)
         if self.axes == ("layer",):
-            zero = figures.Line(
-                "no difference", [0.0] * len(self.result.labels("layer")), colour=figures.GREY, dashed=True
-            )
-            lines = [
-                figures.Line(str(group), list(rows["effect"]), list(rows["low"]), list(rows["high"]))
-                for group, rows in ([("all", table)] if by is None else table.groupby(by, sort=False, observed=True))
-            ]
             layers = self.result.labels("layer")
+            groups = [(str(group), rows) for group, rows in table.groupby(by, sort=False)] if by else [("all", table)]
+            names = [group for group, _ in groups]
+            lines = [
+                figures.Line(
+                    group,
+                    list(rows["effect"]),
+                    list(rows["low"]),
+                    list(rows["high"]),
+                    figures.class_colour(group, names),
+                )
+                for group, rows in groups
+            ]
+            zero = figures.Line("no difference", [0.0] * len(layers), colour=figures.GREY, dashed=True)
             return figures.lines(
                 {self.quantity.title: [*lines, zero]},
                 layers,
@@ -139,7 +146,10 @@ class Difference(NamedTuple):
         )
 
     def _title(self, of: str = "") -> str:
-        return self.result.title(f"Difference of two models: {self.result.quantity(self.name).says}{of}")
+        first, second = self.models
+        return self.result.title(
+            f"{self.result.quantity(self.name).heading}{of}: difference of two models\n{second} minus {first}"
+        )
 
     def _groups(self, by: By | None) -> dict[str, np.ndarray]:
         """Which rows are of each group."""
@@ -198,4 +208,5 @@ def difference(first: Result, second: Result, quantity: str | None = None) -> Di
     for axis in every[name][:-1]:
         if first.labels(axis) != second.labels(axis):
             raise ValueError(f"two models must have the same labels of axis {axis}; got others: pick layers= of both")
-    return Difference(first, name, second.known(name) - first.known(name), first.labels(every[name][-1]))
+    models = first.provenance.model, second.provenance.model
+    return Difference(first, name, second.known(name) - first.known(name), first.labels(every[name][-1]), models)

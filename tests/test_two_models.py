@@ -112,7 +112,9 @@ def test_figures_name_the_quantity_and_draw_an_interval(pair: Any) -> None:
     found = lp.difference(*pair, "log_prob")
     figure = found.figure("topic")
     assert {"animals", "food", "no difference"} <= {trace.name for trace in figure.data}
-    assert "Difference of two models" in figure.layout.title.text
+    assert "tiny-gpt2 minus tiny-gpt2" in figure.layout.title.text
+    lines = [trace for trace in figure.data if trace.name in ("animals", "food") and trace.line.color]
+    assert len({trace.line.color for trace in lines}) == 2
     assert found.figure_prompt(1).data[0].type == "heatmap"
 
 
