@@ -29,6 +29,7 @@ PROBES = [lp.ResidualMean(), lp.RankShift(layers=[1])]  # sums, and rows
 TEXTS = lp.demo.sentences()[:70]
 SHARD_SIZE = 2
 LONGEST = 300  # seconds that a call may take
+SLOW = 1.0  # seconds per shard where workers are killed
 
 
 def load(log: Path, pause: float) -> Any:
@@ -55,8 +56,8 @@ def serial(folder: Path, log: Path) -> object:
     return lp.run_corpus(PROBES, load(log, 0.0), TEXTS, folder, shard_size=SHARD_SIZE, progress=False)
 
 
-def with_ray(folder: Path, log: Path) -> object:
-    made = functools.partial(load, log, 0.1)
+def with_ray(folder: Path, log: Path, pause: float = 0.1) -> object:
+    made = functools.partial(load, log, pause)
     return lp.cluster.run_corpus(PROBES, made, TEXTS, folder, workers=2, shard_size=SHARD_SIZE, progress=False)
 
 
@@ -172,30 +173,29 @@ def kill_driver(run: Callable[[Path, Path], object], kills: int, reference: list
 
 
 def kill_workers(kills: int, reference: list[Any], limit: float) -> None:
-    """Kill a worker while it measures; the driver goes on."""
+    """Kill workers while they measure, as many in each run as it lasts for; the driver goes on.
+
+    A worker takes some ten seconds to be replaced, which is when the other one is alone. So shards are slow here: then
+    one start of Ray is enough for several kills.
+    """
     killed, runs, until = 0, 0, time.monotonic() + limit
+    slowly = functools.partial(with_ray, pause=SLOW)
     while killed < kills and time.monotonic() < until:
         with tempfile.TemporaryDirectory() as own:
             each, runs = Checked(Path(own), reference), runs + 1
             each.begin()
-            process = started(with_ray, each.folder, each.log)
-            victims: set[int] = set()
-            while len(victims) < 2 and ended(process, random.uniform(0.1, 1.5)) is None:
-                alive = {worker for _, worker in told(each.log)} - victims
-                if alive and killed < kills:
-                    victim = random.choice(sorted(alive))
+            process, victims, code = started(slowly, each.folder, each.log), set[int](), None
+            while killed < kills and code is None and time.monotonic() < until:
+                code = ended(process, random.uniform(0, 3 * SLOW))
+                alive = sorted({worker for _, worker in told(each.log)} - victims)
+                if alive and code is None:
+                    victims.add(victim := random.choice(alive))
                     try:
                         os.kill(victim, signal.SIGKILL)
-                    except ProcessLookupError:
+                        killed += 1
+                    except ProcessLookupError:  # it ended before
                         continue
-                    victims.add(victim)
-                    killed += 1
-                if killed == kills:
-                    break
-            try:
-                code = ended(process, LONGEST)
-            except ChildProcessError:  # it ended before
-                code = 0
+            code = ended(process, LONGEST) if code is None else code
             assert code == 0, f"a call ended with {code}: {each.log.with_suffix('.err').read_text()[-3000:]}"
             each.begin()
             finish(with_ray if runs == 1 else serial, each.folder, each.log)

@@ -57,7 +57,8 @@ class SampledTokens(Tokens):
 class SummaryResult(LayerTokenResult):
     """Counts, sums and histograms of all tokens, and the values of sampled words. It stays small.
 
-    `by_word_class`, `compare` and `figure` are asked of the samples, `distribution` of all tokens.
+    `by_word_class`, `compare` and `figure` are asked of the sample with their weights, `distribution` of all tokens.
+    `strata` of `compare` are one per token that is kept, those of `words()`.
     """
 
     headline = "histogram"
@@ -93,33 +94,23 @@ class SummaryResult(LayerTokenResult):
 
         `tokens`, `words`, `types` and `prompts` count what the sample holds.
         """
-        table = super(SummaryResult, self._sampled(weigh)).by_word_class(special=special, weigh=weigh)
+        table = super().by_word_class(special=special, weigh=weigh)
         of_all = self.distribution().rename(columns={"tokens": "all_tokens"})
         return table.merge(of_all.filter(["quantity", "word_class", "layer", "all_tokens"]), how="left")
 
-    def compare(
-        self,
-        first: str = "content",
-        second: str = "function",
-        *,
-        quantity: str | None = None,
-        strata: inference.Strata | None = None,
-        weigh: inference.Weigh = "types",
-        permutations: int = inference.PERMUTATIONS,
-        seed: int = 0,
-    ) -> pd.DataFrame:
-        """As of a run that keeps all rows, asked of the sample with these weights; `strata` are per kept token."""
-        rows = self._rows(weigh)
-        given, sampled = None if strata is None else np.asarray(strata), self._of(rows)
+    def sampled(
+        self, weigh: inference.Weigh, strata: inference.Strata | None = None
+    ) -> tuple["SummaryResult", inference.Strata | None]:
+        """The sample with these weights, and of strata of all tokens that are kept those of its own."""
+        by_words, by_types = _kept(self.token, self.words_kept)
+        rows = by_types if weigh == "types" else by_words
+        given = None if strata is None else np.asarray(strata)
         if given is not None and given.shape != rows.shape:
             raise ValueError(
                 f"strata must have one label or number per token that is kept, {len(rows)} in all; got an array of "
                 f"shape {given.shape}: make them from result.words()"
             )
-        given = None if given is None else given[rows.numpy()]
-        return super(SummaryResult, sampled).compare(
-            first, second, quantity=quantity, strata=given, weigh=weigh, permutations=permutations, seed=seed
-        )
+        return self._of(rows), None if given is None else given[rows.numpy()]
 
     def distribution(self) -> pd.DataFrame:
         """Per quantity, class and layer: tokens, mean, and quartiles to the width of a bin, of all tokens."""
@@ -150,14 +141,6 @@ class SummaryResult(LayerTokenResult):
         sums = {name: getattr(whole, name)[:, order] for name in ("count", "total", "histogram")}
         rows = _kept(whole.token, whole.words_kept).any(0)
         return replace(whole, word_class=tuple(classes), **sums)._of(rows)
-
-    def _rows(self, weigh: inference.Weigh) -> Bool[Tensor, " token"]:
-        """The tokens of one of the samples."""
-        by_words, by_types = _kept(self.token, self.words_kept)
-        return by_types if weigh == "types" else by_words
-
-    def _sampled(self, weigh: inference.Weigh) -> "SummaryResult":
-        return self._of(self._rows(weigh))
 
     def _of(self, rows: Bool[Tensor, " token"]) -> "SummaryResult":
         return replace(self, token=self.token[rows], value=self.value[:, :, rows])

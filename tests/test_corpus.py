@@ -24,7 +24,7 @@ from lens_probes.corpus.measuring import Work, cut, weights_hash
 from lens_probes.corpus.texts import documents, plan, shards
 from lens_probes.examples import tiny
 from lens_probes.probe import Parts
-from lens_probes.result import files, schema
+from lens_probes.result import schema
 from lens_probes.text.prompts import Prompt
 
 TEXTS = [" ".join(text.split()[:5]) for text in lp.demo.sentences()[:11]]
@@ -810,17 +810,16 @@ def test_a_call_waits_for_the_workers_that_it_ends_so_that_the_next_finds_the_fo
 
 
 def test_a_full_disk_is_said_in_one_sentence_and_nothing_is_lost(gpt2, tmp_path, monkeypatch, whole):
-    save, count = files.save_file, itertools.count()
+    write, count = Path.write_bytes, itertools.count()
 
-    def save_some(tensors, path, metadata):
+    def write_some(path, content):
         if next(count) >= 10:
-            raise files.SafetensorError(
-                'Error while serializing: I/O error: No space left on device (os error 28) at path "/x"'
-            )
-        save(tensors, path, metadata)
+            write(path, content[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", save_some)
+        patch.setattr(Path, "write_bytes", write_some)
         with pytest.raises(
             OSError, match=r"folder .* is on a full disk: make room; what is done is kept, and the same"
         ) as full:

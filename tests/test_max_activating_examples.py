@@ -9,7 +9,7 @@ import torch
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
-from lens_probes.probes.max_activating_examples import edges, histogram, largest
+from lens_probes.probes.max_activating_examples import edges, histogram, largest, packed, unpacked
 
 TEXTS = lp.demo.sentences()[:20]
 
@@ -131,7 +131,20 @@ def test_largest_orders_by_value_then_place() -> None:
     values = torch.randint(-3, 4, (5, 50), generator=random).float() * 0.5
     places = torch.randperm(50, generator=random)
     expected = [sorted(range(50), key=lambda i: (-row[i], places[i]))[:12] for row in values]
-    assert largest(values, places, 12).tolist() == expected
+    value, place = unpacked(largest(values, places, 12))
+    assert place.tolist() == [[int(places[i]) for i in row] for row in expected]
+    assert value.tolist() == [[row[i] for i in own] for row, own in zip(values.tolist(), expected, strict=True)]
+
+
+def test_packed_numbers_keep_value_and_place_and_have_their_order() -> None:
+    values = torch.tensor([-torch.inf, -3.5, -1e-40, -0.0, 0.0, 1e-40, 2.0, 3e38, torch.inf])
+    numbers = packed(values, torch.zeros(9, dtype=torch.int64))
+    assert (numbers.diff() >= 0).all() and (numbers.diff() == 0).tolist() == [i == 3 for i in range(8)]
+    back, place = unpacked(packed(values, torch.arange(9)))
+    assert torch.equal(back, values) and place.tolist() == list(range(9))
+    nothing, place = unpacked(packed(torch.tensor([torch.nan, -torch.nan]), torch.tensor([0, 2**31 - 1])))
+    assert nothing.isnan().all() and place.tolist() == [0, 2**31 - 1]
+    assert (packed(torch.tensor([torch.nan]), torch.tensor([0])) < numbers).all()
 
 
 def test_bins_are_those_of_the_edges() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,19 +10,28 @@ import lens_probes as lp
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("n_blocks", [1, pytest.param(7, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("n_blocks", [1, pytest.param(8, marks=pytest.mark.matrix)])
 def test_the_python_of_the_readme_runs_from_top_to_bottom(n_blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, object] = {}
-    for block in blocks[:n_blocks]:
+    for block in BLOCKS[:n_blocks]:
         exec(block, names)
 
-    assert len(blocks) == 7
+    assert len(BLOCKS) == 8
     assert isinstance(names["result"], lp.RankShiftResult)
-    assert (tmp_path / "ranks.safetensors").is_file() == (n_blocks == 7)
+    assert (tmp_path / "ranks.safetensors").is_file() == (n_blocks == 8)
+
+
+def test_the_corpus_of_the_readme_runs_on_any_model_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"lp": lp, "model": lp.tiny.bridge(), "texts": lp.demo.sentences()[:4]}
+    (block,) = [block for block in BLOCKS if "run_corpus" in block]
+    exec(block, names)
+    assert names["run"].prompts == 4 and isinstance(names["run"].results[1], lp.AttentionPatternsResult)
+    assert not any((tmp_path / "runs").iterdir())
 
 
 def test_the_readme_lists_every_public_probe_and_experiment():

@@ -561,15 +561,15 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     PlainResult(value=torch.zeros(2, 2)).save(path)
     old = path.read_bytes()
 
-    def half_written(tensors: Any, temporary: Path, **options: Any) -> None:
-        temporary.write_bytes(b"half")
+    def half_written(temporary: Path, content: bytes) -> None:
+        temporary.write_text("half")
         raise OSError("no space left")
 
     def failing(source: Any, target: Any) -> None:
         raise OSError("no space left")
 
     if step == "write":
-        monkeypatch.setattr("lens_probes.result.files.save_file", half_written)
+        monkeypatch.setattr(Path, "write_bytes", half_written)
     else:
         monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="no space left"):

@@ -179,7 +179,9 @@ class WritableFolder(Folder):
     """The files of a run, for a process that holds its lock."""
 
     def begin(self, asked: dict[str, Any]) -> None:
-        """Say what this run is, or refuse to go on with another."""
+        """Say what this run is, or refuse to go on with another, once a shard of that is done or has failed."""
+        if (self.path / RUN).is_file() and not any(self.manifest()[:2]):
+            self.clear()
         if not (self.path / RUN).is_file():
             with writable(self.path):
                 temporary = self.path / f".{RUN}.part"
@@ -251,6 +253,18 @@ class WritableFolder(Folder):
     def _delete(self, probe: int, files: Collection[tuple[int, int]]) -> None:
         for first, last in files:
             (self.of_probe(probe) / _name(first, last - first + 1)).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete all files of the run but the lock."""
+        with writable(self.path):
+            for probe in range(len(self.probes)):
+                self._delete(probe, self.files(probe))
+                with suppress(OSError):
+                    self.of_probe(probe).rmdir()
+            for name in (MANIFEST, RUN):
+                (self.path / name).unlink(missing_ok=True)
+        self._grows.clear()
+        del self.probes  # read again
 
     def tidy(self) -> None:
         """Remove what processes that died left: to be called while no other process holds the lock."""
@@ -380,13 +394,10 @@ def delete(path: str | os.PathLike[str]) -> None:
     """Delete the files of a run, and its folder if nothing else is in it."""
     folder = Folder(path)
     folder.about()
-    with writing(path) as own, writable(own.path):
-        for probe in range(len(own.probes)):
-            own._delete(probe, own.files(probe))
-            with suppress(OSError):
-                own.of_probe(probe).rmdir()
-        for name in (MANIFEST, RUN, LOCK):
-            (own.path / name).unlink(missing_ok=True)
+    with writing(path) as own:
+        own.clear()
+        with writable(own.path):
+            (own.path / LOCK).unlink(missing_ok=True)
     with suppress(OSError):
         folder.path.rmdir()
 

@@ -42,6 +42,7 @@ from lens_probes.text.prompts import Tokens
 
 OCTAVES = 8  # of bins on either side of 1, and on either side of 0
 BINS = 8 * OCTAVES
+LOWEST, LAST = -(2**31), 2**31 - 1  # of 32 bits: what stands for NaN, and the place of no example
 
 
 class MaxActivatingExamplesResult(Result):
@@ -103,36 +104,28 @@ class MaxActivatingExamplesResult(Result):
     @classmethod
     def merged(cls, parts: Sequence[Any]) -> "MaxActivatingExamplesResult":
         """The k largest of all parts, and of the random tokens those with the lowest keys."""
-        sizes = np.cumsum([0, *(len(part.key) for part in parts)])
-        moved = [
-            torch.where(part.example < 0, -1, part.example + first) for part, first in zip(parts, sizes, strict=False)
-        ]
-        drawn = torch.cat([part.sample_example + first for part, first in zip(parts, sizes, strict=False)])
+        k, n_random, no_draws = parts[0].n_examples, parts[0].n_random, parts[0].sample_value[..., :0]
         key, position, context = (torch.cat([getattr(part, name) for part in parts]) for name in _OF_EXAMPLES)
-        value, example = torch.cat([part.value for part in parts], -1), torch.cat(moved, -1)
-        at = largest(value, _places(key)[example], parts[0].n_examples)
-        sampled = key[drawn].argsort(stable=True)[: parts[0].n_random]
-        drawn, values = drawn[sampled], torch.cat([part.sample_value for part in parts], -1)[..., sampled]
-        example = example.gather(-1, at)
-        used, number = torch.cat([example.flatten(), drawn]).unique(return_inverse=True)
-        if (used < 0).any():  # -1, where there is no example
-            used, number = used[1:], number - 1
-        in_order = key[used].argsort(stable=True)  # so that numbers, too, do not depend on the order of parts
-        used, place = used[in_order], torch.cat([in_order.argsort(), torch.tensor([-1])])
-        number = place[number]  # the last place is that of -1
-        shown = {i for i in context[used].unique().tolist() if i >= 0}
+        order = key.argsort(stable=True)
+        place = torch.full((len(key) + 1,), LAST)  # the last entry, -1, is that of no example
+        place[order] = torch.arange(len(key))
+        starts = np.cumsum([0, *(len(part.key) for part in parts)])
+        listed, drawn = [], []
+        for part, start in zip(parts, starts, strict=False):
+            listed.append(packed(part.value, place[torch.where(part.example < 0, -1, part.example + start)]))
+            drawn.append(place[part.sample_example + start])
+        chosen = torch.cat(drawn).argsort()[:n_random]
+        draws = [draw for part in parts for draw in part.sample_value.unbind(-1)]
+        in_order = {"key": key[order], "position": position[order], "context": context[order]}
+        examples = _examples(first(torch.cat(listed, -1), k), torch.cat(drawn)[chosen], k, in_order)
         fields = merged_fields([_without_examples(part) for part in parts])
+        shown = set(examples["context"].unique().tolist())
         return cls(
             **{
                 **fields,
+                **examples,
                 "vocab": {i: text for i, text in fields["vocab"].items() if i in shown},
-                "value": value.gather(-1, at),
-                "example": number[: example.numel()].view_as(example),
-                "sample_value": values,
-                "sample_example": number[example.numel() :],
-                "key": key[used],
-                "position": position[used],
-                "context": context[used],
+                "sample_value": _stacked([draws[i] for i in chosen.tolist()], no_draws),
             }
         )
 
@@ -191,79 +184,105 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         """The largest of the batch, layer by layer."""
         tokens = reading.tokens
         counted = (~tokens.special).nonzero().flatten()
-        keys = torch.from_numpy(sampling.mixed(tokens.prompt_keys().numpy(), tokens.position.numpy()))[counted]
-        order = keys.argsort(stable=True)
-        counted, keys = counted[order], keys[order]  # the place of a token is now that of its key
-        kept, places = min(self.k, len(counted)), torch.arange(len(counted))
-        found = []
+        key = torch.from_numpy(sampling.mixed(tokens.prompt_keys().numpy(), tokens.position.numpy()))[counted]
+        order = key.argsort(stable=True)
+        counted, places = counted[order], torch.arange(len(order))  # the place of a token is that of its key
+        listed, draws, counts = [], [], []
         for hook in reading.points.values():
-            values = self._read(reading, hook)[:, counted]
-            at = largest(values, places, kept)
-            found.append((values.gather(-1, at), at, values[:, : self.sample], histogram(values)))
-        value, example, sample_value, counts = (torch.stack(each) for each in zip(*found, strict=True))
+            by_token = self._read(reading, hook, counted)
+            values = by_token.T.contiguous().cpu()
+            listed.append(largest(values, places, self.k))
+            draws.append(by_token[: self.sample].cpu())
+            counts.append(histogram(values))
         short = {"neuron": "N", "head": "H"}.get(self.at, "D")
-        units = range(value.shape[1]) if self.units is None else self.units
-        part = self.result(
+        units = range(len(counts[0])) if self.units is None else self.units
+        in_order = {"key": key[order], "position": tokens.position[counted]}
+        in_order["context"] = contexts(tokens, self.context)[counted]
+        examples = _examples(torch.stack(listed), places[: self.sample], self.k, in_order)
+        shown = examples["context"].unique()
+        return self.result(
             reading,
             layer=reading.layer,
             unit=tuple(f"{short}{unit}" for unit in units),
-            vocab=reading.model.texts_of(tokens.id),
+            vocab=reading.model.texts_of(shown[shown >= 0]),
             n_examples=self.k,
             n_random=self.sample,
-            value=_filled(value, self.k, torch.nan),
-            example=_filled(example, self.k, -1),
-            sample_value=sample_value,
-            sample_example=places[: self.sample],
-            key=keys,
-            position=tokens.position[counted],
-            context=contexts(tokens, self.context)[counted],
-            histogram=counts,
+            sample_value=torch.stack(draws, 1).permute(1, 2, 0),
+            histogram=torch.stack(counts).double(),
+            **examples,
         )
-        return MaxActivatingExamplesResult.merged([part])
 
-    def _read(self, reading: Reading, hook: str) -> Float[Tensor, "unit token"]:
-        """Every unit's activation at every token."""
-        activation = reading[hook].float()
+    def _read(self, reading: Reading, hook: str, rows: Int[Tensor, " token"]) -> Float[Tensor, "token unit"]:
+        """Every unit's activation at these tokens, in this order."""
+        activation = reading[hook][rows.to(reading.model.device)].float()
         if self.directions is not None:
             activation = activation @ directions_for(self, reading.model).T
         elif self.at == "head":
             activation = activation.norm(dim=-1)
         if self.units is not None:
             activation = activation[:, reading.model.units(self.units, hook, activation.shape[1])]
-        return activation.T.contiguous().cpu()
+        return activation
 
 
-def largest(values: Float[Tensor, "*unit n"], places: Int[Tensor, "*other n"], k: int) -> Int[Tensor, "*unit k"]:
-    """Where the k largest values are, in order; of equal ones, that of the lowest place first. NaN comes last.
+def largest(values: Float[Tensor, "unit token"], places: Int[Tensor, " token"], k: int) -> Int[Tensor, "unit k"]:
+    """The k largest of each unit as packed numbers, the largest first; all if there are fewer. NaN is not allowed.
 
-    A float32 that is not NaN has the order of its bits as a whole number, once those of negative ones are flipped. With
-    the place in the lower half of 64 bits, no two numbers are equal.
-
-    >>> largest(torch.tensor([1.0, 3.0, 3.0, torch.nan, -1.0]), torch.tensor([0, 2, 1, 3, 4]), 4)
-    tensor([2, 1, 0, 4])
+    >>> [each.tolist() for each in unpacked(largest(torch.tensor([[1.0, 3.0, 3.0, -1.0]]), torch.tensor([0, 2, 1, 3]), 3))]
+    [[[3.0, 3.0, 1.0]], [[1, 2, 0]]]
     """
-    if values.isnan().any():
-        values = values.masked_fill(values.isnan(), -torch.inf)
-    bits = (values + 0.0).view(torch.int32)  # -0 becomes 0
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
-    ordered <<= 32
-    ordered -= places
-    return ordered.topk(min(k, values.shape[-1]), dim=-1).indices
+    n = values.shape[1]
+    least = torch.from_numpy(np.sort(values.numpy())[:, max(0, n - k), None])  # far quicker than topk
+    at = (values >= least).flatten().nonzero().flatten()  # k, and those that are equal to the last of them
+    unit, token = at // n, at % n
+    counts = unit.bincount(minlength=len(values))
+    number = torch.arange(len(at)) - (counts.cumsum(0) - counts)[unit]
+    found = torch.full((len(values), int(counts.max())), -(2**63))
+    found[unit, number] = packed(values.flatten()[at], places[token])
+    return first(found, min(k, n))
 
 
-def histogram(values: Float[Tensor, "unit token"]) -> Float64[Tensor, "unit bin"]:
-    """How many values of each unit are in each bin: exponent and first binary digit of a float32 say which.
+def first(numbers: Int[Tensor, "*unit n"], k: int) -> Int[Tensor, "*unit k"]:
+    """The k largest numbers of each row, the largest first."""
+    return torch.from_numpy(np.sort(numbers.numpy())[..., ::-1][..., :k].copy())
+
+
+def packed(values: Float[Tensor, "*unit n"], places: Int[Tensor, "*unit n"]) -> Int[Tensor, "*unit n"]:
+    """Value and place in one whole number: larger for a larger value, and of equal values for a lower place.
+
+    A float32 has the order of its bits as a whole number, once those of negative ones are flipped. NaN comes last.
+
+    >>> numbers = packed(torch.tensor([1.0, 3.0, 3.0, torch.nan]), torch.tensor([0, 2, 1, 3]))
+    >>> numbers.argsort(descending=True).tolist(), unpacked(numbers)[1].tolist()
+    ([2, 1, 0, 3], [0, 2, 1, 3])
+    """
+    ordered = _flipped((values + 0.0).view(torch.int32))  # -0 becomes 0
+    ordered.masked_fill_(values.isnan(), LOWEST)
+    return (ordered.long() << 32) + (LAST - places)
+
+
+def unpacked(numbers: Int[Tensor, "*unit n"]) -> tuple[Float[Tensor, "*unit n"], Int[Tensor, "*unit n"]]:
+    """The values and places of packed numbers."""
+    return _flipped((numbers >> 32).int()).view(torch.float32), LAST - (numbers & LAST)
+
+
+def _flipped(bits: Int[Tensor, "*unit n"]) -> Int[Tensor, "*unit n"]:
+    """The bits of floats in the order of their values, and back."""
+    return bits ^ ((bits >> 31) & LAST)
+
+
+def histogram(values: Float[Tensor, "unit token"]) -> Int[Tensor, "unit bin"]:
+    """How many values of each unit are in each bin: sign, exponent and first binary digit of a float32 say which.
 
     >>> histogram(torch.tensor([[0.0, 1.0, 1.4, -1.0]])).nonzero()[:, 1].tolist(), edges()[[15, 32, 48]].tolist()
     ([15, 32, 48], [-1.5, 0.0, 1.0])
     """
-    top_bits = ((values + 0.0).view(torch.int32) >> 22) & 1023  # -0 becomes 0
-    counts = torch.zeros(len(values), 1024, dtype=torch.int32)
-    counts.scatter_add_(1, top_bits.long(), torch.ones((), dtype=torch.int32).expand(values.shape))
     half, bits = BINS // 2, torch.arange(1024)
     size = ((bits & 511) - 2 * (127 - OCTAVES)).clamp(0, half - 1)
-    bins = torch.where(bits < 512, half + size, half - 1 - size)  # the first bit is the sign
-    return counts.double() @ torch.nn.functional.one_hot(bins, BINS).double()
+    bin_of = torch.where(bits < 512, half + size, half - 1 - size).int()  # the first bit is the sign
+    top_bits = ((values + 0.0).view(torch.int32) >> 22) & 1023  # -0 becomes 0
+    found = bin_of.index_select(0, top_bits.flatten()).view_as(top_bits)
+    found += torch.arange(0, len(values) * BINS, BINS, dtype=torch.int32)[:, None]
+    return found.flatten().bincount(minlength=len(values) * BINS).view(-1, BINS)
 
 
 def edges() -> Float64[Tensor, " bound"]:
@@ -294,12 +313,28 @@ def _filled(values: Tensor, k: int, missing: int | float) -> Tensor:
     return torch.nn.functional.pad(values, (0, k - values.shape[-1]), value=missing)
 
 
-def _places(keys: Int[Tensor, " example"]) -> Int[Tensor, " place"]:
-    """The place of each example in the order of keys, and behind them that of no example, the last."""
-    place = torch.empty(len(keys) + 1, dtype=torch.int64)
-    place[keys.argsort(stable=True)] = torch.arange(len(keys))
-    place[-1] = len(keys)
-    return place
+def _examples(
+    listed: Int[Tensor, "layer unit n"], drawn: Int[Tensor, " draw"], k: int, in_order: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Lists and draws by the numbers of their examples, and of `in_order`, by place, those that they name."""
+    value, place = unpacked(listed)
+    n = len(in_order["key"])
+    place = place.clamp_(max=n)
+    used = torch.zeros(n + 1, dtype=torch.bool)
+    used[place.flatten()] = used[drawn] = True
+    number, used = used.cumsum(0) - 1, used[:n]
+    number[n] = -1
+    return {
+        "value": _filled(value, k, torch.nan),
+        "example": _filled(number[place], k, -1),
+        "sample_example": number[drawn],
+        **{name: column[used] for name, column in in_order.items()},
+    }
+
+
+def _stacked(draws: Sequence[Float[Tensor, "layer unit"]], none: Float[Tensor, "layer unit 0"]) -> Tensor:
+    """Draws side by side, each whole in memory, so that it is copied quickly."""
+    return torch.stack(list(draws)).permute(1, 2, 0) if draws else none
 
 
 def _without_examples(part: MaxActivatingExamplesResult) -> MaxActivatingExamplesResult:

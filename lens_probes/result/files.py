@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lens_probes.messages import brief
@@ -43,19 +43,17 @@ def write(path: str | os.PathLike[str], result: Any) -> None:
     metadata = {"format": f"lens_probes result {FORMAT}", "result": type(result).__name__, "plain": json.dumps(plain)}
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in: make it first")
-    # Copies: safetensors refuses tensors that share memory, as columns of two tables may.
-    tensors = {name: value.contiguous().clone() for name, value in tensors.items()}
+    stored: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        # safetensors refuses tensors that share memory, as columns of two tables may.
+        tensors[name] = whole.clone() if whole.untyped_storage().data_ptr() in stored else whole
+        stored.add(whole.untyped_storage().data_ptr())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.touch()
-        permissions = temporary.stat().st_mode  # those of any new file: safetensors makes one for its owner only
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(permissions)
+        # By way of bytes: the library's own way to a file leaves another temporary one when it is killed.
+        temporary.write_bytes(save(tensors, metadata))
         replace_by(temporary, path)
-    except SafetensorError as error:
-        if number := re.search(r"os error (\d+)", str(error)):  # such as a full disk
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-        raise
     finally:
         temporary.unlink(missing_ok=True)
 

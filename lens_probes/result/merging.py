@@ -4,6 +4,7 @@ A result is known here by its fields and labels only.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def merged_fields(parts: Sequence[Any]) -> dict[str, Any]:
         elif kind == "rows" and all(value is not None for value in values):
             merged[name] = _end_to_end(name, schema_.axes[name], values)
         elif kind == "sum" and all(value is not None for value in values):
-            merged[name] = sum(_aligned(part, name, schema_.axes[name], labels) for part in parts)
+            aligned = (_aligned(part, name, schema_.axes[name], labels) for part in parts)
+            merged[name] = functools.reduce(torch.add, aligned)
         elif all(isinstance(value, dict) for value in values):  # texts by id: those of all parts
             merged[name] = dict(sorted({i: text for value in values for i, text in value.items()}.items()))
         elif all(_equal(values[0], value) for value in values[1:]):

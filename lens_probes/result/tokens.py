@@ -29,6 +29,12 @@ class WordResult(Result):
         """The tokens with the words and classes that a number is about: its own, unless a result says otherwise."""
         return self.token
 
+    def sampled(
+        self, weigh: inference.Weigh, strata: inference.Strata | None = None
+    ) -> tuple["WordResult", inference.Strata | None]:
+        """What statistics with these weights are asked of, with its strata: itself, unless a result holds samples."""
+        return self, strata
+
     def compare(
         self,
         first: str = "content",
@@ -47,8 +53,8 @@ class WordResult(Result):
         frequency matching give `strata`, one number per token:
         `lens_probes.text.words.merge_order(model.tokenizer)[result.words().id]`, or counts of your own.
         """
-        name = self.asked(quantity)
-        values, words = np.atleast_2d(self.known(name)), self.words()
+        name, (of, strata) = self.asked(quantity), self.sampled(weigh, strata)
+        values, words = np.atleast_2d(of.known(name)), of.words()
         options: dict[str, Any] = {"strata": strata, "permutations": permutations, "seed": seed}
         if self.quantity(name).by_id:
             if weigh != "types":
@@ -122,8 +128,9 @@ class LayerTokenResult(WordResult):
         One row per quantity, class and layer, with columns as `inference.describe` gives them; word types weigh equally
         unless `weigh="tokens"`. Special tokens are left out unless `special`: their states are outliers.
         """
-        values = {name: self.known(name) for name in self.compared()}
-        return inference.by_word_class(values, self.layer, self.words(), special=special, weigh=weigh)
+        of, _ = self.sampled(weigh)
+        values = {name: of.known(name) for name in self.compared()}
+        return inference.by_word_class(values, self.layer, of.words(), special=special, weigh=weigh)
 
     def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The medians of the first quantities by word class over layers, with 95 % intervals; their nulls are dashed.
