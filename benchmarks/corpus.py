@@ -38,9 +38,7 @@ Work = Callable[[Ids], object]
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: the first four)")
     parser.add_argument("--tokens", type=int, default=2048, help="length of the corpus (default: 2048)")
     parser.add_argument("--memory-tokens", type=int, default=1_000_000, help="of part memory (default: 1000000)")

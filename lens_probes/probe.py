@@ -118,6 +118,13 @@ class Probe(Asked, Generic[R]):
     def measure(self, reading: Reading) -> R:
         """One batch in, one result out. Gradients are off; nothing may be written."""
 
+    def measure_after(self, reading: Reading, before: R) -> R:
+        """The same, but what a merge would drop anyway, of `before` and this batch, may be left out at once.
+
+        `before` is the result of some earlier batches of the same run.
+        """
+        return self.measure(reading)
+
     def result(self, reading: Reading, **values: Any) -> R:
         """The result of these quantities; labels that are known are filled in.
 
@@ -269,7 +276,7 @@ def run(
     parts = [Parts() for _ in probes]
     with undisturbed(view.model):
         for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
-            for done, part in zip(parts, measured_batch(probes, view, batch, names), strict=True):
+            for done, part in zip(parts, measured_batch(probes, view, batch, names, parts), strict=True):
                 done.add(part)
     return [done.merged() for done in parts]
 
@@ -279,6 +286,11 @@ class Parts:
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, Result]] = []  # with their numbers of parts, which fall
+
+    @property
+    def first(self) -> Result | None:
+        """The first of them, merged as far as they are, or None before there is one."""
+        return self._parts[0][1] if self._parts else None
 
     def add(self, result: Result) -> None:
         """The next one."""
@@ -295,10 +307,15 @@ class Parts:
         return result
 
 
-def measured_batch(probes: Sequence[Probe[Any]], view: ModelView, batch: Tokens, names: Sequence[str]) -> list[Result]:
-    """The result of each probe on one batch, from one forward pass; `names` are the hooks of all of them."""
+def measured_batch(
+    probes: Sequence[Probe[Any]], view: ModelView, batch: Tokens, names: Sequence[str], before: Sequence[Parts]
+) -> list[Result]:
+    """The result of each probe on one batch, from one forward pass; `names` are the hooks of all of them.
+
+    `before`: what each has measured until now.
+    """
     reading = _read(view.of_batch(batch), batch, names, reads_head=any(probe.reads_head for probe in probes))
-    return [_measured(probe, reading) for probe in probes]
+    return [_measured(probe, reading, own.first) for probe, own in zip(probes, before, strict=True)]
 
 
 def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: bool) -> Reading:
@@ -342,14 +359,15 @@ def names_of(hooks: Hooks) -> list[str]:
     return list(dict.fromkeys(hooks.values() if isinstance(hooks, Mapping) else hooks))
 
 
-def _measured(probe: Probe[Any], reading: Reading) -> Any:
+def _measured(probe: Probe[Any], reading: Reading, before: Result | None = None) -> Any:
     """A probe's result on one batch, with its provenance, numbers of prompts local to the batch."""
     view, hooks = reading.model, probe.hooks(reading.model)
     first = int(reading.tokens.prompt[0])
     tokens = replace(reading.tokens, prompt=reading.tokens.prompt - first)
     points = hooks if isinstance(hooks, Mapping) else {}
     with undisturbed(view.model):
-        result = probe.measure(replace(reading, tokens=tokens, points=points))
+        own = replace(reading, tokens=tokens, points=points)
+        result = probe.measure(own) if before is None else probe.measure_after(own, before)
     names = names_of(hooks)
     dtype = reading.dtype(names[0]) if names else view.W_E.dtype  # cfg.dtype says float32 for a bfloat16 model
     return replace(result, provenance=provenance(probe, view, dtype, names, tokens))

@@ -9,7 +9,16 @@ import torch
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
-from lens_probes.probes.max_activating_examples import edges, histogram, largest, packed, unpacked
+from lens_probes.probes.max_activating_examples import (
+    at_least,
+    edges,
+    first,
+    histogram,
+    kth,
+    packed,
+    side_by_side,
+    unpacked,
+)
 
 TEXTS = lp.demo.sentences()[:20]
 
@@ -126,14 +135,19 @@ def test_random_tokens_are_drawn_as_often_as_any_other() -> None:
     assert times.sum() == 600 and times.max() < 15 + 4 * 3.4 and times.min() > 15 - 4 * 3.4
 
 
-def test_largest_orders_by_value_then_place() -> None:
+@pytest.mark.parametrize("seen", [0, 6, 40])
+def test_lists_are_those_of_sorting_by_value_then_place_whatever_was_seen_before(seen: int) -> None:
     random = torch.Generator().manual_seed(0)
-    values = torch.randint(-3, 4, (5, 50), generator=random).float() * 0.5
+    values = torch.randint(-3, 4, (50, 5), generator=random).float() * 0.5  # many ties
     places = torch.randperm(50, generator=random)
-    expected = [sorted(range(50), key=lambda i: (-row[i], places[i]))[:12] for row in values]
-    value, place = unpacked(largest(values, places, 12))
-    assert place.tolist() == [[int(places[i]) for i in row] for row in expected]
-    assert value.tolist() == [[row[i] for i in own] for row, own in zip(values.tolist(), expected, strict=True)]
+    expected = [sorted(range(50), key=lambda i: (-row[i], places[i]))[:6] for row in values.T]
+    least = kth(values[:seen], 6) if seen else kth(values, 6)
+    of_all = [at_least(some, own, least) for some, own in ((values[:20], places[:20]), (values[20:], places[20:]))]
+    tables = [side_by_side([found, found], 5) for found in of_all]
+    value, place = unpacked(first(torch.cat(tables, -1), 6))
+    assert place.tolist() == [[int(places[i]) for i in own] for own in expected] * 2  # of two layers
+    assert value.tolist() == [[float(row[i]) for i in own] for row, own in zip(values.T, expected, strict=True)] * 2
+    assert first(torch.tensor([[3, 9, 1, 5]]), 9).tolist() == [[9, 5, 3, 1]]
 
 
 def test_packed_numbers_keep_value_and_place_and_have_their_order() -> None:
@@ -151,8 +165,8 @@ def test_bins_are_those_of_the_edges() -> None:
     random = torch.Generator().manual_seed(0)
     values = torch.randn(3, 4000, generator=random) * torch.tensor([[0.01], [1.0], [30.0]])
     own = np.stack([np.histogram(row, edges().numpy())[0] for row in values.double().numpy()])
-    assert np.array_equal(histogram(values).numpy(), own)
-    assert histogram(torch.tensor([[1e9, -1e9, 0.0, 1e-30]])).nonzero()[:, 1].tolist() == [0, 32, 63]
+    assert np.array_equal(histogram(values.T).numpy(), own)
+    assert histogram(torch.tensor([[1e9], [-1e9], [0.0], [1e-30]])).nonzero()[:, 1].tolist() == [0, 32, 63]
 
 
 def test_what_is_asked_must_fit_the_model() -> None:

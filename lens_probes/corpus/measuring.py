@@ -138,7 +138,7 @@ class Work:
             batch = waiting.pop(0)
             try:
                 tokens = concatenate([pieces[i].tokens for i in batch], range(len(batch)))
-                results = measured_batch(self.probes, self.view, tokens, self.names)
+                results = measured_batch(self.probes, self.view, tokens, self.names, parts)
             except Exception as error:
                 if len(batch) > 1:  # each half by itself, until the text is found
                     waiting[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]

@@ -19,7 +19,7 @@ Lists alone mislead: Bolukbasi et al. 2021, "An interpretability illusion for BE
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -117,7 +117,8 @@ class MaxActivatingExamplesResult(Result):
         chosen = torch.cat(drawn).argsort()[:n_random]
         draws = [draw for part in parts for draw in part.sample_value.unbind(-1)]
         in_order = {"key": key[order], "position": position[order], "context": context[order]}
-        examples = _examples(first(torch.cat(listed, -1), k), torch.cat(drawn)[chosen], k, in_order)
+        widest = max(part.value.shape[-1] for part in parts)
+        examples = _examples(first(torch.cat(listed, -1), k), torch.cat(drawn)[chosen], widest, in_order)
         fields = merged_fields([_without_examples(part) for part in parts])
         shown = set(examples["context"].unique().tolist())
         return cls(
@@ -181,24 +182,40 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         return {str(layer): model.hook_units(self.at, layer) for layer in layers}
 
     def measure(self, reading: Reading) -> MaxActivatingExamplesResult:
-        """The largest of the batch, layer by layer."""
+        """The largest of the batch."""
+        return self._measured(reading)
+
+    def measure_after(self, reading: Reading, before: MaxActivatingExamplesResult) -> MaxActivatingExamplesResult:
+        """Those of them that are as large as the last of the lists until now: few, which saves most of the work."""
+        return self._measured(reading, before)
+
+    def _measured(
+        self, reading: Reading, before: MaxActivatingExamplesResult | None = None
+    ) -> MaxActivatingExamplesResult:
         tokens = reading.tokens
         counted = (~tokens.special).nonzero().flatten()
         key = torch.from_numpy(sampling.mixed(tokens.prompt_keys().numpy(), tokens.position.numpy()))[counted]
-        order = key.argsort(stable=True)
+        key, order = key.sort(stable=True)
         counted, places = counted[order], torch.arange(len(order))  # the place of a token is that of its key
-        listed, draws, counts = [], [], []
-        for hook in reading.points.values():
-            by_token = self._read(reading, hook, counted)
-            values = by_token.T.contiguous().cpu()
-            listed.append(largest(values, places, self.k))
-            draws.append(by_token[: self.sample].cpu())
-            counts.append(histogram(values))
+        least, n_drawn = None, self.sample
+        if before is not None:
+            last = before.value[..., self.k - 1 :]
+            least = None if not last.shape[-1] or last.isnan().any() else last[..., 0]
+            if self.sample and len(before.sample_example) == self.sample:
+                n_drawn = int((key < before.key[before.sample_example[-1]]).sum())
+        found, draws, counts = [], [], []
+        for layer, hook in enumerate(reading.points.values()):
+            values = self._read(reading, hook, counted).cpu()
+            found.append(at_least(values, places, kth(values, self.k) if least is None else least[layer]))
+            draws.append(values[:n_drawn].clone())
+            counts.append(histogram(values).double())
         short = {"neuron": "N", "head": "H"}.get(self.at, "D")
         units = range(len(counts[0])) if self.units is None else self.units
-        in_order = {"key": key[order], "position": tokens.position[counted]}
+        in_order = {"key": key, "position": tokens.position[counted]}
         in_order["context"] = contexts(tokens, self.context)[counted]
-        examples = _examples(torch.stack(listed), places[: self.sample], self.k, in_order)
+        n_units, width = len(counts[0]), 0 if least is not None else self.k
+        listed = first(side_by_side(found, n_units), self.k).view(len(found), n_units, -1)
+        examples = _examples(listed, places[:n_drawn], width, in_order)
         shown = examples["context"].unique()
         return self.result(
             reading,
@@ -208,7 +225,7 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
             n_examples=self.k,
             n_random=self.sample,
             sample_value=torch.stack(draws, 1).permute(1, 2, 0),
-            histogram=torch.stack(counts).double(),
+            histogram=torch.stack(counts),
             **examples,
         )
 
@@ -224,21 +241,48 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         return activation
 
 
-def largest(values: Float[Tensor, "unit token"], places: Int[Tensor, " token"], k: int) -> Int[Tensor, "unit k"]:
-    """The k largest of each unit as packed numbers, the largest first; all if there are fewer. NaN is not allowed.
+def kth(values: Float[Tensor, "token unit"], k: int) -> Float[Tensor, " unit"]:
+    """The k-th largest value of each unit, or the least if there are fewer; -Inf without any.
 
-    >>> [each.tolist() for each in unpacked(largest(torch.tensor([[1.0, 3.0, 3.0, -1.0]]), torch.tensor([0, 2, 1, 3]), 3))]
-    [[[3.0, 3.0, 1.0]], [[1, 2, 0]]]
+    >>> kth(torch.tensor([[1.0], [3.0], [2.0]]), 2).tolist()
+    [2.0]
     """
-    n = values.shape[1]
-    least = torch.from_numpy(np.sort(values.numpy())[:, max(0, n - k), None])  # far quicker than topk
-    at = (values >= least).flatten().nonzero().flatten()  # k, and those that are equal to the last of them
-    unit, token = at // n, at % n
-    counts = unit.bincount(minlength=len(values))
-    number = torch.arange(len(at)) - (counts.cumsum(0) - counts)[unit]
-    found = torch.full((len(values), int(counts.max())), -(2**63))
-    found[unit, number] = packed(values.flatten()[at], places[token])
-    return first(found, min(k, n))
+    if not len(values):
+        return torch.full(values.shape[1:], -torch.inf)
+    from_below = max(0, len(values) - k)
+    return torch.from_numpy(np.partition(values.numpy(), from_below, axis=0)[from_below])  # far quicker than topk
+
+
+class Found(NamedTuple):
+    """Values and their places as packed numbers, with the number of the unit of each."""
+
+    unit: Int[Tensor, " number"]
+    packed: Int[Tensor, " number"]
+
+
+def at_least(
+    values: Float[Tensor, "token unit"], places: Int[Tensor, " token"], least: Float[Tensor, " unit"]
+) -> Found:
+    """The values that are as large as those of `least`.
+
+    >>> found = at_least(torch.tensor([[1.0, 5.0], [3.0, 4.0]]), torch.tensor([0, 1]), torch.tensor([2.0, 4.0]))
+    >>> found.unit.tolist(), [each.tolist() for each in unpacked(found.packed)]
+    ([1, 0, 1], [[5.0, 3.0, 4.0], [0, 1, 1]])
+    """
+    at = (values >= least).flatten().nonzero().flatten()
+    n_units = values.shape[1]
+    return Found(at % n_units, packed(values.flatten()[at], places[at // n_units]))
+
+
+def side_by_side(found: Sequence[Found], n_units: int) -> Int[Tensor, "unit n"]:
+    """The numbers of each unit of each layer in a row of its own, filled with the least number."""
+    rows = torch.cat([layer * n_units + own.unit for layer, own in enumerate(found)])
+    rows, order = rows.sort(stable=True)
+    counts = rows.bincount(minlength=len(found) * n_units)
+    column = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    table = torch.full((len(counts), int(counts.max())), -(2**63))
+    table[rows, column] = torch.cat([own.packed for own in found])[order]
+    return table
 
 
 def first(numbers: Int[Tensor, "*unit n"], k: int) -> Int[Tensor, "*unit k"]:
@@ -270,19 +314,21 @@ def _flipped(bits: Int[Tensor, "*unit n"]) -> Int[Tensor, "*unit n"]:
     return bits ^ ((bits >> 31) & LAST)
 
 
-def histogram(values: Float[Tensor, "unit token"]) -> Int[Tensor, "unit bin"]:
+def histogram(values: Float[Tensor, "token unit"]) -> Int[Tensor, "unit bin"]:
     """How many values of each unit are in each bin: sign, exponent and first binary digit of a float32 say which.
 
-    >>> histogram(torch.tensor([[0.0, 1.0, 1.4, -1.0]])).nonzero()[:, 1].tolist(), edges()[[15, 32, 48]].tolist()
+    >>> histogram(torch.tensor([[0.0, 1.0, 1.4, -1.0]]).T).nonzero()[:, 1].tolist(), edges()[[15, 32, 48]].tolist()
     ([15, 32, 48], [-1.5, 0.0, 1.0])
     """
-    half, bits = BINS // 2, torch.arange(1024)
-    size = ((bits & 511) - 2 * (127 - OCTAVES)).clamp(0, half - 1)
-    bin_of = torch.where(bits < 512, half + size, half - 1 - size).int()  # the first bit is the sign
-    top_bits = ((values + 0.0).view(torch.int32) >> 22) & 1023  # -0 becomes 0
-    found = bin_of.index_select(0, top_bits.flatten()).view_as(top_bits)
-    found += torch.arange(0, len(values) * BINS, BINS, dtype=torch.int32)[:, None]
-    return found.flatten().bincount(minlength=len(values) * BINS).view(-1, BINS)
+    half, code = BINS // 2, torch.arange(-512, 512)  # the first ten bits, of which the first is the sign
+    size = ((code & 511) - 2 * (127 - OCTAVES)).clamp(0, half - 1)
+    bin_of = torch.where(code < 0, half - 1 - size, half + size).int()
+    codes = (values + 0.0).view(torch.int32) >> 22  # -0 becomes 0
+    codes += 512
+    bins = bin_of.index_select(0, codes.flatten()).view_as(codes)
+    n_units = values.shape[1]
+    bins += torch.arange(0, n_units * BINS, BINS, dtype=torch.int32)
+    return bins.flatten().bincount(minlength=n_units * BINS).view(n_units, BINS)
 
 
 def edges() -> Float64[Tensor, " bound"]:
@@ -314,19 +360,23 @@ def _filled(values: Tensor, k: int, missing: int | float) -> Tensor:
 
 
 def _examples(
-    listed: Int[Tensor, "layer unit n"], drawn: Int[Tensor, " draw"], k: int, in_order: dict[str, Tensor]
+    listed: Int[Tensor, "layer unit n"], drawn: Int[Tensor, " draw"], width: int, in_order: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Lists and draws by the numbers of their examples, and of `in_order`, by place, those that they name."""
+    """Lists and draws by the numbers of their examples, and of `in_order`, by place, those that they name.
+
+    Lists are as long as the longest of them, `width` or more.
+    """
     value, place = unpacked(listed)
     n = len(in_order["key"])
     place = place.clamp_(max=n)
+    width = max(width, int((place < n).sum(-1).max()))
     used = torch.zeros(n + 1, dtype=torch.bool)
     used[place.flatten()] = used[drawn] = True
     number, used = used.cumsum(0) - 1, used[:n]
     number[n] = -1
     return {
-        "value": _filled(value, k, torch.nan),
-        "example": _filled(number[place], k, -1),
+        "value": _filled(value[..., :width], width, torch.nan),
+        "example": _filled(number[place[..., :width]], width, -1),
         "sample_example": number[drawn],
         **{name: column[used] for name, column in in_order.items()},
     }
