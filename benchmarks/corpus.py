@@ -124,20 +124,22 @@ def of_growth(options: argparse.Namespace) -> None:
             "at most 2",
         )
     model, ids = lp.load_model("smollm2-135m"), prompts(options.tokens // 2)
-    ranks = [lp.Summary(lp.RankShift(layers=range(n))) for n in (20, 10)]
+    all_layers, half = (lp.Summary(lp.RankShift(layers=range(n))) for n in (20, 10))
     row(
         "`Summary(RankShift())`, 20 layers",
         "10 layers",
-        *(lambda some, probe=probe: run(model, some, probe) for probe in ranks),
+        lambda some: run(model, some, all_layers),
+        lambda some: run(model, some, half),
         ids,
         options.rounds,
         "at most 2",
     )
-    neurons = [lp.MaxActivatingExamples(units=range(n)) for n in (1536, 768)]
+    all_units, half_of_them = (lp.MaxActivatingExamples(units=range(n)) for n in (1536, 768))
     row(
         "`MaxActivatingExamples()`, 1,536 neurons per layer",
         "768 neurons",
-        *(lambda some, probe=probe: run(model, some, probe) for probe in neurons),
+        lambda some: run(model, some, all_units),
+        lambda some: run(model, some, half_of_them),
         ids,
         options.rounds,
         "at most 2",

@@ -105,7 +105,8 @@ def _corpus_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lens_probes corpus",
         description="Run probes over a corpus. The same command goes on after an interrupt or a crash.",
-        epilog="Exit code 0: every text was measured. 1: texts were left out or shards are missing. 2: it did not run.",
+        epilog="Exit code 0: every text was measured. 1: texts were left out or shards are missing. 2: it did not run. "
+        "In Python, lens_probes.open_run(FOLDER).results are the results; lens_probes.delete_run(FOLDER) deletes them.",
     )
     parser.add_argument("texts", help="a .jsonl or .parquet file with a field text, or a file with one prompt per line")
     parser.add_argument("--folder", required=True, help="where results are kept, such as runs/ranks")

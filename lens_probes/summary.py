@@ -19,7 +19,7 @@ standard error of about 0.01 or that of the corpus, whichever is larger.
 Source of samples by lowest keys: Cohen & Kaplan 2007, "Summarizing data using bottom-k sketches".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -110,7 +110,11 @@ class SummaryResult(LayerTokenResult):
                 f"strata must have one label or number per token that is kept, {len(rows)} in all; got an array of "
                 f"shape {given.shape}: make them from result.words()"
             )
-        return self._of(rows), None if given is None else given[rows.numpy()]
+        own = self._of(rows)
+        named = zip(own.token.word_class, own.token.special.tolist(), strict=True)
+        classes = tuple("" if special and name == "special" else name for name, special in named)  # as of the rows
+        own = replace(own, token=replace(own.token, word_class=classes))
+        return own, None if given is None else given[rows.numpy()]
 
     def distribution(self) -> pd.DataFrame:
         """Per quantity, class and layer: tokens, mean, and quartiles to the width of a bin, of all tokens."""
@@ -238,17 +242,18 @@ class Summary(Probe[SummaryResult]):
                 "special" if special else each for each, special in zip(words.word_class, words.special, strict=True)
             )
         else:
-            own = self.by(words)
-            if isinstance(own, str) or len(own) != len(words) or not all(isinstance(each, str) for each in own):
+            given = self.by(words)
+            own = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
+            if len(own) != len(words) or not all(isinstance(each, str) for each in own):
                 raise ValueError(
-                    f"Summary(by=...) must give one label per token, {len(words)} texts; got {brief(own)}: return a "
+                    f"Summary(by=...) must give one label per token, {len(words)} texts; got {brief(given)}: return a "
                     f"list as long as the table"
                 )
         place = np.where(words.word < 0, words.position, -1 - words.word)
         forms = inference.forms(words)
         types = {form: content_number(form.encode()) for form in set(forms)}
         return SampledTokens(
-            **{**words.columns(), "word_class": tuple(own)},
+            **{**words.columns(), "word_class": tuple(map(str, own))},
             key=torch.from_numpy(sampling.mixed(words.prompt_keys().numpy(), place)),
             type_key=torch.tensor([types[form] for form in forms], dtype=torch.int64),
         )

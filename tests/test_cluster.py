@@ -1,6 +1,7 @@
 """A corpus with Ray: the bits of a run in one process, whatever its workers go through."""
 
 import functools
+import inspect
 import os
 import signal
 import warnings
@@ -51,6 +52,12 @@ def test_what_cannot_be_run_is_said_before_ray_starts(settings, error, message, 
     with pytest.raises(error) as refused:
         lp.cluster.run_corpus(given.pop("probes"), given.pop("load"), TEXTS, tmp_path / "run", **given)
     assert message in str(refused.value)
+
+
+def test_the_two_ways_to_run_a_corpus_have_the_same_options_and_defaults():
+    here, there = (inspect.signature(run).parameters for run in (lp.run_corpus, lp.cluster.run_corpus))
+    shared = [name for name in here if name != "model"]
+    assert [str(here[name]) for name in shared] == [str(there[name]) for name in shared]
 
 
 def test_a_model_in_the_place_of_the_function_that_loads_it_is_refused(gpt2, tmp_path):

@@ -1,5 +1,6 @@
 """Summaries: equal to the rows where all are kept, the same however merged, and calibrated where they are samples."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,32 @@ def test_where_all_words_are_kept_tables_and_tests_are_those_of_the_rows(probe: 
     same(summary.by_word_class(special=True), rows.by_word_class(special=True))
     last = summary.compared()[-1]
     same(summary.compare(quantity=last), rows.compare(quantity=last))
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        pytest.param(
+            ["the of and in to of", "of the and in to", "to the and of", "in of the", "and in"], id="one class"
+        ),
+        pytest.param([[50] * n for n in (6, 4, 9, 3, 5)], id="one type"),
+        pytest.param([[5], [6], [7], [5]], id="one token each"),
+        pytest.param(TEXTS[:1] * 6, id="copies of a prompt", marks=pytest.mark.matrix),
+        pytest.param(["!!! ??? ...", "42 + 17 = 59"], id="no words", marks=pytest.mark.matrix),
+    ],
+)
+def test_a_poor_corpus_has_the_tables_of_the_rows_or_is_refused_in_their_words(prompts: Any) -> None:
+    model, probe = tiny.bridge("llama"), lp.RankShift(layers=[1])
+    rows, summary = (each.run(model, prompts, progress=False) for each in (probe, lp.Summary(probe)))
+    for weigh in ("types", "tokens"):
+        same(summary.by_word_class(special=True, weigh=weigh), rows.by_word_class(special=True, weigh=weigh))
+        try:
+            expected = rows.compare(weigh=weigh)
+        except ValueError as error:
+            with pytest.raises(ValueError, match=f"^{re.escape(str(error))}$"):
+                summary.compare(weigh=weigh)
+        else:
+            same(summary.compare(weigh=weigh), expected)
 
 
 def test_counts_sums_and_histograms_are_of_all_tokens_though_few_words_are_kept() -> None:
@@ -156,7 +183,13 @@ def test_a_function_of_the_tokens_says_what_is_compared() -> None:
     rows = probe.run(model, TEXTS, progress=False)
     relabelled = replace(rows, token=replace(rows.token, word_class=tuple(early(rows.token))))
     same(summary.compare("early", "late"), relabelled.compare("early", "late"))
-    for wrong in (lambda tokens: ["a"], lambda tokens: "a" * len(tokens), lambda tokens: [1] * len(tokens)):
+    for wrong in (
+        lambda tokens: ["a"],
+        lambda tokens: "a" * len(tokens),
+        lambda tokens: [1] * len(tokens),
+        lambda tokens: [float("nan")] * len(tokens),
+        lambda tokens: None,
+    ):
         with pytest.raises(ValueError, match=r"Summary\(by=\.\.\.\) must give one label per token, \d+ texts; got"):
             lp.Summary(probe, by=wrong).run(model, TEXTS[:2], progress=False)
 
