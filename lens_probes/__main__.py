@@ -168,6 +168,12 @@ def _probe(text: str) -> Any:
         probe = value(ast.parse(text.strip(), mode="eval").body)
     except SyntaxError as error:
         raise ValueError(f"--probe must be a name or a call such as LogitLens(top_k=0); got {text!r}") from error
+    except TypeError as error:
+        if "missing" not in str(error):
+            raise
+        raise ValueError(
+            f"--probe must have all its settings; got {text!r} ({error}): write them in brackets"
+        ) from error
     except ValueError as error:
         if "malformed node" not in str(error):
             raise

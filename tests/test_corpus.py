@@ -513,6 +513,19 @@ def test_a_parquet_file_without_texts_is_refused_with_its_columns(gpt2, tmp_path
         lp.run_corpus(SUMS, gpt2, path, tmp_path / "run", progress=False)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl.gz"])
+def test_a_file_whose_lines_are_no_prompts_is_refused(name, tmp_path):
+    path = _written(tmp_path / name, "text,topic\nA cat.,x\n")
+    with pytest.raises(ValueError, match=f"a file must be .jsonl, .parquet, or have one prompt per line; got {name}"):
+        documents(path)
+
+
+def test_a_broken_parquet_file_is_named(tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed, which .parquet files need")
+    with pytest.raises(ValueError, match=r"a\.parquet must be a \.parquet file; got another, or a part of one \("):
+        list(documents(_written(tmp_path / "a.parquet", "nonsense")))
+
+
 # Shards and pieces
 
 
@@ -1004,6 +1017,7 @@ def test_an_interrupted_command_has_an_exit_code_of_its_own(tmp_path, capsys, mo
         ("RankShift(", "--probe must be a name or a call such as LogitLens(top_k=0)"),
         ("RankShift(neighbours=-1)", "RankShift(neighbours=...) must be a whole number, 0 or more; got -1"),
         ("RankShift(neighbors=1)", "did you mean neighbours?"),
+        ("Summary", "--probe must have all its settings; got 'Summary' (Summary.__init__() missing 1"),
     ],
 )
 def test_a_probe_of_the_command_is_a_probe_and_nothing_else(probe, message, tmp_path, capsys):

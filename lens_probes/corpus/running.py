@@ -202,7 +202,7 @@ class Recording:
         self._manifest = Manifest({}, {}, None)
         self._empty = 0  # shards of this call without a result
         self._tokens, self._characters, self._shown = 0, 0, 0
-        self._bar: Any = tqdm(desc="reading", unit="token", unit_scale=True, disable=not progress, delay=1)
+        self._bar: Any = tqdm(desc="reading", unit=" token", unit_scale=True, disable=not progress, delay=1)
 
     @contextmanager
     def until_interrupted(self) -> Iterator["Recording"]:

@@ -22,6 +22,7 @@ from lens_probes.text.prompts import Prompt, is_whole
 
 CHARACTERS_PER_PROMPT = 400  # on average, at most: a shard of long texts holds fewer of them
 CHARACTERS_PER_ID = 4
+NO_LINES = {".csv", ".tsv", ".json", ".arrow", ".feather", ".gz", ".bz2", ".xz", ".zst", ".zip"}  # of prompts
 
 Texts = str | os.PathLike[str] | Iterable[Any] | Mapping[str, Iterable[Any]]
 """A file (`.jsonl`, `.parquet`, any other: one prompt per line), prompts in any form, or a data set with a `text`."""
@@ -140,8 +141,13 @@ def _of_file(path: Path) -> Iterator[Document]:
             f"texts must be a file that exists, or an iterable of prompts; got {str(path)!r:.80}: pass a list for a "
             f"single text"
         )
-    kinds = {".jsonl": _of_jsonl, ".parquet": _of_parquet}
-    return kinds.get(path.suffix.lower(), _of_lines)(path)
+    kinds, suffix = {".jsonl": _of_jsonl, ".parquet": _of_parquet}, path.suffix.lower()
+    if suffix in NO_LINES:
+        raise ValueError(
+            f"a file must be .jsonl, .parquet, or have one prompt per line; got {path.name}: write it as .jsonl, or pass "
+            f"its texts, such as pandas.read_csv(path)"
+        )
+    return kinds.get(suffix, _of_lines)(path)
 
 
 def _of_topics(texts: Mapping[str, Iterable[Any]]) -> Iterator[Document]:
@@ -194,7 +200,11 @@ def _of_parquet(path: Path) -> Iterator[Document]:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise ImportError("a .parquet file needs pyarrow: pip install pyarrow") from error
-    with parquet.ParquetFile(path) as file:
+    try:
+        file = parquet.ParquetFile(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} must be a .parquet file; got another, or a part of one ({error!s:.80})") from error
+    with file:
         columns = [name for name in ("text", "topic") if name in file.schema_arrow.names]
         if "text" not in columns:
             raise ValueError(
