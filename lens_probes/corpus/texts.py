@@ -144,8 +144,8 @@ def _of_file(path: Path) -> Iterator[Document]:
     kinds, suffix = {".jsonl": _of_jsonl, ".parquet": _of_parquet}, path.suffix.lower()
     if suffix in NO_LINES:
         raise ValueError(
-            f"a file must be .jsonl, .parquet, or have one prompt per line; got {path.name}: write it as .jsonl, or pass "
-            f"its texts, such as pandas.read_csv(path)"
+            f"a file must be .jsonl, .parquet, or have one prompt per line; got {path.name}: write it as .jsonl, or "
+            f"pass its texts, such as pandas.read_csv(path)"
         )
     return kinds.get(suffix, _of_lines)(path)
 
