@@ -148,17 +148,20 @@ def of_growth(options: argparse.Namespace) -> None:
 
 def of_memory(options: argparse.Namespace) -> None:
     """Resident memory at powers of ten of the tokens that were read."""
-    model, at = lp.tiny.bridge(), [10**n for n in range(4, 10) if 10**n <= options.memory_tokens]
+    model, read = lp.tiny.bridge(), 0
+    at = [*(10**n for n in range(4, 10) if 10**n < options.memory_tokens), options.memory_tokens]
     found: list[tuple[int, float]] = []
 
     def texts() -> Iterator[torch.Tensor]:
-        for block in range(options.memory_tokens // (LENGTH * 256)):
-            for number, ids in enumerate(prompts(LENGTH * 256, TINY_VOCAB, seed=block), 1):
-                yield ids
-                read = (block * 256 + number) * LENGTH
-                if len(found) < len(at) and read >= at[len(found)]:
+        nonlocal read
+        for block in range(options.memory_tokens // (LENGTH * 256) + 1):
+            for ids in prompts(LENGTH * 256, TINY_VOCAB, seed=block):
+                if read >= at[len(found)]:
                     found.append((read, resident()))
-        found.append((options.memory_tokens, resident()))
+                if len(found) == len(at):
+                    return
+                yield ids
+                read += LENGTH
 
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -76,6 +76,20 @@ def test_neither_batches_nor_the_order_of_prompts_nor_of_merging_change_the_list
     same(whole, merge([merge(parts[:1]), merge([merge(parts[1:3]), parts[3]])]))
 
 
+def test_a_later_batch_holds_only_what_may_still_be_among_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, probe, found = tiny.bridge("llama"), lp.MaxActivatingExamples(k=4, sample=20, layers=[1]), []
+    after = lp.MaxActivatingExamples.measure_after
+    monkeypatch.setattr(
+        lp.MaxActivatingExamples, "measure_after", lambda *given: found.append(after(*given)) or found[-1]
+    )
+    whole = probe.run(model, TEXTS, batch_size=4, progress=False)
+    held = [int((part.example >= 0).sum()) for part in found]
+    assert len(found) == 4 and sum(held) < 0.7 * 4 * whole.example.numel() and held[-1] < 0.5 * whole.example.numel()
+    assert len(found[-1].sample_example) < 12
+    monkeypatch.setattr(lp.MaxActivatingExamples, "measure_after", lambda self, reading, _: self.measure(reading))
+    same(whole, probe.run(model, TEXTS, batch_size=4, progress=False))
+
+
 def test_equal_activations_are_ordered_by_prompt_and_position_alone() -> None:
     """A neuron that is always 0: the list is a random sample, the same for any order."""
     model = tiny.bridge("gpt2")

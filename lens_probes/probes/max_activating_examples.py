@@ -202,7 +202,7 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
             last = before.value[..., self.k - 1 :]
             least = None if not last.shape[-1] or last.isnan().any() else last[..., 0]
             if self.sample and len(before.sample_example) == self.sample:
-                n_drawn = int((key < before.key[before.sample_example[-1]]).sum())
+                n_drawn = min(n_drawn, int((key < before.key[before.sample_example[-1]]).sum()))
         found, draws, counts = [], [], []
         for layer, hook in enumerate(reading.points.values()):
             values = self._read(reading, hook, counted).cpu()
