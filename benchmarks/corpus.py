@@ -121,7 +121,7 @@ def of_growth(options: argparse.Namespace) -> None:
             lambda some: run(tiny, some[: len(some) // 2], RANKS),
             ids[: 2 * few],
             options.rounds,
-            "at most 2",
+            "about 2 or less",
         )
     model, ids = lp.load_model("smollm2-135m"), prompts(options.tokens // 2)
     all_layers, half = (lp.Summary(lp.RankShift(layers=range(n))) for n in (20, 10))
@@ -132,7 +132,7 @@ def of_growth(options: argparse.Namespace) -> None:
         lambda some: run(model, some, half),
         ids,
         options.rounds,
-        "at most 2",
+        "about 2 or less",
     )
     all_units, half_of_them = (lp.MaxActivatingExamples(units=range(n)) for n in (1536, 768))
     row(
@@ -142,7 +142,7 @@ def of_growth(options: argparse.Namespace) -> None:
         lambda some: run(model, some, half_of_them),
         ids,
         options.rounds,
-        "at most 2",
+        "about 2 or less",
     )
 
 
