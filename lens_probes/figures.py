@@ -497,28 +497,33 @@ def heatmap(
     text: Sequence[Sequence[str]] | None = None,
     hover: Sequence[Sequence[str]] | None = None,
     narrowest: int = 6,
+    null: tuple[str, Numbers] | None = None,
     **look: Unpack[Look],
 ) -> go.Figure:
     """A grid of numbers, rows from the top, with a text in each cell; wide ones are thinned to every nth column.
 
     What is below `low` or above `high` has their colour; `signed`: red below and blue above 0. No column is narrower
-    than `narrowest` pixels. `y`, `text` and `hover` must have gone through `visible` where they hold token text.
+    than `narrowest` pixels. `null`: the name and the numbers, one per row, of a last column that is set apart: what the
+    others are compared with; its texts are the last of each row. `y`, `text` and `hover` must have gone through
+    `visible` where they hold token text.
     """
     room = _asked(look, "width", 10_000) - 172 - 6.6 * _longest(y)
     step = math.ceil(len(x) / max(1, min(COLUMNS, room // narrowest)))
     kept = range((len(x) - 1) % step, len(x), step)  # the last column always
-    shown = _known([[row[i] for i in kept] for row in z])
-    cell = (46 if text else 22) * len(kept)
-    cell_width = (_asked(look, "width", max(cell, 460) + 260) - 172 - 6.6 * _longest(y)) / len(kept)
-    texts = [[_cut(row[i], max(2, cell_width // 5)) for i in kept] for row in text] if text else []
+    name, beside = ("", [()] * len(z)) if null is None else (null[0], [[value] for value in null[1]])
+    shown = _known([[*(row[i] for i in kept), *last] for row, last in zip(z, beside, strict=True)])
+    columns = len(kept) + (null is not None)
+    cell = (46 if text else 22) * columns
+    cell_width = (_asked(look, "width", max(cell, 460) + 260) - 172 - 6.6 * _longest(y)) / columns
+    rows = [[*(row[i] for i in kept), *row[len(x) :]] for row in text or ()]
+    texts = [[_cut(each, max(2, cell_width // 5)) for each in row] for row in rows]
     size = min(10.0, cell_width / (0.62 * max(map(_longest, texts), default=1) or 1))
-    x, y = _apart(x[i] for i in kept), _apart(y)
+    x, y = _apart([*(x[i] for i in kept), *([name] if null else [])]), _apart(y)
     figure = go.Figure(
         go.Heatmap(
-            z=[[value and math.log10(value + 1) for value in row] for row in shown] if logarithmic else shown,
+            **_cells(shown, logarithmic),
             x=x,
             y=y,
-            customdata=shown if logarithmic else None,
             **_colours(shown, colour_title, signed, low, high, logarithmic, not dark_is_high),
             text=texts if text and size >= 7 else None,
             texttemplate="%{text}" if text and size >= 7 else None,
@@ -535,11 +540,24 @@ def heatmap(
     if "template" not in look:
         figure.update_layout(plot_bgcolor="#E9E9E9")  # the colour of a missing value
     title = f"{title}; one column in {step}" if step > 1 else title
-    return _finish(figure, title, look, width=max(cell, 460) + 260, height=max(18 * len(y), 240))
+    figure = _finish(figure, title, look, width=max(cell, 460) + 260, height=max(18 * len(y), 240))
+    if null is not None:
+        border = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"color": GREY, "width": 3}}
+        figure.add_shape(x0=len(kept) - 0.5, x1=len(kept) - 0.5, **border)
+        if x[-1] not in (ticks := list(figure.layout.xaxis.tickvals)):
+            figure.update_xaxes(tickvals=[*ticks[:-1], x[-1]])
+    return figure
 
 
 def _hover(x_title: str, y_title: str, value: str = "z") -> str:
     return f"{y_title} %{{y}}, {x_title} %{{x}}: %{{{value}:.4g}}<extra></extra>"
+
+
+def _cells(shown: list[list[int | float | None]], logarithmic: bool) -> dict[str, Any]:
+    """The numbers of a grid; on a logarithmic scale their logarithms, and the numbers for the text on hovering."""
+    if not logarithmic:
+        return {"z": shown}
+    return {"z": [[value and math.log10(value + 1) for value in row] for row in shown], "customdata": shown}
 
 
 def _known(z: Sequence[Numbers]) -> list[list[int | float | None]]:
@@ -607,6 +625,8 @@ def small_grids(
     signed: bool = False,
     low: int | float | None = None,
     high: int | float | None = None,
+    dark_is_high: bool = True,
+    logarithmic: bool = False,
     tokens: bool = False,
     **look: Unpack[Look],
 ) -> go.Figure:
@@ -632,11 +652,19 @@ def small_grids(
         vertical_spacing=36 / (rows * (tall + 36)),
         subplot_titles=[_cut(name, panel / 6.8) for name, _ in panels],
     )
-    colours = _colours((row for _, z in panels for row in z), colour_title, signed, low, high)
+    every = [row for _, z in panels for row in _known(z)]
+    colours = _colours(every, colour_title, signed, low, high, logarithmic, not dark_is_high)
+    hover = _hover(x_title, y_title, "customdata" if logarithmic else "z")
     for number, (name, z) in enumerate(panels):
         row, column = number // columns + 1, number % columns + 1
         grid = go.Heatmap(
-            z=_known(z), x=x, y=y, name=name, showscale=not number, hovertemplate=_hover(x_title, y_title), **colours
+            **_cells(_known(z), logarithmic),
+            x=x,
+            y=y,
+            name=name,
+            showscale=not number,
+            hovertemplate=hover,
+            **colours,
         )
         figure.add_trace(grid, row=row, col=column)
         figure.update_xaxes(showticklabels=number + columns >= len(panels), row=row, col=column)

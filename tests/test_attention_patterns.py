@@ -188,7 +188,9 @@ def test_what_cannot_be_asked_is_said(monkeypatch):
 def test_figures_draw_every_token_and_equal_ones_apart():
     result = lp.AttentionPatterns(keep_patterns=True).run(tiny.bridge("gpt2"), [TEXT, "<b> a " * 8])
     (grid,) = result.figure("previous_token").data
-    assert [list(row) for row in grid.z] == result.mean_of("previous_token").tolist()
+    assert [list(row[:-1]) for row in grid.z] == result.mean_of("previous_token").tolist()
+    uniform = float(result.uniform[list(STATISTICS).index("previous_token")])
+    assert [row[-1] for row in grid.z] == [uniform] * 3 and grid.x[-1] == "uniform"
     two = result.figure_heads([(0, 1), (2, 3)])
     assert [np.asarray(panel.z).shape for panel in two.data] == [(n := len(result.token.rows(0)), n)] * 2
     assert np.allclose(np.asarray(two.data[1].z), result.pattern(0)[2, 3])

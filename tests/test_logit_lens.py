@@ -246,9 +246,14 @@ def test_positions_are_whole_numbers_or_a_slice_of_them_in_any_direction():
     forward, back = (lp.LogitLens(positions=slice(None, None, step)).run(model, TEXTS) for step in (2, -1))
     assert forward.token.position[:2].tolist() == [0, 2]
     assert torch.equal(back.log_prob.nan_to_num(), lp.LogitLens().run(model, TEXTS).log_prob.nan_to_num())
-    for positions in (slice(None, None, 0), slice("a"), [1.5], "a", 3):
-        with pytest.raises((TypeError, ValueError), match=r"LogitLens\(positions=\.\.\.\) must be a list of positions"):
+    for positions in (slice(None, None, 0), slice("a"), [1.5], [], True):
+        with pytest.raises(
+            ValueError, match=r"LogitLens\(positions=\.\.\.\) must be a position such as -1, a word, a list of these, a"
+        ):
             lp.LogitLens(positions=positions)
+    for place in (3, "flies"):
+        one, several = (lp.LogitLens(positions=each).run(model, TEXTS[0]) for each in (place, [place]))
+        assert torch.equal(one.log_prob, several.log_prob) and len(one.token) == 1
     some = lp.LogitLens(positions=[1, 3]).run(model, TEXTS)
     assert "prompt 0, tokens 1, 3" in some.figure().layout.title.text
     assert "token 3)" in some.figure_paths(token=3).layout.title.text
@@ -256,7 +261,7 @@ def test_positions_are_whole_numbers_or_a_slice_of_them_in_any_direction():
 
 def test_a_position_that_a_prompt_does_not_have_is_refused():
     model = tiny.bridge("gpt2")
-    with pytest.raises(ValueError, match=r"positions must be in every prompt; got \[99\], and prompt 0 has"):
+    with pytest.raises(ValueError, match=r"a position must be within every prompt; got 99, and '"):
         lp.LogitLens(positions=[99]).run(model, TEXTS)
     some = lp.LogitLens(positions=[1, 3]).run(model, TEXTS)
     with pytest.raises(ValueError, match="token 2 is out of range: prompt 0 has tokens 1 to 3"):

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("n_blocks", [1, pytest.param(7, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("n_blocks", [1, pytest.param(8, marks=pytest.mark.matrix)])
 def test_the_python_of_the_readme_runs_from_top_to_bottom(n_blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -19,9 +20,13 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(n_blocks, tmp_path, mo
     for block in blocks[:n_blocks]:
         exec(block, names)
 
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     assert isinstance(names["result"], lp.RankShiftResult)
-    assert (tmp_path / "ranks.safetensors").is_file() == (n_blocks == 7)
+    if n_blocks == 8:
+        both: Any = names["both"]
+        assert both.layout.yaxis2.autorange == "reversed" and both.layout.xaxis.title.text == "layer (read point)"
+        assert {trace.xaxis for trace in both.data} == {"x", "x2"}
+    assert (tmp_path / "ranks.safetensors").is_file() == (n_blocks == 8)
 
 
 def test_the_readme_lists_every_public_probe_and_experiment():

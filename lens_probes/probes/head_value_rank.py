@@ -153,22 +153,12 @@ class HeadValueRankResult(Result):
         """The median rank of the own token's value by layer and head; the title says what the control has."""
         text = ~self.token.special.numpy()
         own, null = np.median(self.known("rank")[..., text], axis=-1), self.known("null_rank")[..., text]
-        null = null[~np.isnan(null)]
-        control = f" (a control token's: {np.median(null):,.0f})" if null.size else ""
+        known = null[~np.isnan(null)]
+        control = f" (a control token's: {np.median(known):,.0f})" if known.size else ""
         title = f"Median rank of each token's own value in the outputs of heads{control}"
-        return figures.heatmap(
-            own.tolist(),
-            x=self.head,
-            y=self.layer,
-            title=self.title(title),
-            x_title="head",
-            y_title="layer",
-            colour_title=self.quantity("rank").title,
-            dark_is_high=False,
-            logarithmic=True,
-            text=[[f"{value:,.0f}" for value in row] for row in own],
-            **look,
-        )
+        drawn = self.quantity("rank")._replace(logarithmic=True)
+        beside = ("a control token's value", np.nanmedian(null, axis=-1)) if known.size else None
+        return self.draw_grid(own, drawn, self.title(title), null=beside, **look)
 
     def figure_others(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The share of tokens for which an output is closer to an earlier token than to any entry, beside the null."""

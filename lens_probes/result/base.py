@@ -112,17 +112,23 @@ class Result(Declared):
         if len(dims) == 2 and dims[0] == "layer" and dims[1] in ("head", "kv_head", "unit"):
             return self.grid(name, title, **look)
         if dims == ("layer",):
-            line = figures.Line("all tokens", self.known(name).tolist())
-            panels, layers = {self.quantity(name).title: [line]}, self.labels("layer")
+            asked, drawn = self.quantity(name), [figures.Line("all tokens", self.known(name).tolist())]
+            if asked.null:
+                null = np.broadcast_to(self.known(asked.null), len(drawn[0].y)).tolist()
+                drawn.append(figures.Line(self.quantity(asked.null).says, null, dashed=True))
+            panels, layers = {asked.title: drawn}, self.labels("layer")
             return figures.lines(panels, layers, title=title, x_title=figures.layer_title(layers), **look)
         raise NotImplementedError(
             f"{type(self).__name__}.{name} [{' '.join(dims)}] has no figure of its own: write figure()"
         )
 
     def grid(self, name: str, title: str, **look: Unpack[figures.Look]) -> go.Figure:
-        """A quantity by layer and head (or key/value head, or unit)."""
-        (_, across) = schema(type(self)).every[name]
-        return self.draw_grid(self.known(name), self.quantity(name), title, across=across, **look)
+        """A quantity by layer and head (or key/value head, or unit), and beside it its null, if it has one."""
+        (_, across), asked, null = schema(type(self)).every[name], self.quantity(name), None
+        if asked.null:
+            null = "null", self.known(asked.null)
+            title = f"{title}\nnull: {self.quantity(asked.null).says}"
+        return self.draw_grid(self.known(name), asked, title, across=across, null=null, **look)
 
     def draw_grid(
         self,
@@ -133,28 +139,36 @@ class Result(Declared):
         across: str = "head",
         columns: Sequence[str] | None = None,
         text: Sequence[Sequence[str]] | None = None,
+        null: tuple[str, Tensor | np.ndarray] | None = None,
         **look: Unpack[figures.Look],
     ) -> go.Figure:
         """Numbers by layer and head (or another axis `across`), coloured as their quantity says.
 
-        `columns`: the labels of that axis that are shown, if not all. `text`: what stands in each cell.
+        `columns`: the labels of that axis that are shown, if not all. `text`: what stands in each cell. `null`: the
+        name and the numbers of what they are compared with: one for all cells, one per layer, or one per cell.
         """
-        signed = quantity.low < 0 < quantity.high
+        signed, layers = quantity.low < 0 < quantity.high, self.labels("layer")
         bounded = not signed and np.isfinite(quantity.high)
-        return figures.heatmap(
-            values.tolist(),
-            x=self.labels(across) if columns is None else columns,
-            y=self.labels("layer"),
-            title=title,
-            x_title=across.replace("kv_head", "key/value head"),
-            y_title=figures.layer_title(self.labels("layer")),
-            colour_title=quantity.title,
-            signed=signed,
-            low=quantity.low if bounded else None,
-            high=quantity.high if bounded else None,
-            text=text,
+        drawn: dict[str, Any] = {
+            "x": self.labels(across) if columns is None else columns,
+            "y": layers,
+            "title": title,
+            "x_title": across.replace("kv_head", "key/value head"),
+            "y_title": figures.layer_title(layers),
+            "colour_title": quantity.title,
+            "signed": signed,
+            "low": quantity.low if bounded else None,
+            "high": quantity.high if bounded else None,
+            "dark_is_high": not quantity.low_on_top,
+            "logarithmic": quantity.logarithmic,
             **look,
-        )
+        }
+        name, beside = null or ("", None)
+        if beside is not None and beside.ndim == 2:
+            panels = [(figures.named(quantity.says, 40), values.tolist()), (figures.named(name, 40), beside.tolist())]
+            return figures.small_grids(panels, **drawn)
+        column = None if beside is None else (name, np.broadcast_to(np.asarray(beside), len(layers)).tolist())
+        return figures.heatmap(values.tolist(), text=text, null=column, **drawn)
 
     def figure_test(self, table: pd.DataFrame, **look: Unpack[figures.Look]) -> go.Figure:
         """A comparison by layer and head (or unit): effects around 0, a star where q < 0.05.
