@@ -628,15 +628,16 @@ def small_grids(
     dark_is_high: bool = True,
     logarithmic: bool = False,
     tokens: bool = False,
+    text: Sequence[Sequence[Sequence[str]]] | None = None,
     **look: Unpack[Look],
 ) -> go.Figure:
     """Grids of numbers, one per panel, on one colour scale; `signed`: red below and blue above 0.
 
     Names of panels must have gone through `named`, and labels through `visible`. `tokens`: the columns are tokens, with
-    wide cells and their labels at a slant.
+    wide cells and their labels at a slant. `text`: what stands in each cell of each panel, where it fits.
     """
-    x, y, cell = _apart(x), _apart(y), 30 if tokens else 9
-    widest, tallest = (640, 640) if len(panels) == 1 else (420, 420) if tokens else (190, 270)
+    x, y, cell = _apart(x), _apart(y), 30 if tokens else 38 if text else 9
+    widest, tallest = (640, 640) if len(panels) == 1 else (420, 420) if tokens or text else (190, 270)
     wide, tall = (max(120, min(cell * len(x), widest)), max(120, min(cell * len(y), tallest)))
     most = (_asked(look, "width", 1200) - 170 - 6.6 * _longest(y)) // 120
     columns = max(1, int(min(5, len(panels), most)))
@@ -655,6 +656,8 @@ def small_grids(
     every = [row for _, z in panels for row in _known(z)]
     colours = _colours(every, colour_title, signed, low, high, logarithmic, not dark_is_high)
     hover = _hover(x_title, y_title, "customdata" if logarithmic else "z")
+    longest = max((_longest(cells) for written in text or () for cells in written), default=1)
+    size = min(10.0, panel / len(x) / (0.62 * max(longest, 1)))
     for number, (name, z) in enumerate(panels):
         row, column = number // columns + 1, number % columns + 1
         grid = go.Heatmap(
@@ -664,6 +667,7 @@ def small_grids(
             name=name,
             showscale=not number,
             hovertemplate=hover,
+            **({"text": text[number], "texttemplate": "%{text}", "textfont_size": size} if text and size >= 7 else {}),
             **colours,
         )
         figure.add_trace(grid, row=row, col=column)

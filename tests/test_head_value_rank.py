@@ -207,6 +207,7 @@ def test_figures_show_what_is_stored(gpt2):
     result = by_hand(gpt2)
     spoken = ~result.token.special
     grid, null = result.figure().data
+    assert grid.text[0][1] == f"{np.median(result.rank[0, 1, spoken].numpy()):,.0f}"
     assert list(grid.customdata[1]) == [np.median(result.rank[1, head, spoken].numpy()) for head in range(4)]
     known = result.null_rank[1, :, spoken]
     assert list(null.customdata[1]) == [np.median(each[each >= 0].numpy()) for each in known]

@@ -88,4 +88,4 @@ def test_the_figure_names_what_chance_gives():
     drawn = torch.cat([result.overlap, result.null_mean.expand(1, 1)], dim=1).tolist()
     assert [list(row) for row in figure.data[0].z] == drawn
     assert [list(row) for row in figure.data[0].text] == [[f"{x:.2f}" for x in row] for row in drawn]
-    assert f"random subspaces: {float(result.null_mean):.3f}, 95 %" in figure.layout.title.text
+    assert f"(null: random subspaces, {float(result.null_mean):.3f}, 95 %" in figure.layout.title.text

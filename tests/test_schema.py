@@ -323,6 +323,16 @@ def test_a_grid_with_a_null_per_cell_stands_beside_it_on_the_same_colours() -> N
     assert names == ["share of a cell", "null"] and "null: share in chance's cell" in result.figure().layout.title.text
 
 
+def test_texts_of_cells_are_those_of_the_null_too() -> None:
+    result = null_grid()
+    drawn = {"quantity": result.quantity("one"), "title": "t", "text": "{:.1f}".format}
+    (column,) = result.draw_grid(result.one, null=("null", result.number), **drawn).data
+    assert list(column.text[0]) == ["-1.0", "2.0", "0.0", "3.0"]
+    own, beside = result.draw_grid(result.cell, null=("null", result.chance), **drawn).data
+    assert list(own.text[1]) == ["0.4", "0.5", "0.6"] and list(beside.text[1]) == ["0.2"] * 3
+    assert result.draw_grid(result.cell, null=("null", result.chance), **drawn, width=200).data[0].text is None
+
+
 class NullLineResult(Result):
     """One number per layer, and what it is by chance."""
 

@@ -130,10 +130,10 @@ class AttentionPatternsResult(PairResult):
     # Figures
 
     def figure(self, statistic: Statistic = "first_token", **look: Unpack[figures.Look]) -> go.Figure:
-        """One statistic by layer and head; the last column is under uniform attention."""
+        """One statistic by layer and head; the last column is the null, uniform attention."""
         at, quantity = self._index(statistic), STATISTICS[statistic]
-        notes = f"uniform attention: {self.uniform[at]:.2f}; {int(self.queries[at].sum()):,} queries"
-        title, null = self.title(f"{quantity.heading} ({notes})"), ("uniform", self.uniform[at])
+        notes = f"null: uniform attention, {self.uniform[at]:.2f}; {int(self.queries[at].sum()):,} queries"
+        title, null = self.title(f"{quantity.heading} ({notes})"), ("null", self.uniform[at])
         return self.draw_grid(self.mean[at], quantity, title, null=null, **look)
 
     def figure_head(

@@ -169,11 +169,11 @@ class CrossAttentionResult(PairResult):
     # Figures
 
     def figure(self, statistic: Statistic = "max", **look: Unpack[figures.Look]) -> go.Figure:
-        """One statistic by layer and head; the last column is under uniform attention."""
+        """One statistic by layer and head; the last column is the null, uniform attention."""
         at, quantity = self._index(statistic), STATISTICS[statistic]
-        notes = f"uniform attention: {self.uniform[at]:.2f}; {int(self.queries[at]):,} queries"
+        notes = f"null: uniform attention, {self.uniform[at]:.2f}; {int(self.queries[at]):,} queries"
         title = self.title(f"Cross-attention: {quantity.says} ({notes})")
-        return self.draw_grid(self.mean[at], quantity, title, null=("uniform", self.uniform[at]), **look)
+        return self.draw_grid(self.mean[at], quantity, title, null=("null", self.uniform[at]), **look)
 
     def figure_alignment(
         self,

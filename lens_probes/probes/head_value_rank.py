@@ -158,7 +158,7 @@ class HeadValueRankResult(Result):
         title = f"Median rank of each token's own value in the outputs of heads{control}"
         drawn = self.quantity("rank")._replace(logarithmic=True)
         beside = ("a control token's value", np.nanmedian(null, axis=-1)) if known.size else None
-        return self.draw_grid(own, drawn, self.title(title), null=beside, **look)
+        return self.draw_grid(own, drawn, self.title(title), text="{:,.0f}".format, null=beside, **look)
 
     def figure_others(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The share of tokens for which an output is closer to an earlier token than to any entry, beside the null."""

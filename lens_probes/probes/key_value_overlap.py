@@ -57,14 +57,14 @@ class KeyValueOverlapResult(Result):
 
     def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The overlap by layer and head; the last column is that of random subspaces."""
-        null = f"random subspaces: {self.null_mean:.3f}, 95\u00a0% {self.null_low:.3f} to {self.null_high:.3f}"
+        null = f"null: random subspaces, {self.null_mean:.3f}, 95\u00a0% {self.null_low:.3f} to {self.null_high:.3f}"
         return self.draw_grid(
             self.overlap,
             self.quantity("overlap"),
             self.title(f"Overlap of W_K and W_V ({null})"),
             across="kv_head",
-            text=[[f"{value:.2f}" for value in (*row, float(self.null_mean))] for row in self.overlap.tolist()],
-            null=("random", self.null_mean),
+            text="{:.2f}".format,
+            null=("null", self.null_mean),
             **look,
         )
 

@@ -6,7 +6,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
 
 import numpy as np
@@ -138,14 +138,15 @@ class Result(Declared):
         *,
         across: str = "head",
         columns: Sequence[str] | None = None,
-        text: Sequence[Sequence[str]] | None = None,
+        text: Sequence[Sequence[str]] | Callable[[float], str] | None = None,
         null: tuple[str, Tensor | np.ndarray] | None = None,
         **look: Unpack[figures.Look],
     ) -> go.Figure:
         """Numbers by layer and head (or another axis `across`), coloured as their quantity says.
 
-        `columns`: the labels of that axis that are shown, if not all. `text`: what stands in each cell. `null`: the
-        name and the numbers of what they are compared with: one for all cells, one per layer, or one per cell.
+        `columns`: the labels of that axis that are shown, if not all. `text`: what stands in each cell, or a function
+        of its number. `null`: what they are compared with, its name and its numbers: one for all cells, one per layer,
+        or one per cell.
         """
         signed, layers = quantity.low < 0 < quantity.high, self.labels("layer")
         bounded = not signed and np.isfinite(quantity.high)
@@ -164,11 +165,17 @@ class Result(Declared):
             **look,
         }
         name, beside = null or ("", None)
+        panels = {quantity.says: values.tolist()}
         if beside is not None and beside.ndim == 2:
-            panels = [(figures.named(quantity.says, 40), values.tolist()), (figures.named(name, 40), beside.tolist())]
-            return figures.small_grids(panels, **drawn)
-        column = None if beside is None else (name, np.broadcast_to(np.asarray(beside), len(layers)).tolist())
-        return figures.heatmap(values.tolist(), text=text, null=column, **drawn)
+            panels[name] = beside.tolist()
+            written = [[list(map(text, row)) for row in each] for each in panels.values()] if callable(text) else None
+            named = [(figures.named(says, 40), each) for says, each in panels.items()]
+            return figures.small_grids(named, text=written, **drawn)
+        column = None if beside is None else np.broadcast_to(np.asarray(beside), len(layers)).tolist()
+        if callable(text):
+            rows = values.tolist() if column is None else np.column_stack([values, column]).tolist()
+            text = [list(map(text, row)) for row in rows]
+        return figures.heatmap(values.tolist(), text=text, null=None if column is None else (name, column), **drawn)
 
     def figure_test(self, table: pd.DataFrame, **look: Unpack[figures.Look]) -> go.Figure:
         """A comparison by layer and head (or unit): effects around 0, a star where q < 0.05.
