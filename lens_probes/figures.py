@@ -41,6 +41,7 @@ SMALLEST = 200  # pixels
 CHOSEN = "#0072B2"
 GREY = "#9A9A9A"
 INK = "#222222"
+NO_BREAK = "\u00a0"
 
 
 class Look(TypedDict, total=False):
@@ -97,7 +98,7 @@ def quoted(text: str) -> str:
     >>> quoted(" a") == "'\\u00a0a'", quoted("\\u00a0")
     (True, "'·'")
     """
-    return f"'{' '.join(map(spelled, text.split(' ')))}'".replace(" ", "\u00a0")
+    return f"'{' '.join(map(spelled, text.split(' ')))}'".replace(" ", NO_BREAK)
 
 
 def _seen(character: str) -> str:
@@ -245,12 +246,18 @@ def _lines(text: str, longest: int | float) -> list[str]:
     """A text broken into lines, escaped. Wide characters count twice; the no-break spaces of `quoted` become spaces."""
     padded = "".join(f"{each}\0" if unicodedata.east_asian_width(each) in "WF" else each for each in text)
     lines = textwrap.wrap(padded, max(8, int(longest)), break_on_hyphens=False)
-    return [html.escape(line.replace("\0", "").replace("\u00a0", " "), quote=False) for line in lines]
+    return [html.escape(line.replace("\0", "").replace(NO_BREAK, " "), quote=False) for line in lines]
 
 
 def _broken(title: str | None, length: int | float) -> str | None:
-    """The title of an axis or a colour bar, broken where it is longer than its axis."""
-    return title and "<br>".join(_lines(html.unescape(title), max(length, 100) / 6.8))
+    """The title of an axis or a colour bar, broken where it is longer than its axis; unit and range stay together."""
+    if not title:
+        return title
+    longest, text = max(length, 100) / 6.8, html.unescape(title)
+    what, bracket, unit = text.rpartition(" (")
+    if what and len(unit) < longest:
+        text = f"{what}{bracket}{unit.replace(' ', NO_BREAK)}"
+    return "<br>".join(_lines(text, longest))
 
 
 def _span(axis: Any) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -257,6 +258,34 @@ def test_positions_are_whole_numbers_or_a_slice_of_them_in_any_direction():
     some = lp.LogitLens(positions=[1, 3]).run(model, TEXTS)
     assert "prompt 0, tokens 1, 3" in some.figure().layout.title.text
     assert "token 3)" in some.figure_paths(token=3).layout.title.text
+
+
+def test_a_text_without_its_space_is_warned_of_once_where_the_prompt_goes_on_with_a_space():
+    model = tiny.bridge("gpt2")
+    message = (
+        r"^LogitLens\(target=\.\.\.\) is 'the', the token without a space, and the prompts go on with a space: write "
+        r"' the' if you mean the next word$"
+    )
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("default")
+        for batch_size in (1, 2):
+            lp.LogitLens(target=["the", " the"]).run(model, TEXTS, batch_size=batch_size)
+    assert len(given) == 1 and re.search(message, str(given[0].message))
+    with pytest.warns(
+        UserWarning, match=r"DirectLogitAttribution\(against=\.\.\.\) is 'the', the token without a space"
+    ):
+        lp.DirectLogitAttribution(target=" the", against="the").run(model, TEXTS[1])
+    for target, prompt in ((" the", "He saw"), ("the", "He saw "), ("the", "He saw ("), ("the", [[5, 6, 220]])):
+        assert lp.LogitLens(target=target).run(model, prompt).log_prob.isfinite().all()  # warnings are errors here
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_text_that_is_one_token_with_its_space_only_is_refused_with_what_to_write():
+    message = (
+        r"\(target=\.\.\.\) must be the text of one token of tiny-gpt2; got 'and', which is read as .*: write ' and', "
+    )
+    with pytest.raises(ValueError, match=f"{message}with its leading space$"):
+        lp.LogitLens(target="and").run(tiny.bridge("gpt2"), TEXTS)
 
 
 def test_a_position_that_a_prompt_does_not_have_is_refused():

@@ -160,7 +160,7 @@ class DirectLogitAttributionResult(TokenResult):
         by_name = dict(zip(self.component, values, strict=True))
         if self.against is not None:
             target = f"{target} minus {target_name(self.against, self.vocab)}"
-        others = ", ".join(f"{name} {value:.2f}" for name, value in by_name.items() if not name.startswith("L"))
+        others = ", ".join(f"{name} {value:z.2f}" for name, value in by_name.items() if not name.startswith("L"))
         return figures.grid_with_bars(
             [[by_name[f"L{layer}{head}"] for head in self.head] for layer in self.layer],
             {

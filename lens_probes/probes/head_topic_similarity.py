@@ -236,7 +236,7 @@ class HeadTopicSimilarityResult(TopicResult):
             y_title="topic",
             colour_title="mean cosine (-1 to 1)",
             signed=True,
-            text=[[f"{value:.2f}" for value in row] for row in means],
+            text=[[f"{value:z.2f}" for value in row] for row in means],
             **look,
         )
 

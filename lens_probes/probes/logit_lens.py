@@ -150,7 +150,7 @@ class LogitLensResult(LayerTokenResult):
         so do divergences above 16. Sixty tokens are drawn, from number `first` on.
         """
         return self.draw_prompt(
-            "Logit lens: most probable entry per layer" if self.top_ids is not None else "Logit lens",
+            "Logit lens: most probable token per layer" if self.top_ids is not None else "Logit lens",
             prompt,
             quantity=quantity,
             first=first,

@@ -1,5 +1,6 @@
 """Targets of predictions: the token that follows, the token itself, the model's own choice, or fixed tokens."""
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -104,14 +105,19 @@ def _goes_on_with_a_space(tokens: Tokens) -> bool:
 
 
 def _warn_without_space(text: str, model: Tokenizing, says: str) -> None:
-    """Warn of the text of a token that has a twin with a leading space. Python shows a warning once."""
+    """Warn of the text of a token that has a twin with a leading space."""
     spaced = f" {text}"
     if text[0].isalnum() and _read(spaced, model)[1] == [spaced]:
-        warnings.warn(
+        _warn_once(
             f"{says} is {text!r}, the token without a space, and the prompts go on with a space: write {spaced!r} if "
-            f"you mean the next word",
-            stacklevel=2,
+            f"you mean the next word"
         )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A warning for the whole session: Python's own filter forgets it whenever somebody else's filter changes."""
+    warnings.warn(message, stacklevel=4)
 
 
 def check_targets(tokens: Tokens, targets: Tokens) -> None:
