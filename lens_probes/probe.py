@@ -44,7 +44,7 @@ def result_class(kind: type) -> Any:
     )
 
 
-NAMED = {Prompts: "Prompts", WordClasses | None: "WordClasses | None"}
+NAMED = {Prompts: "Prompts", WordClasses | None: "WordClasses | None"}  # pyright: ignore[reportOperatorIssue]
 """Types that help() shows by name."""
 
 
