@@ -392,7 +392,7 @@ def test_a_head_to_which_a_topic_is_less_alike_is_counted_below_0():
     result = planted(0, 3.0)
     table = result.test(permutations=19).assign(q=0.001, effect=[0.2, -0.2, 0.3, -0.1])
     figure = result.figure_test(table)
-    assert "q &lt; 0.05, 2 above 0 and 2 below, of 4" in figure.layout.title.text
+    assert "q &lt; 0.05 (2 positive and 2 negative of 4)" in figure.layout.title.text
     assert list(figure.data[0].text[0]) == ["*"] * 4
 
 

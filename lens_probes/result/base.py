@@ -203,7 +203,7 @@ class Result(Declared):
         says = table.attrs.get("effect", "effect")
         what, bracket, unit = says.rpartition(" (")
         up, down = (np.count_nonzero(found & side) for side in (effect > 0, effect < 0))
-        title = f"{Quantity(says).heading}\nstar: q < 0.05, {up} above 0 and {down} below, of {len(table)}"
+        title = f"{Quantity(says).heading}\nstar: q < 0.05 ({up} positive and {down} negative of {len(table)})"
         return self.draw_grid(
             values.to_numpy(float),
             Quantity(f"effect{bracket}{unit}" if what else "effect"),
