@@ -117,7 +117,7 @@ class AttentionPairResult(Result):
         of both keys together. The 95 % interval is Student's t over pairs; p is two-sided, by swapping the prompts of a
         pair.
         """
-        first, says = self._pairs(), self._contrast(quantity).title
+        says, first = self._contrast(quantity).title, self._pairs()
         on_keys = self.weight[:, :, torch.stack([first, first + 1]), :2].sum(-1).mean((2, 3))
         return paired(
             self.cells("layer", "head"),
@@ -135,9 +135,8 @@ class AttentionPairResult(Result):
         """Name and unit of the contrast of scores or weights."""
         if quantity not in ("score", "weight"):
             raise ValueError(f"quantity must be 'score' or 'weight'; got {brief(quantity)}")
-        first, second, *_ = self.key
-        says = f"effect of the cue on the {quantity} of “{first}” over “{second}”"
-        return Quantity(says, self.quantity(quantity).unit)
+        keys = " over ".join(f"“{key}”" for key in self.key[:2])
+        return Quantity(f"effect of the cue on the {quantity} of {keys}", self.quantity(quantity).unit)
 
     def _moved(self, quantity: str) -> Float[np.ndarray, "unit pair"]:
         """The contrast of each pair, layers and heads laid end to end."""

@@ -201,7 +201,7 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
     `target`: the token that really follows (`next`), the token itself (`own`), the model's own top-1 (`final`), or one
     token, by text (`" Mary"`, with its leading space) or id. `against`: the same, for a logit difference; None compares
     with the mean logit. `positions`: the tokens to ask about, such as `-1`, `"bank"` or `slice(1, None)`.
-    With `layers`, the heads and MLPs of the others come together as `other_layers`.
+    With `layers`, all other layers together are one component, `other_layers`.
 
     >>> import lens_probes as lp
     >>> result = lp.DirectLogitAttribution().run(lp.tiny.bridge(), "Time flies like an arrow.")

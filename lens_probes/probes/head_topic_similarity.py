@@ -10,7 +10,7 @@ Every head (or block, or state) has one vector x per prompt: the mean over its t
                  distance  1 - |x - y| / (|x| + |y|)          0 to 1, 1 for two zero vectors
 
 A head that does not respond to topics has a separation of 0, regardless of how similar its outputs are overall. (With
-templates it is slightly lower: a prompt's own topic has one other prompt less of its template.) `test` permutes the
+templates it is slightly below 0: its own topic has one prompt fewer of the same template to offer.) `test` permutes the
 topics. Prompts of a topic also share words, length and form: write them in templates that every topic has, and pass
 these as `groups`.
 

@@ -10,7 +10,7 @@ This is the projection kernel |U^T V|_F^2 of orthonormal bases U and V, divided 
 
 The mean overlap of two random subspaces is d_head / d_model, `null_mean`; 95 % of random pairs lie between `null_low`
 and `null_high`. Another baseline is `other_head`: the overlap of a head's keys with the values of the layer's other
-heads (NaN if there is a single head). The probe reads weights only: you can pass any prompt, and none changes a number.
+heads (NaN if there is a single head). The probe reads weights only: pass any prompt, it does not change the numbers.
 
 Source: the question what is lost if one vector serves as key and value is from Henry Dashwood, "How to Think About
 Self-Attention Intuitively"; principal angles: Bjorck and Golub 1973, doi.org/10.2307/2005662.
