@@ -12,9 +12,9 @@ would make of every vocabulary entry's embedding w:
     other_margin      = the largest margin of the earlier tokens s of the prompt                  -2 to 2
     null_other_margin = the margin of a random one of them
 
-A margin above 0 says that z is closer to an earlier token than to any vocabulary entry but that token's own. The earlier
-tokens s are not special and have other ids than the token; their values are those of the run, in context. An output that
-mixes few values is close to one of them in any model. To see what training adds, `compare_with` an untrained model.
+A margin above 0 says that z is closer to an earlier token than to any vocabulary entry but that token's own. The tokens
+s are not special and have other ids than the token; their values are those of the run, in context. An output that mixes
+few values is close to one of them in any model. To see what training adds, `compare_with` an untrained model.
 
 Embeddings have no positions here. Query heads of one key/value head share its values. Products are in float32. The
 probe raises where the values of the run are not W_V of the normed states.
