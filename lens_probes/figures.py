@@ -41,6 +41,7 @@ SMALLEST = 200  # pixels
 CHOSEN = "#0072B2"
 GREY = "#9A9A9A"
 INK = "#222222"
+NO_BREAK = "\u00a0"
 
 
 class Look(TypedDict, total=False):
@@ -97,7 +98,7 @@ def quoted(text: str) -> str:
     >>> quoted(" a") == "'\\u00a0a'", quoted("\\u00a0")
     (True, "'·'")
     """
-    return f"'{' '.join(map(spelled, text.split(' ')))}'".replace(" ", "\u00a0")
+    return f"'{' '.join(map(spelled, text.split(' ')))}'".replace(" ", NO_BREAK)
 
 
 def _seen(character: str) -> str:
@@ -245,12 +246,18 @@ def _lines(text: str, longest: int | float) -> list[str]:
     """A text broken into lines, escaped. Wide characters count twice; the no-break spaces of `quoted` become spaces."""
     padded = "".join(f"{each}\0" if unicodedata.east_asian_width(each) in "WF" else each for each in text)
     lines = textwrap.wrap(padded, max(8, int(longest)), break_on_hyphens=False)
-    return [html.escape(line.replace("\0", "").replace("\u00a0", " "), quote=False) for line in lines]
+    return [html.escape(line.replace("\0", "").replace(NO_BREAK, " "), quote=False) for line in lines]
 
 
 def _broken(title: str | None, length: int | float) -> str | None:
-    """The title of an axis or a colour bar, broken where it is longer than its axis."""
-    return title and "<br>".join(_lines(html.unescape(title), max(length, 100) / 6.8))
+    """The title of an axis or a colour bar, broken where it is longer than its axis; unit and range stay together."""
+    if not title:
+        return title
+    longest, text = max(length, 100) / 6.8, html.unescape(title)
+    what, bracket, unit = text.rpartition(" (")
+    if what and len(unit) < longest:
+        text = f"{what}{bracket}{unit.replace(' ', NO_BREAK)}"
+    return "<br>".join(_lines(text, longest))
 
 
 def _span(axis: Any) -> float:
@@ -497,28 +504,33 @@ def heatmap(
     text: Sequence[Sequence[str]] | None = None,
     hover: Sequence[Sequence[str]] | None = None,
     narrowest: int = 6,
+    null: tuple[str, Numbers] | None = None,
     **look: Unpack[Look],
 ) -> go.Figure:
     """A grid of numbers, rows from the top, with a text in each cell; wide ones are thinned to every nth column.
 
     What is below `low` or above `high` has their colour; `signed`: red below and blue above 0. No column is narrower
-    than `narrowest` pixels. `y`, `text` and `hover` must have gone through `visible` where they hold token text.
+    than `narrowest` pixels. `null`: the name and the numbers, one per row, of a last column that is set apart: what the
+    others are compared with; its texts are the last of each row. `y`, `text` and `hover` must have gone through
+    `visible` where they hold token text.
     """
     room = _asked(look, "width", 10_000) - 172 - 6.6 * _longest(y)
     step = math.ceil(len(x) / max(1, min(COLUMNS, room // narrowest)))
     kept = range((len(x) - 1) % step, len(x), step)  # the last column always
-    shown = _known([[row[i] for i in kept] for row in z])
-    cell = (46 if text else 22) * len(kept)
-    cell_width = (_asked(look, "width", max(cell, 460) + 260) - 172 - 6.6 * _longest(y)) / len(kept)
-    texts = [[_cut(row[i], max(2, cell_width // 5)) for i in kept] for row in text] if text else []
+    name, beside = ("", [()] * len(z)) if null is None else (null[0], [[value] for value in null[1]])
+    shown = _known([[*(row[i] for i in kept), *last] for row, last in zip(z, beside, strict=True)])
+    columns = len(kept) + (null is not None)
+    cell = (46 if text else 22) * columns
+    cell_width = (_asked(look, "width", max(cell, 460) + 260) - 172 - 6.6 * _longest(y)) / columns
+    rows = [[*(row[i] for i in kept), *row[len(x) :]] for row in text or ()]
+    texts = [[_cut(each, max(2, cell_width // 5)) for each in row] for row in rows]
     size = min(10.0, cell_width / (0.62 * max(map(_longest, texts), default=1) or 1))
-    x, y = _apart(x[i] for i in kept), _apart(y)
+    x, y = _apart([*(x[i] for i in kept), *([name] if null else [])]), _apart(y)
     figure = go.Figure(
         go.Heatmap(
-            z=[[value and math.log10(value + 1) for value in row] for row in shown] if logarithmic else shown,
+            **_cells(shown, logarithmic),
             x=x,
             y=y,
-            customdata=shown if logarithmic else None,
             **_colours(shown, colour_title, signed, low, high, logarithmic, not dark_is_high),
             text=texts if text and size >= 7 else None,
             texttemplate="%{text}" if text and size >= 7 else None,
@@ -535,11 +547,24 @@ def heatmap(
     if "template" not in look:
         figure.update_layout(plot_bgcolor="#E9E9E9")  # the colour of a missing value
     title = f"{title}; one column in {step}" if step > 1 else title
-    return _finish(figure, title, look, width=max(cell, 460) + 260, height=max(18 * len(y), 240))
+    figure = _finish(figure, title, look, width=max(cell, 460) + 260, height=max(18 * len(y), 240))
+    if null is not None:
+        border = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"color": GREY, "width": 3}}
+        figure.add_shape(x0=len(kept) - 0.5, x1=len(kept) - 0.5, **border)
+        if x[-1] not in (ticks := list(figure.layout.xaxis.tickvals)):
+            figure.update_xaxes(tickvals=[*ticks[:-1], x[-1]])
+    return figure
 
 
 def _hover(x_title: str, y_title: str, value: str = "z") -> str:
     return f"{y_title} %{{y}}, {x_title} %{{x}}: %{{{value}:.4g}}<extra></extra>"
+
+
+def _cells(shown: list[list[int | float | None]], logarithmic: bool) -> dict[str, Any]:
+    """The numbers of a grid; on a logarithmic scale their logarithms, and the numbers for the text on hovering."""
+    if not logarithmic:
+        return {"z": shown}
+    return {"z": [[value and math.log10(value + 1) for value in row] for row in shown], "customdata": shown}
 
 
 def _known(z: Sequence[Numbers]) -> list[list[int | float | None]]:
@@ -607,16 +632,19 @@ def small_grids(
     signed: bool = False,
     low: int | float | None = None,
     high: int | float | None = None,
+    dark_is_high: bool = True,
+    logarithmic: bool = False,
     tokens: bool = False,
+    text: Sequence[Sequence[Sequence[str]]] | None = None,
     **look: Unpack[Look],
 ) -> go.Figure:
     """Grids of numbers, one per panel, on one colour scale; `signed`: red below and blue above 0.
 
     Names of panels must have gone through `named`, and labels through `visible`. `tokens`: the columns are tokens, with
-    wide cells and their labels at a slant.
+    wide cells and their labels at a slant. `text`: what stands in each cell of each panel, where it fits.
     """
-    x, y, cell = _apart(x), _apart(y), 30 if tokens else 9
-    widest, tallest = (640, 640) if len(panels) == 1 else (420, 420) if tokens else (190, 270)
+    x, y, cell = _apart(x), _apart(y), 30 if tokens else 38 if text else 9
+    widest, tallest = (640, 640) if len(panels) == 1 else (420, 420) if tokens or text else (190, 270)
     wide, tall = (max(120, min(cell * len(x), widest)), max(120, min(cell * len(y), tallest)))
     most = (_asked(look, "width", 1200) - 170 - 6.6 * _longest(y)) // 120
     columns = max(1, int(min(5, len(panels), most)))
@@ -632,11 +660,22 @@ def small_grids(
         vertical_spacing=36 / (rows * (tall + 36)),
         subplot_titles=[_cut(name, panel / 6.8) for name, _ in panels],
     )
-    colours = _colours((row for _, z in panels for row in z), colour_title, signed, low, high)
+    every = [row for _, z in panels for row in _known(z)]
+    colours = _colours(every, colour_title, signed, low, high, logarithmic, not dark_is_high)
+    hover = _hover(x_title, y_title, "customdata" if logarithmic else "z")
+    longest = max((_longest(cells) for written in text or () for cells in written), default=1)
+    size = min(10.0, panel / len(x) / (0.62 * max(longest, 1)))
     for number, (name, z) in enumerate(panels):
         row, column = number // columns + 1, number % columns + 1
         grid = go.Heatmap(
-            z=_known(z), x=x, y=y, name=name, showscale=not number, hovertemplate=_hover(x_title, y_title), **colours
+            **_cells(_known(z), logarithmic),
+            x=x,
+            y=y,
+            name=name,
+            showscale=not number,
+            hovertemplate=hover,
+            **({"text": text[number], "texttemplate": "%{text}", "textfont_size": size} if text and size >= 7 else {}),
+            **colours,
         )
         figure.add_trace(grid, row=row, col=column)
         figure.update_xaxes(showticklabels=number + columns >= len(panels), row=row, col=column)

@@ -17,22 +17,29 @@ from torch import Tensor
 from lens_probes.maths.vocabulary import most_probable
 from lens_probes.model import ModelView, Norm
 from lens_probes.reading import Reading
+from lens_probes.text.places import Positions, rows_at
 from lens_probes.text.targets import target_ids, target_of
 
 
 @runtime_checkable
 class Attributing(Protocol):
-    """A probe that asks for a target, and for what it is compared with (None: the mean logit)."""
+    """A probe that asks for a target, for what it is compared with (None: the mean logit), and at which tokens."""
 
     @property
     def target(self) -> str | int: ...  # noqa: D102
     @property
     def against(self) -> str | int | None: ...  # noqa: D102
+    @property
+    def positions(self) -> Positions: ...  # noqa: D102
 
 
 class LogitDirection(NamedTuple):
-    """What final states say about targets: logit = state . direction + constant; `unknown` where there is no target."""
+    """What final states say about targets: logit = state . direction + constant; `unknown` where there is no target.
 
+    `rows`: the row numbers, in the reading, of the tokens that are asked about. They are the `token` axis here.
+    """
+
+    rows: Int[Tensor, " token"]
     target: str | tuple[int, ...]
     against: str | tuple[int, ...] | None
     texts: dict[int, str]
@@ -57,18 +64,18 @@ def check_linear(model: ModelView, asked: Attributing) -> None:
 
 def logit_direction(reading: Reading, asked: Attributing) -> LogitDirection:
     """The direction that each token's target reads in its final state, the final norm's scale at its true value."""
-    model = reading.model
-    last = reading[model.hook("resid_post", -1)].float()
+    model, rows = reading.model, rows_at(reading.tokens, asked.positions)
+    last = reading[model.hook("resid_post", -1)][rows].float()
     normed, norm, scale = model.normed(last), model.final_norm(), model.logit_scale
     weight, bias = model.unembedding, model.unembedding_bias.float()
 
     def ids_of(target: str | tuple[int, ...]) -> Int[Tensor, " token"]:
         if target == "final":
             return most_probable(normed, weight, bias)
-        return target_ids(reading.tokens, target)[:, 0].to(normed.device)
+        return target_ids(reading.tokens, target)[rows, 0].to(normed.device)
 
-    target = target_of(asked, "target", model)
-    against = None if asked.against is None else target_of(asked, "against", model)
+    target = target_of(asked, "target", model, reading.tokens)
+    against = None if asked.against is None else target_of(asked, "against", model, reading.tokens)
     ids = ids_of(target)
     if against is None:
         other, other_weight, other_bias = ids, _mean(weight), bias.mean()
@@ -78,6 +85,7 @@ def logit_direction(reading: Reading, asked: Attributing) -> LogitDirection:
     towards = scale * (weight[ids.clamp(min=0)].float() - other_weight)
     fixed = [i for each in (target, against) if isinstance(each, tuple) for i in each]
     return LogitDirection(
+        rows,
         target,
         against,
         model.texts_of(torch.tensor(fixed, dtype=torch.int64)),
@@ -87,16 +95,15 @@ def logit_direction(reading: Reading, asked: Attributing) -> LogitDirection:
     )
 
 
-def read_of_attention(
-    reading: Reading, layer: int, direction: Float[Tensor, "token d_model"]
-) -> Float[Tensor, "token d_model"]:
-    """What `direction` reads of the sum of a layer's heads: the same, or through the norm after attention (Gemma)."""
+def read_of_attention(reading: Reading, layer: int, asked: LogitDirection) -> Float[Tensor, "token d_model"]:
+    """What the direction reads of the sum of a layer's heads: itself, or through the norm after attention (Gemma)."""
     model = reading.model
     if (norm := model.attention_norm(layer)) is None:
-        return direction
-    z, W_O = reading[model.hook_z(layer)].float(), model.W_O(layer).float()
+        return asked.direction
+    z, W_O = reading[model.hook_z(layer)][asked.rows].float(), model.W_O(layer).float()
     before = einsum(z, W_O, "token head d_head, head d_head d_model -> token d_model") + model.output_bias(layer)
-    return frozen(norm, before, reading[model.hook("attn_out", layer)].float()).read(direction)
+    after = reading[model.hook("attn_out", layer)][asked.rows].float()
+    return frozen(norm, before, after).read(asked.direction)
 
 
 def _mean(rows: Float[Tensor, "vocab d_model"]) -> Float[Tensor, " d_model"]:

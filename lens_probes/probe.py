@@ -19,7 +19,7 @@ from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView, StackView, differentiating, text_view, undisturbed
 from lens_probes.reading import Cache, Reading, batches, cached, pad
 from lens_probes.result import Provenance, Result, provenance, schema
-from lens_probes.settings import check_settings
+from lens_probes.settings import Plain, check_settings, show_plain_fields, show_plain_types
 from lens_probes.text.prompts import Prompts, Tokens, prompt_table, tokenize
 from lens_probes.text.words import WordClasses
 
@@ -44,6 +44,10 @@ def result_class(kind: type) -> Any:
     )
 
 
+NAMED = {Prompts: "Prompts", WordClasses | None: "WordClasses | None"}  # pyright: ignore[reportOperatorIssue]
+"""Types that help() shows by name."""
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
     """A question about a model. Subclasses are frozen dataclasses; their fields are settings, checked on creation."""
@@ -51,6 +55,10 @@ class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         dataclass(frozen=True, repr=False)(cls)
+        show_plain_fields(cls)
+        for name in ("run", "from_cache", "hook_names"):
+            if inspect.isfunction(method := vars(cls).get(name)):
+                setattr(cls, name, _OfOne(method))
         # The method card stands once, at the top of the file; help() of the class shows it.
         card, own = sys.modules[cls.__module__].__doc__ or "", inspect.cleandoc(cls.__doc__ or "")
         result = result_class(cls)
@@ -69,6 +77,38 @@ class Asked(abc.ABC):  # noqa: B024  (its children have abstract methods)
             """Settings are checked before anything else is done with them."""
             check_settings(cls, args, kwargs)
             return super().__new__(cls)
+
+
+class _OfOne:
+    """A method that asks a question. Called on the class, whose settings are not known yet, it says so by name."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        show_plain_types(method, method.__annotations__, NAMED)
+        self.method = method
+        functools.update_wrapper(self, method)  # pyright: ignore[reportArgumentType]
+
+    def __get__(self, one: Any, kind: type) -> Callable[..., Any]:
+        if one is not None:
+            return self.method.__get__(one, kind)
+
+        @functools.wraps(self.method)
+        def refused(*given: Any, **named: Any) -> NoReturn:
+            raise TypeError(
+                f"{kind.__name__} must be made before it is asked; got the class: write "
+                f"{kind.__name__}({_needed(kind)}).{self.method.__name__}(...)"
+            )
+
+        shown = inspect.signature(self.method)  # help() of the class shows its own result
+        if shown.return_annotation == "R" and (result := result_class(kind)):
+            shown = shown.replace(return_annotation=Plain(result.__name__))
+        refused.__signature__ = shown  # pyright: ignore[reportAttributeAccessIssue]
+        return refused
+
+
+def _needed(kind: type) -> str:
+    """The settings that must be given."""
+    parameters = inspect.signature(kind).parameters.values()
+    return ", ".join(each.name for each in parameters if each.default is each.empty)
 
 
 def _shown(setting: Any) -> str:
@@ -327,6 +367,9 @@ def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: b
     return Reading(view, batch, found, mask, _logits=logits)
 
 
+show_plain_types(run, run.__annotations__, NAMED)
+
+
 def check_probes(probes: Any) -> None:
     """Raise unless these are a list of probes that are made."""
     if hasattr(probes, "measure"):
@@ -381,9 +424,9 @@ class Experiment(Asked, Generic[R]):
     """
 
     def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
         if "run" in vars(cls):
             cls.run = _by_itself(cls.run)
+        super().__init_subclass__()
 
     @abc.abstractmethod
     def run(self, model: Any, prompts: Any, *, progress: bool = True) -> R:

@@ -18,11 +18,15 @@ from lens_probes.messages import brief
 
 
 class Allowed(NamedTuple):
-    """What a value must be besides its type: in words, and as a function."""
+    """What a value must be besides its type: in words, and as a function.
+
+    `kind` is how help() shows the type, where that is shorter.
+    """
 
     says: str
     holds: Callable[[Any], bool]
     restricts: bool = True
+    kind: str = ""
 
 
 def at_least(n: int) -> Allowed:
@@ -56,22 +60,10 @@ Rate = Annotated[float, above(0)]
 Share = Annotated[float, between(0, 1)]
 Seed = Annotated[int, at_least(0)]
 Units = Annotated[Sequence[int], described("a list of whole numbers, such as [3] or range(8)")]
-Positions = Annotated[
-    Sequence[int] | slice | None,
-    Allowed(
-        "a list of positions such as [-1], a slice of whole numbers, or None",
-        lambda value: (
-            not isinstance(value, slice)
-            or (all(n is None or type(n) is int for n in (value.start, value.stop, value.step)) and value.step != 0)
-        ),
-        restricts=False,
-    ),
-]
-"""Which tokens of each prompt: their positions (negative ones count from the end), or None for all."""
 if TYPE_CHECKING:
     Layers = Sequence[int] | slice | None
-else:
-    Layers = Any  # checked by the view of a model, which knows the number of layers
+else:  # checked by the view of a model, which knows the number of layers
+    Layers = Annotated[Any, Allowed("layers", lambda value: True, False, "Sequence[int] | slice | None")]
 """Layer numbers (negative ones count from the end), or None for all layers."""
 
 
@@ -155,6 +147,52 @@ def fits(value: Any, hint: Any) -> bool:
             isinstance(value, Sequence) and not isinstance(value, str) and all(fits(each, options[0]) for each in value)
         )
     return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
+
+
+class Plain(str):
+    """A text that prints without quotes, where help() shows a type."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def plain_type(hint: Any) -> str:
+    """An annotation as help() shows it: without what only a check needs.
+
+    >>> plain_type(Positive | None), plain_type(Literal["a", "b"]), plain_type(Sequence[int]), plain_type(Layers)
+    ('int | None', "'a' | 'b'", 'Sequence[int]', 'Sequence[int] | slice | None')
+    """
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return next(
+            (note.kind for note in options[1:] if isinstance(note, Allowed) and note.kind), plain_type(options[0])
+        )
+    if origin in (Union, UnionType):
+        return " | ".join(dict.fromkeys(map(plain_type, options)))
+    if origin is Literal:
+        return " | ".join(map(repr, options))
+    if hint in (None, NoneType, ...):
+        return "..." if hint is ... else "None"
+    name = getattr(origin or hint, "__name__", str(hint))
+    inside = ", ".join(plain_type(option) for option in options if option is not Any)
+    return f"{name}[{inside}]" if inside and name != "Callable" else name
+
+
+def show_plain_types(function: Any, hints: Mapping[str, Any], named: Mapping[Any, str] | None = None) -> None:
+    """Let help() show a function's parameters with `plain_type`. Type checkers read the source.
+
+    `named`: annotations that have a name, which is shown instead.
+    """
+    shown, names = inspect.signature(function), named or {}
+    plain = {name: Plain(names[hint] if hint in names else plain_type(hint)) for name, hint in hints.items()}
+    parameters = [each.replace(annotation=plain.get(each.name, each.annotation)) for each in shown.parameters.values()]
+    returned = plain.get("return", shown.return_annotation)
+    function.__signature__ = shown.replace(parameters=parameters, return_annotation=returned)
+
+
+def show_plain_fields(kind: type) -> None:
+    """The same for a dataclass: help() of the class begins with its fields."""
+    show_plain_types(kind.__init__, {each.name: each.type for each in dataclasses.fields(kind)})
 
 
 def _is_restricted(hint: Any) -> bool:

@@ -82,6 +82,22 @@ def test_one_result_is_not_merged_and_one_is_told_how_to_merge_two(ranks):
     assert len(lp.RankShiftResult.merge(several).token) == 2 * len(ranks.token)
 
 
+def test_layers_and_heads_are_named_by_number_or_label_and_titles_name_them_once(gpt2):
+    attention, similarity, pair = (ASKED[name](gpt2) for name in ("attention", "similarity", "pair"))
+    draws = (
+        (attention.figure_head, "of L1H2, prompt 0"),
+        (similarity.figure_topics, "two topics, L1H2"),
+        (similarity.figure_prompts, "(cosine), L1H2"),
+        (similarity.figure_values, "of L1H2 per prompt"),
+        (pair.figure_terms, "L1H2, prompt 0"),
+    )
+    for draw, named in draws:
+        first, *others = (draw(layer, head) for layer, head in ((1, 2), ("1", "H2"), ("1", 2), (1, "2")))
+        assert named in first.layout.title.text and all(each == first for each in others)
+    assert attention.figure_heads([(1, "H2"), ("2", 3)]).layout.annotations[1].text == "L2H3"
+    assert torch.equal(pair.written(gpt2, "1", "H2"), pair.written(gpt2, 1, 2))
+
+
 # A word in place of a position
 
 

@@ -188,7 +188,9 @@ def test_what_cannot_be_asked_is_said(monkeypatch):
 def test_figures_draw_every_token_and_equal_ones_apart():
     result = lp.AttentionPatterns(keep_patterns=True).run(tiny.bridge("gpt2"), [TEXT, "<b> a " * 8])
     (grid,) = result.figure("previous_token").data
-    assert [list(row) for row in grid.z] == result.mean_of("previous_token").tolist()
+    assert [list(row[:-1]) for row in grid.z] == result.mean_of("previous_token").tolist()
+    uniform = float(result.uniform[list(STATISTICS).index("previous_token")])
+    assert [row[-1] for row in grid.z] == [uniform] * 3 and grid.x[-1] == "null"
     two = result.figure_heads([(0, 1), (2, 3)])
     assert [np.asarray(panel.z).shape for panel in two.data] == [(n := len(result.token.rows(0)), n)] * 2
     assert np.allclose(np.asarray(two.data[1].z), result.pattern(0)[2, 3])
@@ -196,7 +198,7 @@ def test_figures_draw_every_token_and_equal_ones_apart():
     assert np.allclose(np.asarray(one.data[0].z), result.pattern(0)[1, :, 3])
     texts = [figure.layout.title.text for figure in (result.figure("distance"), two, one)]
     queries = int(result.queries[list(STATISTICS).index("distance")].sum())
-    assert texts[0].startswith("<b>Mean distance from query to key (uniform attention: ")
+    assert texts[0].startswith("<b>Mean distance from query to key (null: uniform attention, ")
     assert f"; {queries:,} queries)" in texts[0] and "Attention of L0H1, L2H3, prompt 0" in texts[1]
     assert "Attention of ' ca', token 3 of prompt 0, in layer 1" in texts[2]
     hostile = result.figure_head(0, 0, prompt=1)

@@ -55,10 +55,12 @@ SETTINGS: dict[str, list[Case]] = {
         Case(lp.DirectLogitAttribution()),
         Case(lp.DirectLogitAttribution(target=3, layers=[2])),
         Case(lp.DirectLogitAttribution(target=" the", against="final")),
+        Case(lp.DirectLogitAttribution(positions=[0, -2])),
     ],
     "SourceAttribution": [
         Case(lp.SourceAttribution(layers=[0, 2])),
         Case(lp.SourceAttribution(target=" the", against=7)),
+        Case(lp.SourceAttribution(target="own", positions=slice(1, -1))),
     ],
     "EmbeddingDensity": [Case(lp.EmbeddingDensity(k=3))],
     "FeatureVisualization": [
@@ -98,6 +100,7 @@ SETTINGS: dict[str, list[Case]] = {
         Case(lp.LogitLens(target="final", top_k=0, layers=[1])),
         Case(lp.LogitLens(target=[3, 50], layers=[0, -1])),
         Case(lp.LogitLens(target=7, top_k=1)),
+        Case(lp.LogitLens(positions=-2)),
         Case(lp.LogitLens(), lambda: tiny.bridge("bart")),
     ],
     "MaxActivatingTokens": [

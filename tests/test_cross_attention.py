@@ -209,6 +209,7 @@ def test_figures_show_source_tokens_by_the_target_tokens_they_predict():
     assert np.allclose(np.asarray(every.data[0].z), result.pattern(0).mean((0, 1))[:-1])
     assert "mean over the heads of layer 1, prompt 0" in mean.layout.title.text
     (values,) = result.figure("distance").data
-    assert [list(row) for row in values.z] == result.mean_of("distance").tolist()
+    assert [list(row[:-1]) for row in values.z] == result.mean_of("distance").tolist()
+    assert [row[-1] for row in values.z] == [float(result.uniform[result.statistic.index("distance")])] * 3
     (hostile,) = result.figure_mean(3).data
     assert not any("<b>" in text or "<i>" in text for text in (*hostile.x, *hostile.y))

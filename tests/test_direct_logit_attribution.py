@@ -15,6 +15,7 @@ from lens_probes.model import Norm
 from lens_probes.text.targets import asked_about
 
 TEXTS = ["Time flies like an arrow.", "The cat, which nobody had fed, slept on the mat all day."]
+LIKE = ["Time flies like an arrow.", "The cat, which nobody had fed, slept like a dog."]  # of unequal length
 
 
 def centred_logits(model, tokens):
@@ -78,6 +79,67 @@ def test_the_layers_that_were_not_asked_for_come_together():
     together = sum(whole.of_component(name) for name in others)
     torch.testing.assert_close(part.of_component("other_layers"), together, rtol=0, atol=1e-4, equal_nan=True)
     torch.testing.assert_close(part.of_component("L1H3"), whole.of_component("L1H3"), rtol=0, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("target", ["next", "final", 17])
+def test_positions_are_columns_of_the_whole_result(target, decoder):
+    model = decoder.build(padding_side="left") if target == "final" else decoder.build()
+    whole = lp.DirectLogitAttribution(target=target).run(model, LIKE)
+    of = [whole.token.rows(prompt) for prompt in (0, 1)]
+    like = [whole.token.row(prompt, "like") for prompt in (0, 1)]
+    for positions, rows in (
+        (-1, [each[-1] for each in of]),
+        ("like", like),
+        ([0, "like"], sorted([*like, *(each[0] for each in of)])),
+        (slice(1, -1), [row for each in of for row in each[1:-1]]),
+    ):
+        some = lp.DirectLogitAttribution(target=target, positions=positions).run(model, LIKE)
+        assert some.token.position.tolist() == whole.token.position[rows].tolist()
+        assert some.words().text == tuple(whole.words().text[row] for row in rows)
+        for name in ("contribution", "total"):
+            expected = getattr(whole, name)[..., rows]
+            torch.testing.assert_close(getattr(some, name), expected, rtol=0, atol=1e-4, equal_nan=True)
+
+
+def test_a_position_is_that_of_transformerlens():
+    analysis = pytest.importorskip(
+        "transformer_lens.tools.analysis", reason="this TransformerLens has no direct logit attribution"
+    )
+    model = tiny.bridge("gpt2", processed=True)
+    ids = model.to_tokens(TEXTS[1])
+    for pos in (-1, 3):
+        own = lp.DirectLogitAttribution(target=17, against=30, positions=pos).run(model, ids)
+        theirs = analysis.direct_logit_attribution(
+            model, ids, answer_tokens=17, incorrect_tokens=30, unit="head", pos=pos
+        )
+        heads = dict(zip(theirs.labels, theirs.attribution.flatten().tolist(), strict=True))
+        for component in (f"L{layer}H{head}" for layer in range(3) for head in range(4)):
+            assert float(own.of_component(component)) == pytest.approx(heads[component], abs=1e-4)
+
+
+def test_the_components_of_one_token_are_sorted_by_size_and_sum_to_its_total():
+    result = lp.DirectLogitAttribution(target=17, against=30).run(tiny.bridge("gpt2"), TEXTS)
+    table, row = result.components("mat", prompt=1), result.token.row(1, "mat")
+    assert list(table) == ["component", "contribution", "share"]
+    assert table["contribution"].abs().is_monotonic_decreasing and set(table["component"]) == set(result.component)
+    by_name = table.set_index("component")["contribution"]
+    assert by_name["L1H3"] == pytest.approx(float(result.of_component("L1H3")[row]))
+    assert by_name.sum() == pytest.approx(float(result.total[row]), abs=1e-4)
+    assert table["share"].sum() == pytest.approx(1, abs=1e-3)
+    some = lp.DirectLogitAttribution(target=17, against=30, positions=["mat"]).run(tiny.bridge("gpt2"), TEXTS[1])
+    assert some.components(token=-1)["contribution"].tolist() == pytest.approx(table["contribution"].tolist(), abs=1e-4)
+    with pytest.raises(
+        ValueError, match=r"the token must have a target; token \d+ is the last of prompt 0: ask an ear"
+    ):
+        lp.DirectLogitAttribution().run(tiny.bridge("gpt2"), TEXTS).components(-1)
+
+
+def test_a_small_difference_at_one_token_is_not_taken_for_a_missing_part():
+    model = tiny.bridge("gpt2", dtype=torch.bfloat16)
+    whole = lp.DirectLogitAttribution(target=17, against=30).run(model, TEXTS)
+    smallest = int(whole.total[whole.token.rows(1)].abs().argmin())
+    alone = lp.DirectLogitAttribution(target=17, against=30, positions=smallest).run(model, TEXTS[1])
+    assert float(alone.total) == pytest.approx(float(whole.total[whole.token.rows(1)[smallest]]), abs=1e-2)
 
 
 def test_in_bfloat16_the_parts_sum_to_the_models_own_rounding():

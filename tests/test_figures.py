@@ -183,6 +183,14 @@ def test_a_title_is_broken_at_the_width_and_has_room_above_the_plot(width):
     assert "color" not in figure.layout.title.text  # the template's own, on black too
 
 
+@pytest.mark.parametrize("height", [350, 450, 600])
+def test_the_unit_and_range_of_an_axis_stay_together_where_its_title_is_broken(height):
+    panels = {"log-probability of the target, of all tokens of the prompt (nats, at most 0)": [Line("a", [1, 2])]}
+    title = figures.lines(panels, ["0", "1"], title="t", x_title="x", height=height).layout.yaxis.title.text
+    assert "(nats, at most 0)" in title and title.replace("<br>", " ") == next(iter(panels))
+    assert max(map(len, title.split("<br>"))) <= max(100, height) / 6.8
+
+
 def test_a_token_in_a_title_keeps_its_space_and_the_line_does_not_end_there():
     figure = draw_lines(f"{'x' * 20} to {figures.quoted(' <Mary')}", width=250)
     assert [html.unescape(line) for line in re.findall("<b>(.*?)</b>", figure.layout.title.text)] == [

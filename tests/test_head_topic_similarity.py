@@ -65,6 +65,16 @@ def of_vectors(vectors, topics, **fields):
 # What is collected
 
 
+def test_a_table_without_a_name_has_the_mean_cosine_of_every_pair_of_topics():
+    result = lp.HeadTopicSimilarity(layers=[1]).run(tiny.bridge("gpt2"), TOPICS)
+    table = result.to_frame()
+    assert list(table) == ["layer", "head", "topic", "other_topic", "mean_cosine"]
+    assert len(table) == 4 * len(TOPICS) ** 2
+    torch.testing.assert_close(result.mean_cosine, result.topic_similarity())
+    sums = lp.HeadTopicSimilarity(layers=[1], keep_vectors=False).run(tiny.bridge("gpt2"), TOPICS)
+    assert sums.to_frame()["mean_cosine"].tolist() == pytest.approx(table["mean_cosine"].tolist(), abs=1e-5)
+
+
 def test_a_heads_vector_is_the_mean_of_its_outputs_without_special_tokens(decoder):
     model = decoder.build()
     text = TOPICS["animals"][2]
@@ -382,7 +392,7 @@ def test_a_head_to_which_a_topic_is_less_alike_is_counted_below_0():
     result = planted(0, 3.0)
     table = result.test(permutations=19).assign(q=0.001, effect=[0.2, -0.2, 0.3, -0.1])
     figure = result.figure_test(table)
-    assert "q &lt; 0.05, 2 above 0 and 2 below, of 4" in figure.layout.title.text
+    assert "q &lt; 0.05 (2 positive and 2 negative of 4)" in figure.layout.title.text
     assert list(figure.data[0].text[0]) == ["*"] * 4
 
 

@@ -206,9 +206,11 @@ def test_tokens_have_the_same_control_in_any_company(gpt2):
 def test_figures_show_what_is_stored(gpt2):
     result = by_hand(gpt2)
     spoken = ~result.token.special
-    grid = result.figure().data[0]
+    grid, null = result.figure().data
     assert grid.text[0][1] == f"{np.median(result.rank[0, 1, spoken].numpy()):,.0f}"
     assert list(grid.customdata[1]) == [np.median(result.rank[1, head, spoken].numpy()) for head in range(4)]
+    known = result.null_rank[1, :, spoken]
+    assert list(null.customdata[1]) == [np.median(each[each >= 0].numpy()) for each in known]
     control = np.median(result.null_rank[..., spoken][result.null_rank[..., spoken] >= 0].numpy())
     assert f"{control:,.0f}" in result.figure().layout.title.text
     table, panels = result.by_other(), result.figure_others().data

@@ -85,6 +85,7 @@ def test_raw_and_processed_weights_overlap_alike(architecture):
 def test_the_figure_names_what_chance_gives():
     result = lp.KeyValueOverlap(layers=[2]).run(tiny.bridge("qwen3"), "Any.")
     figure = result.figure()
-    assert [list(row) for row in figure.data[0].z] == result.overlap.tolist()
-    assert [list(row) for row in figure.data[0].text] == [[f"{x:.2f}" for x in row] for row in result.overlap.tolist()]
-    assert f"random subspaces: {float(result.null_mean):.3f}, 95 %" in figure.layout.title.text
+    drawn = torch.cat([result.overlap, result.null_mean.expand(1, 1)], dim=1).tolist()
+    assert [list(row) for row in figure.data[0].z] == drawn
+    assert [list(row) for row in figure.data[0].text] == [[f"{x:.2f}" for x in row] for row in drawn]
+    assert f"(null: random subspaces, {float(result.null_mean):.3f}, 95 %" in figure.layout.title.text

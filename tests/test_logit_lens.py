@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -246,17 +247,51 @@ def test_positions_are_whole_numbers_or_a_slice_of_them_in_any_direction():
     forward, back = (lp.LogitLens(positions=slice(None, None, step)).run(model, TEXTS) for step in (2, -1))
     assert forward.token.position[:2].tolist() == [0, 2]
     assert torch.equal(back.log_prob.nan_to_num(), lp.LogitLens().run(model, TEXTS).log_prob.nan_to_num())
-    for positions in (slice(None, None, 0), slice("a"), [1.5], "a", 3):
-        with pytest.raises((TypeError, ValueError), match=r"LogitLens\(positions=\.\.\.\) must be a list of positions"):
+    for positions in (slice(None, None, 0), slice("a"), [1.5], [], True):
+        with pytest.raises(
+            ValueError, match=r"LogitLens\(positions=\.\.\.\) must be a position such as -1, a word, a list of these, a"
+        ):
             lp.LogitLens(positions=positions)
+    for place in (3, "flies"):
+        one, several = (lp.LogitLens(positions=each).run(model, TEXTS[0]) for each in (place, [place]))
+        assert torch.equal(one.log_prob, several.log_prob) and len(one.token) == 1
     some = lp.LogitLens(positions=[1, 3]).run(model, TEXTS)
     assert "prompt 0, tokens 1, 3" in some.figure().layout.title.text
     assert "token 3)" in some.figure_paths(token=3).layout.title.text
 
 
+def test_a_text_without_its_space_is_warned_of_once_where_the_prompt_goes_on_with_a_space():
+    model = tiny.bridge("gpt2")
+    message = (
+        r"^LogitLens\(target=\.\.\.\) is 'the', the token without a space, and the prompts go on with a space: write "
+        r"' the' if you mean the next word$"
+    )
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("default")
+        for batch_size in (1, 2):
+            lp.LogitLens(target=["the", " the"]).run(model, TEXTS, batch_size=batch_size)
+    assert len(given) == 1 and re.search(message, str(given[0].message))
+    with pytest.warns(
+        UserWarning, match=r"DirectLogitAttribution\(against=\.\.\.\) is 'the', the token without a space"
+    ):
+        lp.DirectLogitAttribution(target=" the", against="the").run(model, TEXTS[1])
+    # Warnings are errors here. Each target is a new one: what was said once is not said again.
+    for target, prompt in ((" the", "He saw"), ("in", "He saw "), ("it", "He saw ("), ("on", "He saw -")):
+        assert lp.LogitLens(target=target).run(model, prompt).log_prob.isfinite().all()
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_text_that_is_one_token_with_its_space_only_is_refused_with_what_to_write():
+    message = (
+        r"\(target=\.\.\.\) must be the text of one token of tiny-gpt2; got 'and', which is read as .*: write ' and', "
+    )
+    with pytest.raises(ValueError, match=f"{message}with its leading space$"):
+        lp.LogitLens(target="and").run(tiny.bridge("gpt2"), TEXTS)
+
+
 def test_a_position_that_a_prompt_does_not_have_is_refused():
     model = tiny.bridge("gpt2")
-    with pytest.raises(ValueError, match=r"positions must be in every prompt; got \[99\], and prompt 0 has"):
+    with pytest.raises(ValueError, match=r"a position must be within every prompt; got 99, and '"):
         lp.LogitLens(positions=[99]).run(model, TEXTS)
     some = lp.LogitLens(positions=[1, 3]).run(model, TEXTS)
     with pytest.raises(ValueError, match="token 2 is out of range: prompt 0 has tokens 1 to 3"):

@@ -20,6 +20,13 @@ from lens_probes.probe import Experiment, Probe
 from lens_probes.registry import ENTRY_POINTS, _probes, list_probes, siblings
 from lens_probes.result import FORMAT, Result
 
+NEEDED = {
+    "AttentionPair": "query, keys",
+    "FeatureVisualization": "layer, units",
+    "ImageReconstruction": "layer",
+    "InputReconstruction": "layer",
+    "MaxActivatingTokens": "layer",
+}
 PACKAGE = Path(lp.__file__).parent
 PLUGIN = Path(__file__).parent / "example_plugin"
 
@@ -123,6 +130,22 @@ def test_a_probes_own_run_takes_what_run_takes() -> None:
     assert list(settings(Probe.from_cache)) == ["attention_mask", "prepend_bos", "word_class"]
     assert settings(lp.TextExperiment.run) == {"prepend_bos": None, "word_class": None, "progress": True}
     assert settings(Probe.run) == {"prepend_bos": None, "word_class": None, "batch_size": None, "progress": True}
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kind in siblings().items() if not issubclass(kind, Result)))
+def test_a_class_that_is_run_as_if_it_were_made_is_told_how_to_make_it(name: str) -> None:
+    kind: Any = siblings()[name]
+    needed = NEEDED.get(name, "")
+    methods = ("run", "from_cache", "hook_names") if issubclass(kind, Probe) else ("run",)
+    for method in methods:
+        for given in ((), ("model",), ("model", "text")):
+            with pytest.raises(
+                TypeError,
+                match=re.escape(
+                    f"{name} must be made before it is asked; got the class: write {name}({needed}).{method}(...)"
+                ),
+            ):
+                getattr(kind, method)(*given)
 
 
 # Those of others

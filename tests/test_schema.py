@@ -261,6 +261,92 @@ def test_grids_and_lines_are_drawn_from_their_axes_and_others_are_asked_for() ->
         OddResult(value=torch.zeros(2, 2)).figure()
 
 
+class NullGridResult(Result):
+    """Grids whose nulls are one number, one per layer, and one per cell."""
+
+    headline = "cell"
+    layer: tuple[str, ...]
+    head: tuple[str, ...]
+    cell: Float[Tensor, "layer head"] = measured("share of a cell", low=0, high=1, null="chance")
+    row: Float[Tensor, "layer head"] = measured("share of a row", low=0, null="by_layer")
+    one: Float[Tensor, "layer head"] = measured("size", unit="nats", null="number")
+    chance: Float[Tensor, "layer head"] = measured("share in chance's cell", low=0, high=1)
+    by_layer: Float[Tensor, " layer"] = measured("share in chance's row", low=0)
+    number: Float[Tensor, ""] = measured("size by chance", unit="nats")
+
+
+def null_grid() -> NullGridResult:
+    return NullGridResult(
+        layer=("0", "1"),
+        head=("H0", "H1", "H2"),
+        cell=torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]),
+        row=torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]),
+        one=torch.tensor([[-1.0, 2.0, 0.0], [0.0, 1.0, -2.0]]),
+        chance=torch.full((2, 3), 0.25),
+        by_layer=torch.tensor([0.7, 0.8]),
+        number=torch.tensor(3.0),
+    )
+
+
+def test_a_grid_has_a_null_of_one_number_or_of_one_per_layer_in_a_last_column_on_the_same_colours() -> None:
+    for name, last in (("row", [0.7, 0.8]), ("one", [3.0, 3.0])):
+        result = null_grid()
+        (drawn,) = result.grid(name, "title").data
+        assert [row[-1] for row in drawn.z] == pytest.approx(last)
+        assert [list(row[:-1]) for row in drawn.z] == pytest.approx(getattr(result, name).numpy())
+        assert drawn.x == ("H0", "H1", "H2", "null") and drawn.zmax >= max(last)
+    figure = null_grid().grid("one", "Sizes")
+    assert "null: size by chance" in figure.layout.title.text
+    (border,) = figure.layout.shapes
+    assert border.x0 == border.x1 == 2.5
+
+
+def test_the_column_of_the_null_is_named_however_many_others_are_left_out() -> None:
+    n = 100
+    result = NullGridResult(
+        **{name: getattr(null_grid(), name) for name in ("by_layer", "number", "layer")},
+        head=tuple(f"H{i}" for i in range(n)),
+        **{name: torch.linspace(0, 1, 2 * n).reshape(2, n) for name in ("cell", "row", "one", "chance")},
+    )
+    for width in (400, 700):
+        axis = result.grid("one", "title", width=width).layout.xaxis
+        assert axis.categoryarray[-1] == axis.tickvals[-1] == "null"
+        assert "one column in " in result.grid("one", "title", width=width).layout.title.text
+
+
+def test_a_grid_with_a_null_per_cell_stands_beside_it_on_the_same_colours() -> None:
+    result = null_grid()
+    cells, chance = result.figure().data
+    assert np.allclose(cells.z, result.cell.numpy()) and np.allclose(chance.z, result.chance.numpy())
+    assert (cells.zmin, cells.zmax) == (chance.zmin, chance.zmax) == (0, 1)
+    names = [note.text for note in result.figure().layout.annotations]
+    assert names == ["share of a cell", "null"] and "null: share in chance's cell" in result.figure().layout.title.text
+
+
+def test_texts_of_cells_are_those_of_the_null_too() -> None:
+    result = null_grid()
+    drawn = {"quantity": result.quantity("one"), "title": "t", "text": "{:.1f}".format}
+    (column,) = result.draw_grid(result.one, null=("null", result.number), **drawn).data
+    assert list(column.text[0]) == ["-1.0", "2.0", "0.0", "3.0"]
+    own, beside = result.draw_grid(result.cell, null=("null", result.chance), **drawn).data
+    assert list(own.text[1]) == ["0.4", "0.5", "0.6"] and list(beside.text[1]) == ["0.2"] * 3
+    assert result.draw_grid(result.cell, null=("null", result.chance), **drawn, width=200).data[0].text is None
+
+
+class NullLineResult(Result):
+    """One number per layer, and what it is by chance."""
+
+    layer: tuple[str, ...]
+    share: Float[Tensor, " layer"] = measured("share of all", low=0, high=1, null="chance")
+    chance: Float[Tensor, ""] = measured("share by chance", low=0, high=1)
+
+
+def test_a_line_over_layers_has_its_null_dashed() -> None:
+    own, null = NullLineResult(layer=("0", "1"), share=torch.tensor([0.2, 0.5]), chance=torch.tensor(0.5)).figure().data
+    assert (list(null.y), null.name, null.line.dash) == ([0.5, 0.5], "share by chance", "dash")
+    assert own.line.dash is None
+
+
 def test_a_title_has_the_question_the_conditions_and_the_model() -> None:
     class AtResult(LineResult):
         """With a condition."""

@@ -1,11 +1,15 @@
 """What source tokens contribute to a logit: sums, an independent reference, what is refused."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from reference import skip_where_transformerlens_breaks
 
 import lens_probes as lp
 from lens_probes.examples import tiny
+
+HAS_HOOKED = version("transformer-lens").startswith("3.")
 
 TEXTS = ["The cat sat on the mat.", "Snow fell on the orchard all day."]
 
@@ -71,6 +75,48 @@ def test_the_table_lists_sources_by_the_size_of_what_they_add() -> None:
     by_position = table.set_index("position")["contribution"].sort_index()
     assert by_position.tolist() == pytest.approx(result.pattern()[1, 2, 3, :4].tolist())
     assert result.sources(1, 2, 3).equals(table)
+
+
+@pytest.mark.parametrize("maker", ["bridge", "hooked"])
+@pytest.mark.parametrize("target", ["next", " the"])
+def test_positions_are_rows_of_the_whole_pattern(maker: str, target: str) -> None:
+    if maker == "hooked" and not HAS_HOOKED:
+        pytest.skip("TransformerLens 4 has no HookedTransformer")
+    texts = ["The cat sat on the mat.", "Snow fell on roofs all day, and the mat lay below."]
+    for architecture, side in (("gpt2", "right"), ("gemma2", "left")):
+        model = getattr(tiny, maker)(architecture, padding_side=side)
+        whole = lp.SourceAttribution(target=target).run(model, texts)
+        of = [whole.token.rows(prompt) for prompt in (0, 1)]
+        for positions, queries in (
+            (-2, [len(each) - 2 for each in of]),
+            (["on", "mat"], None),
+            (slice(1, 3), [slice(1, 3)] * 2),
+        ):
+            some = lp.SourceAttribution(target=target, positions=positions).run(model, texts)
+            assert torch.equal(some.token.id, whole.token.id)  # all tokens are sources
+            for prompt in (0, 1):
+                at = queries and queries[prompt]
+                if at is None:
+                    at = [of[prompt].index(whole.token.row(prompt, word)) for word in ("on", "mat")]
+                for quantity in ("contribution", "uniform"):
+                    own, other = (each.pattern(prompt, quantity) for each in (some, whole))
+                    torch.testing.assert_close(own[:, :, at], other[:, :, at], atol=1e-4, rtol=1e-4, equal_nan=True)
+                    asked = torch.zeros(len(of[prompt]), dtype=torch.bool)
+                    asked[at] = True
+                    assert (own[:, :, ~asked] == 0).all()
+
+
+def test_what_was_not_asked_about_is_refused_and_not_drawn() -> None:
+    result = lp.SourceAttribution(target=" the", positions=["cat", -1]).run(tiny.bridge("gpt2"), TEXTS[0])
+    cat, last = result.token.row(0, "cat"), len(result.token) - 1
+    assert result.sources(1, 2, "cat")["position"].max() == cat
+    grid = result.figure(1, 2).data[0]
+    assert len(grid.z) == 2 and grid.y[0].endswith(f" {cat}") and grid.y[1].endswith(f" {last}")
+    assert list(grid.z[1]) == pytest.approx(result.pattern()[1, 2, last].tolist())
+    message = rf"one of the positions that this run asked about, \[{cat}, {last}\] in prompt 0; got 1: run SourceAttr"
+    for ask in (lambda: result.sources(0, 0, 1), lambda: result.figure_token(0, 1)):
+        with pytest.raises(ValueError, match=message):
+            ask()
 
 
 def test_half_precision_with_clipped_values_is_no_attention_sink() -> None:

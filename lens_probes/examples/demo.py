@@ -30,7 +30,7 @@ def load_model(name: str | Path = "smollm2-135m", **boot: Any) -> Any:
     - `"smollm2-135m"`: SmolLM2-135M-Instruct, a decoder (30 layers, 9 heads, 3 key/value heads, d_model 576,
       49,152 tokens), from a 4-bit copy: its numbers differ slightly from those of the original weights.
     - `"minilm"`: all-MiniLM-L6-v2, a BERT encoder (6 layers, 12 heads, d_model 384) without a language-model
-      head: for probes of residual states, heads and attention. Its logits are meaningless (see `model.HEADLESS`).
+      head: for probes of residual states, heads and attention. Its logits are meaningless.
     - any other name, of the hub or of a folder, is passed to `TransformerBridge.boot_transformers` unchanged.
 
     The first call for a demo model downloads (about 90 MB) and converts it. Later calls take 2 to 3 s, plus the

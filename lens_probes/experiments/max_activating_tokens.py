@@ -76,8 +76,8 @@ class MaxActivatingTokensResult(Result):
         """The mean over prompts."""
         return self.value.mean(0)
 
-    def top(self, unit: int, k: int = 10) -> pd.DataFrame:
-        """The tokens that activate unit number `unit` most, by their mean over prompts, with its interval."""
+    def top(self, unit: int | str, k: int = 10) -> pd.DataFrame:
+        """The tokens that activate a unit most, by their mean over prompts, with its interval."""
         whole_number("k", k)
         if k < 1:
             raise ValueError(f"top(k=...) must be a number of tokens, 1 or more; got {k}")

@@ -185,7 +185,7 @@ class PositionReachResult(PairResult):
         title = self.title("Dependence of states on their sources, relative to uniform shares (dashed)")
         return figures.lines(panels, self.layer, title=title, x_title=figures.layer_title(self.layer), **look)
 
-    def figure_prompt(self, layer: int, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
+    def figure_prompt(self, layer: int | str, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The share of every source in every query of a prompt, at one layer."""
         at = self.index_of("layer", layer)
         return self.draw_patterns(

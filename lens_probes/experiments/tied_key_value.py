@@ -89,7 +89,7 @@ class TiedKeyValueResult(Result):
             y_title="place",
             colour_title=self.quantity("increase").title,
             signed=True,
-            text=[[f"{value:.2f}" for value in row] for row in increase],
+            text=[[f"{value:z.2f}" for value in row] for row in increase],
             **look,
         )
 

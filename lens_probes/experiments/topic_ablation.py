@@ -156,7 +156,7 @@ class TopicAblationResult(TopicResult):
             colour_title="excess loss over random units (nats)",
             signed=True,
             text=[
-                [f"{value:.{digits}f}{'*' * star}" for value, star in zip(row, marked, strict=True)]
+                [f"{value:z.{digits}f}{'*' * star}" for value, star in zip(row, marked, strict=True)]
                 for row, marked in zip(excess.to_numpy().tolist(), stars.to_numpy().tolist(), strict=True)
             ],
             **look,

@@ -79,7 +79,7 @@ class AttentionPairResult(Result):
         """The length of the key token's value."""
         return self.value.norm(dim=-1)
 
-    def written(self, model: Any, layer: int, head: int) -> Float[Tensor, "prompt key d_model"]:
+    def written(self, model: Any, layer: int | str, head: int | str) -> Float[Tensor, "prompt key d_model"]:
         """The vector that each key token adds to the query token through head `head` of layer `layer`.
 
         Read those of a prompt with `lp.read_vector(model, written[prompt])`. In models with a norm between attention
@@ -91,8 +91,8 @@ class AttentionPairResult(Result):
                 f"written needs the model of this result, {self.provenance.describe()}; got {view.name} "
                 f"({'processed' if view.processed else 'raw'} weights): pass the same model"
             )
-        at = self.index_of("layer", layer), self.index_of("head", head)
-        return self.weight[at][..., None] * self.value[at] @ view.W_O(layer)[head].float().cpu()
+        at = i, j = self.index_of("layer", layer), self.index_of("head", head)
+        return self.weight[at][..., None] * self.value[at] @ view.W_O(int(self.layer[i]))[j].float().cpu()
 
     def conditions(self) -> str:
         """The query and the keys."""
@@ -135,7 +135,8 @@ class AttentionPairResult(Result):
         """Name and unit of the contrast of scores or weights."""
         if quantity not in ("score", "weight"):
             raise ValueError(f"quantity must be 'score' or 'weight'; got {brief(quantity)}")
-        return Quantity(f"contrast of {quantity}s", self.quantity(quantity).unit)
+        keys = " over ".join(f"“{key}”" for key in self.key[:2])
+        return Quantity(f"effect of the cue on the {quantity} of {keys}", self.quantity(quantity).unit)
 
     def _moved(self, quantity: str) -> Float[np.ndarray, "unit pair"]:
         """The contrast of each pair, layers and heads laid end to end."""
@@ -187,16 +188,16 @@ class AttentionPairResult(Result):
         title = self.title(f"Effect of the cue on attention to “{self.key[0]}” over “{self.key[1]}”")
         return self.draw_grid(effect, self._contrast("score"), title, **look)
 
-    def figure_terms(self, layer: int, head: int, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
+    def figure_terms(
+        self, layer: int | str, head: int | str, prompt: int = 0, **look: Unpack[figures.Look]
+    ) -> go.Figure:
         """What each dimension of a head adds to the score of each key (in brackets), in one prompt."""
         whole_number("prompt", prompt)
         if not 0 <= prompt < len(self.prompt):
             raise ValueError(f"prompt {prompt} is out of range: this result has prompts 0 to {len(self.prompt) - 1}")
-        at = self.index_of("layer", layer), self.index_of("head", head), prompt
-        sums = self.dot[at].tolist()
-        question = (
-            f"Terms of the score of “{self.query}” with each key, per dimension of L{layer}H{head}, prompt {prompt}"
-        )
+        at = i, j, _ = self.index_of("layer", layer), self.index_of("head", head), prompt
+        sums, name = self.dot[at].tolist(), f"L{self.layer[i]}{self.head[j]}"
+        question = f"Terms of the score of “{self.query}” with each key, per dimension of {name}, prompt {prompt}"
         return figures.small_grids(
             [("", self.terms[at].tolist())],
             x=[str(i) for i in range(self.terms.shape[-1])],
@@ -221,7 +222,10 @@ def _are_keys(asked: object) -> bool:
 if TYPE_CHECKING:
     Keys = Sequence[Place] | Mapping[str, Place]
 else:
-    Keys = Annotated[Any, Allowed(f"a list of different keys, or name -> key; each is {PLACE}", _are_keys)]
+    Keys = Annotated[
+        Any,
+        Allowed(f"a list of different keys, or name -> key; each is {PLACE}", _are_keys, kind="Sequence | Mapping"),
+    ]
 
 
 class AttentionPair(Probe[AttentionPairResult]):

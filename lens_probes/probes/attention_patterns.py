@@ -130,38 +130,42 @@ class AttentionPatternsResult(PairResult):
     # Figures
 
     def figure(self, statistic: Statistic = "first_token", **look: Unpack[figures.Look]) -> go.Figure:
-        """One statistic by layer and head; the title says what uniform attention gives."""
+        """One statistic by layer and head; the last column is the null, uniform attention."""
         at, quantity = self._index(statistic), STATISTICS[statistic]
-        notes = f"uniform attention: {self.uniform[at]:.2f}; {int(self.queries[at].sum()):,} queries"
-        return self.draw_grid(self.mean[at], quantity, self.title(f"{quantity.heading} ({notes})"), **look)
+        notes = f"null: uniform attention, {self.uniform[at]:.2f}; {int(self.queries[at].sum()):,} queries"
+        title, null = self.title(f"{quantity.heading} ({notes})"), ("null", self.uniform[at])
+        return self.draw_grid(self.mean[at], quantity, title, null=null, **look)
 
-    def figure_head(self, layer: int, head: int, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
+    def figure_head(
+        self, layer: int | str, head: int | str, prompt: int = 0, **look: Unpack[figures.Look]
+    ) -> go.Figure:
         """The pattern of one head, over all tokens of a prompt."""
         return self.figure_heads([(layer, head)], prompt, **look)
 
     def figure_heads(
-        self, heads: Sequence[tuple[int, int]], prompt: int = 0, **look: Unpack[figures.Look]
+        self, heads: Sequence[tuple[int | str, int | str]], prompt: int = 0, **look: Unpack[figures.Look]
     ) -> go.Figure:
         """The patterns of some heads side by side, over all tokens of a prompt."""
         pairs = list(heads) if isinstance(heads, Iterable) else []
         if not pairs or not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):
             raise ValueError(f"heads must be (layer, head) pairs, such as [(0, 1), (2, 3)]; got {brief(heads)}")
-        pattern = self.pattern(prompt)
-        panels = [
-            (f"L{layer}H{head}", pattern[self.index_of("layer", layer), self.index_of("head", head)])
-            for layer, head in pairs
-        ]
+        pattern, panels = self.pattern(prompt), []
+        for layer, head in pairs:
+            i, j = self.index_of("layer", layer), self.index_of("head", head)
+            panels.append((f"L{self.layer[i]}{self.head[j]}", pattern[i, j]))
         question = f"Attention of {', '.join(name for name, _ in panels)}, prompt {prompt}"
         return self.draw_patterns(panels, prompt, question, quantity="attention", **look)
 
-    def figure_token(self, layer: int, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
+    def figure_token(
+        self, layer: int | str, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]
+    ) -> go.Figure:
         """The attention of one query token in all heads of a layer: a position, or a word that the prompt has once."""
-        row = self.token.row(prompt, token)
+        row, at = self.token.row(prompt, token), self.index_of("layer", layer)
         position, text = self.token.rows(prompt).index(row), figures.quoted(self.token.text[row])
         return self.draw_patterns(
-            [("", self.pattern(prompt)[self.index_of("layer", layer), :, position])],
+            [("", self.pattern(prompt)[at, :, position])],
             prompt,
-            f"Attention of {text}, token {position} of prompt {prompt}, in layer {layer}",
+            f"Attention of {text}, token {position} of prompt {prompt}, in layer {self.layer[at]}",
             quantity="attention",
             rows=self.head,
             y_title="head",

@@ -118,7 +118,7 @@ class CrossAttentionResult(PairResult):
             raise ValueError("pattern needs stored patterns; got sums only: run CrossAttention()")
         return super().pattern(prompt, quantity)
 
-    def alignment(self, prompt: int = 0, layer: int | None = None, head: int | str | None = None) -> pd.DataFrame:
+    def alignment(self, prompt: int = 0, layer: int | str | None = None, head: int | str | None = None) -> pd.DataFrame:
         """The source token with the largest weight for each target token, special ones left out; by the sharpest head.
 
         One row per target token: its `position` and text, those of the source token, the `weight`, and `uniform`, the
@@ -142,7 +142,7 @@ class CrossAttentionResult(PairResult):
         )
 
     def _of_head(
-        self, prompt: int, layer: int | None, head: int | str | None
+        self, prompt: int, layer: int | str | None, head: int | str | None
     ) -> tuple[str, Float[Tensor, "query key"]]:
         """The name of a head and its pattern; of what is not given, the sharpest."""
         pattern = self.pattern(prompt)
@@ -169,21 +169,25 @@ class CrossAttentionResult(PairResult):
     # Figures
 
     def figure(self, statistic: Statistic = "max", **look: Unpack[figures.Look]) -> go.Figure:
-        """One statistic by layer and head; the title says what uniform attention gives."""
+        """One statistic by layer and head; the last column is the null, uniform attention."""
         at, quantity = self._index(statistic), STATISTICS[statistic]
-        notes = f"uniform attention: {self.uniform[at]:.2f}; {int(self.queries[at]):,} queries"
+        notes = f"null: uniform attention, {self.uniform[at]:.2f}; {int(self.queries[at]):,} queries"
         title = self.title(f"Cross-attention: {quantity.says} ({notes})")
-        return self.draw_grid(self.mean[at], quantity, title, **look)
+        return self.draw_grid(self.mean[at], quantity, title, null=("null", self.uniform[at]), **look)
 
     def figure_alignment(
-        self, prompt: int = 0, layer: int | None = None, head: int | str | None = None, **look: Unpack[figures.Look]
+        self,
+        prompt: int = 0,
+        layer: int | str | None = None,
+        head: int | str | None = None,
+        **look: Unpack[figures.Look],
     ) -> go.Figure:
         """Source tokens across and target tokens down, for one head: the sharpest unless layer and head are given."""
         name, pattern = self._of_head(prompt, layer, head)
         note = ", the sharpest head" if layer is None else ""
         return self._draw(pattern, prompt, f"Cross-attention of {name}{note}, prompt {prompt}", **look)
 
-    def figure_mean(self, prompt: int = 0, layer: int | None = None, **look: Unpack[figures.Look]) -> go.Figure:
+    def figure_mean(self, prompt: int = 0, layer: int | str | None = None, **look: Unpack[figures.Look]) -> go.Figure:
         """The same for the mean over the heads of a layer, or (None) of all; colours end at its largest value."""
         pattern, of = self.pattern(prompt), "all heads"
         if layer is not None:

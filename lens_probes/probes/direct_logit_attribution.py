@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_probes import figures
-from lens_probes.logit_direction import check_linear, logit_direction, read_of_attention
+from lens_probes.logit_direction import LogitDirection, check_linear, logit_direction, read_of_attention
 from lens_probes.maths import inference
 from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView
@@ -42,10 +42,11 @@ from lens_probes.probe import Probe
 from lens_probes.reading import Reading
 from lens_probes.result import Quantity, TokenResult, measured
 from lens_probes.settings import Layers
+from lens_probes.text.places import Positions
 from lens_probes.text.prompts import Tokens
-from lens_probes.text.targets import OneTarget, Target, asked_about, target_name
+from lens_probes.text.targets import OneTarget, Target, asked_about, check_targets, target_name
 
-TOLERANCE = 0.05  # of the totals' size: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by much more
+TOLERANCE = 0.05  # of the largest total or part: float32 errs by 1e-5, bfloat16 by 1e-2, a missed part by much more
 
 
 class DirectLogitAttributionResult(TokenResult):
@@ -53,6 +54,7 @@ class DirectLogitAttributionResult(TokenResult):
 
     target: Target | tuple[int, ...]
     against: Target | tuple[int, ...] | None
+    target_token: Tokens
     vocab: dict[int, str]  # the texts of fixed targets
     layer: tuple[str, ...]
     head: tuple[str, ...]
@@ -64,6 +66,7 @@ class DirectLogitAttributionResult(TokenResult):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_targets(self.token, self.target_token)
         parts = (*self.head, "_mlp", "_attn_bias")
         missing = {f"L{layer}{part}" for layer in self.layer for part in parts} - set(self.component)
         if missing or not self.layer or not self.head:
@@ -74,13 +77,29 @@ class DirectLogitAttributionResult(TokenResult):
 
     def words(self) -> Tokens:
         """The tokens with the words of their targets: those that follow, where these are the targets."""
-        return asked_about(self.token, self.target)
+        return self.target_token
 
     def of_component(self, component: str) -> Float[Tensor, " token"]:
         """The contributions of one component: `L3H1`, `L3_mlp`, `L3_attn_bias`, `embed`, ..."""
         if component not in self.component:
             raise ValueError(f"component must be one of {', '.join(self.component[:6])}, ...; got {brief(component)}")
         return self.contribution[self.component.index(component)]
+
+    def components(self, token: int | str, prompt: int = 0) -> pd.DataFrame:
+        """What each component adds at one token, the largest in size first, and its share of the total.
+
+        `token`: a position (-1 is the last), or a word that the prompt has once. The contributions sum to the total.
+        """
+        row = self._row(prompt, token)
+        values = self.contribution[:, row].double()
+        frame = pd.DataFrame(
+            {
+                "component": self.component,
+                "contribution": values.numpy(),
+                "share": (values / float(self.total[row])).numpy(),
+            }
+        )
+        return frame.sort_values("contribution", ascending=False, key=abs, kind="stable").reset_index(drop=True)
 
     def mean_contribution(self) -> pd.DataFrame:
         """Per component: the mean over tokens that are not special, its 95 % interval (prompts resampled), its share.
@@ -118,16 +137,22 @@ class DirectLogitAttributionResult(TokenResult):
 
     def figure_token(self, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """Contributions at one token: heads by layer, and beside them MLPs and attention biases."""
-        row = self.token.row(prompt, token)
+        row = self._row(prompt, token)
         position, total = int(self.token.position[row]), float(self.total[row])
-        if math.isnan(total):
-            raise ValueError(
-                f"the token must have a target; token {position} is the last of prompt {prompt}: ask an earlier one"
-            )
         known = self.target in ("next", "own")
         target = figures.quoted(self.words().text[row]) if known else target_name(self.target, self.vocab)
         place = f"at {figures.quoted(self.token.text[row])}, token {position} of prompt {prompt}; "
         return self._draw(self.contribution[:, row].tolist(), total, target, place, **look)
+
+    def _row(self, prompt: int, token: int | str) -> int:
+        """The row number of a token, which must have a target."""
+        row = self.token.row(prompt, token)
+        if math.isnan(float(self.total[row])):
+            raise ValueError(
+                f"the token must have a target; token {int(self.token.position[row])} is the last of prompt {prompt}: "
+                f"ask an earlier one"
+            )
+        return row
 
     def _draw(
         self, values: list[float], total: float, target: str, place: str, **look: Unpack[figures.Look]
@@ -135,7 +160,7 @@ class DirectLogitAttributionResult(TokenResult):
         by_name = dict(zip(self.component, values, strict=True))
         if self.against is not None:
             target = f"{target} minus {target_name(self.against, self.vocab)}"
-        others = ", ".join(f"{name} {value:.2f}" for name, value in by_name.items() if not name.startswith("L"))
+        others = ", ".join(f"{name} {value:z.2f}" for name, value in by_name.items() if not name.startswith("L"))
         return figures.grid_with_bars(
             [[by_name[f"L{layer}{head}"] for head in self.head] for layer in self.layer],
             {
@@ -175,7 +200,8 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
 
     `target`: the token that really follows (`next`), the token itself (`own`), the model's own top-1 (`final`), or one
     token, by text (`" Mary"`, with its leading space) or id. `against`: the same, for a logit difference; None compares
-    with the mean logit. With `layers`, the heads and MLPs of the others come together as `other_layers`.
+    with the mean logit. `positions`: the tokens to ask about, such as `-1`, `"bank"` or `slice(1, None)`.
+    With `layers`, all other layers together are one component, `other_layers`.
 
     >>> import lens_probes as lp
     >>> result = lp.DirectLogitAttribution().run(lp.tiny.bridge(), "Time flies like an arrow.")
@@ -186,6 +212,7 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
     reads_head = True
     target: OneTarget = "next"
     against: OneTarget | None = None
+    positions: Positions = None
     layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
@@ -202,20 +229,22 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
         reading.check_head()
         model, layers = reading.model, reading.model.layers(self.layers)
         asked = logit_direction(reading, self)
-        direction = asked.direction
+
+        def read(hook: str) -> Float[Tensor, "token d_model"]:
+            return reading[hook][asked.rows].float()
 
         def along(written: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
-            return (written * direction).sum(-1)
+            return (written * asked.direction).sum(-1)
 
-        embeddings = {part: reading[hook].float() for hook, part in model.embeddings().items()}
+        embeddings = {part: read(hook) for hook, part in model.embeddings().items()}
         parts = {part: along(written) for part, written in embeddings.items()}
-        total = along(reading[model.hook("resid_post", -1)].float())
-        size = float(total.abs().max())
-        start = reading[model.hook("resid_pre", 0)].float()
-        _check(model, "embeddings", along(start - sum(embeddings.values())), size)
+        total = along(read(model.hook("resid_post", -1)))
+        size = max(float(each.abs().max()) for each in (total, *parts.values()))
+        _check(model, "embeddings", along(read(model.hook("resid_pre", 0)) - sum(embeddings.values())), size)
         for layer in layers:
-            found = self._layer(reading, layer, direction)
-            before, after = (reading[hook].float() for hook in _ends(model, layer))
+            found = self._layer(reading, layer, asked)
+            before, after = (read(hook) for hook in _ends(model, layer))
+            size = max(size, *(float(each.abs().max()) for each in found.values()))
             _check(model, f"parts of layer {layer}", along(after - before) - _sum(found), size)
             parts |= found
         if len(layers) < model.n_layers:
@@ -226,8 +255,10 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
         unknown = asked.unknown.cpu()
         return self.result(
             reading,
+            token=reading.tokens[asked.rows],
             target=asked.target,
             against=asked.against,
+            target_token=asked_about(reading.tokens, asked.target)[asked.rows],
             vocab=asked.texts,
             layer=tuple(map(str, layers)),
             component=tuple(parts),
@@ -235,21 +266,19 @@ class DirectLogitAttribution(Probe[DirectLogitAttributionResult]):
             total=(total + parts["final_bias"]).cpu().masked_fill(unknown, torch.nan),
         )
 
-    def _layer(
-        self, reading: Reading, layer: int, direction: Float[Tensor, "token d_model"]
-    ) -> dict[str, Float[Tensor, " token"]]:
+    def _layer(self, reading: Reading, layer: int, asked: LogitDirection) -> dict[str, Float[Tensor, " token"]]:
         """What the heads, the attention bias and the MLP of one layer add along a direction."""
         model = reading.model
         z_hook, _, mlp_hook = _written(model, layer)
         W_O, bias = model.W_O(layer).float(), model.attention_bias(layer)
-        z = reading[z_hook].float() - model.value_bias(layer)
-        towards = read_of_attention(reading, layer, direction)
+        z = reading[z_hook][asked.rows].float() - model.value_bias(layer)
+        towards = read_of_attention(reading, layer, asked)
         read = einsum(W_O, towards, "head d_head d_model, token d_model -> token head d_head")
         heads = (z * read).sum(-1)
         return {
             **{f"L{layer}H{head}": values for head, values in enumerate(heads.T)},
             f"L{layer}_attn_bias": towards @ bias,
-            f"L{layer}_mlp": (reading[mlp_hook].float() * direction).sum(-1),
+            f"L{layer}_mlp": (reading[mlp_hook][asked.rows].float() * asked.direction).sum(-1),
         }
 
 

@@ -10,7 +10,7 @@ Every head (or block, or state) has one vector x per prompt: the mean over its t
                  distance  1 - |x - y| / (|x| + |y|)          0 to 1, 1 for two zero vectors
 
 A head that does not respond to topics has a separation of 0, regardless of how similar its outputs are overall. (With
-templates it is slightly lower: a prompt's own topic has one other prompt less of its template.) `test` permutes the
+templates it is slightly below 0: its own topic has one prompt fewer of the same template to offer.) `test` permutes the
 topics. Prompts of a topic also share words, length and form: write them in templates that every topic has, and pass
 these as `groups`.
 
@@ -67,7 +67,7 @@ SEPARATION = {  # the quantity by metric
 class HeadTopicSimilarityResult(TopicResult):
     """One vector per prompt and head, and sums by topic. Memory scales with the number of prompts."""
 
-    headline = "vector"
+    headline = "mean_cosine"
     component: Component
     pool: Pool
     layer: tuple[str, ...]
@@ -77,6 +77,11 @@ class HeadTopicSimilarityResult(TopicResult):
     )
     count: Float64[Tensor, "layer head topic"] = summed("number of these vectors that are not zero")
     vector: Float[Tensor, "layer head prompt d_head"] | None = measured("output of a head on a prompt", default=None)
+
+    @derived("mean cosine between prompts of two topics", low=-1, high=1)
+    def mean_cosine(self) -> Float[Tensor, "layer head topic other_topic"]:
+        """`topic_similarity()`: over the pairs of prompts of two topics, without pairs of a prompt with itself."""
+        return self.topic_similarity()
 
     @derived("largest share of one dimension in the squared norm", low=0, high=1)
     def brightness(self) -> Float[Tensor, "layer head"]:
@@ -104,7 +109,13 @@ class HeadTopicSimilarityResult(TopicResult):
     # Similarities
 
     def similarity(
-        self, layer: int, head: int = 0, *, metric: Similarity = "cosine", center: bool = False, basis: Basis = "own"
+        self,
+        layer: int | str,
+        head: int | str = 0,
+        *,
+        metric: Similarity = "cosine",
+        center: bool = False,
+        basis: Basis = "own",
     ) -> Float[Tensor, "prompt other_prompt"]:
         """The similarity of every pair of prompts, in head `head` of layer `layer`."""
         vectors = self._vectors(center=center, basis=basis)
@@ -212,7 +223,7 @@ class HeadTopicSimilarityResult(TopicResult):
         title = self.title("Separation of topics per head: mean cosine within topics minus between them")
         return self.draw_grid(self.separation(), SEPARATION["cosine"], title, **look)
 
-    def figure_topics(self, layer: int, head: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
+    def figure_topics(self, layer: int | str, head: int | str = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The mean cosine between the prompts of two topics, in one head."""
         means = self.topic_similarity()[self._at(layer, head)].tolist()
         names = [figures.named(topic) for topic in self.topic]
@@ -225,12 +236,12 @@ class HeadTopicSimilarityResult(TopicResult):
             y_title="topic",
             colour_title="mean cosine (-1 to 1)",
             signed=True,
-            text=[[f"{value:.2f}" for value in row] for row in means],
+            text=[[f"{value:z.2f}" for value in row] for row in means],
             **look,
         )
 
     def figure_prompts(
-        self, layer: int, head: int = 0, *, metric: Similarity = "cosine", **look: Unpack[figures.Look]
+        self, layer: int | str, head: int | str = 0, *, metric: Similarity = "cosine", **look: Unpack[figures.Look]
     ) -> go.Figure:
         """The similarity of every pair of prompts in one head, ordered by topic, with borders between topics."""
         order, names = self.topic_blocks()
@@ -246,7 +257,7 @@ class HeadTopicSimilarityResult(TopicResult):
             **look,
         )
 
-    def figure_values(self, layer: int, head: int = 0, **look: Unpack[figures.Look]) -> go.Figure:
+    def figure_values(self, layer: int | str, head: int | str = 0, **look: Unpack[figures.Look]) -> go.Figure:
         """The output of one head: one column per prompt, ordered by topic, one row per dimension."""
         order, names = self.topic_blocks()
         vectors = self._vectors(center=False, basis="own")[self._at(layer, head)]
@@ -268,11 +279,13 @@ class HeadTopicSimilarityResult(TopicResult):
         """Component and pooling."""
         return f"{self.component}, {pooled(self.pool)}"
 
-    def _at(self, layer: int, head: int) -> tuple[int, int]:
+    def _at(self, layer: int | str, head: int | str) -> tuple[int, int]:
         return self.index_of("layer", layer), self.index_of("head", head)
 
-    def _name(self, layer: int, head: int) -> str:
-        return f"L{layer}H{head}" if self.component in ("head", "head_out") else f"layer {layer}"
+    def _name(self, layer: int | str, head: int | str) -> str:
+        i, j = self._at(layer, head)
+        of_heads = self.component in ("head", "head_out")
+        return f"L{self.layer[i]}{self.head[j]}" if of_heads else f"layer {self.layer[i]}"
 
     # How it is computed
 

@@ -12,9 +12,9 @@ would make of every vocabulary entry's embedding w:
     other_margin      = the largest margin of the earlier tokens s of the prompt                  -2 to 2
     null_other_margin = the margin of a random one of them
 
-A margin above 0 says that z is closer to an earlier token than to any vocabulary entry but that token's own. Those s
-are not special, and have other ids than the token; their values are those of the run, in context. An output that mixes
-few values is close to one of them in any model: `compare_with` an untrained one says what training adds.
+A margin above 0 says that z is closer to an earlier token than to any vocabulary entry but that token's own. The tokens
+s are not special and have other ids than the token; their values are those of the run, in context. An output that mixes
+few values is close to one of them in any model. To see what training adds, `compare_with` an untrained model.
 
 Embeddings have no positions here. Query heads of one key/value head share its values. Products are in float32. The
 probe raises where the values of the run are not W_V of the normed states.
@@ -153,22 +153,12 @@ class HeadValueRankResult(Result):
         """The median rank of the own token's value by layer and head; the title says what the control has."""
         text = ~self.token.special.numpy()
         own, null = np.median(self.known("rank")[..., text], axis=-1), self.known("null_rank")[..., text]
-        null = null[~np.isnan(null)]
-        control = f" (a control token's: {np.median(null):,.0f})" if null.size else ""
+        known = null[~np.isnan(null)]
+        control = f" (a control token's: {np.median(known):,.0f})" if known.size else ""
         title = f"Median rank of each token's own value in the outputs of heads{control}"
-        return figures.heatmap(
-            own.tolist(),
-            x=self.head,
-            y=self.layer,
-            title=self.title(title),
-            x_title="head",
-            y_title="layer",
-            colour_title=self.quantity("rank").title,
-            dark_is_high=False,
-            logarithmic=True,
-            text=[[f"{value:,.0f}" for value in row] for row in own],
-            **look,
-        )
+        drawn = self.quantity("rank")._replace(logarithmic=True)
+        beside = ("a control token's value", np.nanmedian(null, axis=-1)) if known.size else None
+        return self.draw_grid(own, drawn, self.title(title), text="{:,.0f}".format, null=beside, **look)
 
     def figure_others(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The share of tokens for which an output is closer to an earlier token than to any entry, beside the null."""

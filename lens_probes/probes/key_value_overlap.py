@@ -10,7 +10,7 @@ This is the projection kernel |U^T V|_F^2 of orthonormal bases U and V, divided 
 
 The mean overlap of two random subspaces is d_head / d_model, `null_mean`; 95 % of random pairs lie between `null_low`
 and `null_high`. Another baseline is `other_head`: the overlap of a head's keys with the values of the layer's other
-heads (NaN if there is a single head). The probe reads weights only: you can pass any prompt, and none changes a number.
+heads (NaN if there is a single head). The probe reads weights only: pass any prompt, it does not change the numbers.
 
 Source: the question what is lost if one vector serves as key and value is from Henry Dashwood, "How to Think About
 Self-Attention Intuitively"; principal angles: Bjorck and Golub 1973, doi.org/10.2307/2005662.
@@ -56,14 +56,15 @@ class KeyValueOverlapResult(Result):
         return self.cosine.square().mean(-1)
 
     def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
-        """The overlap by layer and head; the title says what random subspaces have."""
-        null = f"random subspaces: {self.null_mean:.3f}, 95\u00a0% {self.null_low:.3f} to {self.null_high:.3f}"
+        """The overlap by layer and head; the last column is that of random subspaces."""
+        null = f"null: random subspaces, {self.null_mean:.3f}, 95\u00a0% {self.null_low:.3f} to {self.null_high:.3f}"
         return self.draw_grid(
             self.overlap,
             self.quantity("overlap"),
             self.title(f"Overlap of W_K and W_V ({null})"),
             across="kv_head",
-            text=[[f"{value:.2f}" for value in row] for row in self.overlap.tolist()],
+            text="{:.2f}".format,
+            null=("null", self.null_mean),
             **look,
         )
 

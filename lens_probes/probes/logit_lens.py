@@ -36,9 +36,19 @@ from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
 from lens_probes.result import LayerTokenResult, Quantity, measured
-from lens_probes.settings import Allowed, Count, Layers, Positions
+from lens_probes.settings import Allowed, Count, Layers
+from lens_probes.text.places import Positions, rows_at
 from lens_probes.text.prompts import Tokens
-from lens_probes.text.targets import Target, Targets, asked_about, plain, target_ids, target_name, target_of
+from lens_probes.text.targets import (
+    Target,
+    Targets,
+    asked_about,
+    check_targets,
+    plain,
+    target_ids,
+    target_name,
+    target_of,
+)
 
 Translator = Annotated[
     Callable[[Float[Tensor, "token d_model"], str], Float[Tensor, "token d_model"]],
@@ -97,11 +107,7 @@ class LogitLensResult(LayerTokenResult):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not torch.equal(self.token.prompt, self.target_token.prompt):
-            raise ValueError(
-                f"a LogitLensResult must have a target for every token; got {len(self.target_token)} targets of other "
-                f"prompts for {len(self.token)} tokens"
-            )
+        check_targets(self.token, self.target_token)
         fixed = () if isinstance(self.target, str) else self.target
         if self.n_vocab < 1 or not set(self.vocab) <= set(range(self.n_vocab)) or not set(fixed) <= set(self.vocab):
             raise ValueError(
@@ -144,7 +150,7 @@ class LogitLensResult(LayerTokenResult):
         so do divergences above 16. Sixty tokens are drawn, from number `first` on.
         """
         return self.draw_prompt(
-            "Logit lens: most probable entry per layer" if self.top_ids is not None else "Logit lens",
+            "Logit lens: most probable token per layer" if self.top_ids is not None else "Logit lens",
             prompt,
             quantity=quantity,
             first=first,
@@ -232,7 +238,7 @@ class LogitLens(Probe[LogitLensResult]):
     is the log-probability of any of them and `rank` the best one's; `target_log_prob`, `target_rank` have each.
     `top_k`: how many of the most probable entries are kept. `incl_mid`: also the states between attention and MLP.
     `translator`: any `(state [token d_model], layer label) -> state`, such as the result of `TunedLens`. Layer 0 brings
-    the embeddings, `0_pre`, with it. `positions`: those of the tokens to read, such as `[-1]`; None is all.
+    the embeddings, `0_pre`, with it. `positions`: the tokens to read, such as `-1`, `"bank"` or `slice(1, None)`.
 
     >>> import lens_probes as lp
     >>> model = lp.tiny.bridge()
@@ -273,10 +279,10 @@ class LogitLens(Probe[LogitLensResult]):
     def measure(self, reading: Reading) -> LogitLensResult:
         """Predictions of the batch, as many tokens at a time as there is room for."""
         reading.check_head()
-        model, tokens, target = reading.model, reading.tokens, target_of(self, "target", reading.model)
+        model, tokens, target = reading.model, reading.tokens, target_of(self, "target", reading.model, reading.tokens)
         fixed = () if isinstance(target, str) else target
         at_once = max(1, STATES_AT_ONCE // (len(reading.points) * model.d_model))
-        kept = tokens.at(self.positions)
+        kept = rows_at(tokens, self.positions)
         parts = [self._read(reading, rows, target) for rows in kept.split(at_once)]
         log_prob, rank, entropy, kl, top_ids, top_log_prob = (
             rearrange(torch.cat(each), "token layer ... -> layer token ...") for each in zip(*parts, strict=True)

@@ -111,7 +111,7 @@ class RankShiftResult(LayerTokenResult):
         shade = [["white"] * len(self.layer)] * 2
         for k in range(ids.shape[1]):
             columns[f"rank {k}"] = [
-                f"{figures.visible(self.vocab[i], 11)} {score:.2f}" if i >= 0 else ""
+                f"{figures.visible(self.vocab[i], 11)} {score:z.2f}" if i >= 0 else ""
                 for i, score in zip(ids[:, k].tolist(), scores[:, k].tolist(), strict=True)
             ]
             shade.append(["#FFE9B0" if i == own else "white" for i in ids[:, k]])

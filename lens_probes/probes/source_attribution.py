@@ -23,16 +23,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_probes import figures
-from lens_probes.logit_direction import check_linear, logit_direction, read_of_attention
+from lens_probes.logit_direction import LogitDirection, check_linear, logit_direction, read_of_attention
+from lens_probes.messages import brief
 from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
 from lens_probes.result import PairResult, measured
 from lens_probes.settings import Layers
+from lens_probes.text.places import Positions
 from lens_probes.text.prompts import PairTable, concatenate
 from lens_probes.text.targets import OneTarget, Target, asked_about, target_name
 
@@ -85,8 +87,10 @@ class SourceAttributionResult(PairResult):
         largest = pattern.nan_to_num(0).abs().amax((2, 3))
         i, j = max(((i, j) for i in layers for j in heads), key=lambda cell: float(largest[cell]))
         title = f"Contribution of each source token through L{self.layer[i]}{self.head[j]}, prompt {prompt}"
-        panels = [("", pattern[i, j])]
-        return self.draw_patterns(panels, prompt, title, quantity="contribution", x_title="source", **look)
+        queries, rows = self._queries(prompt).tolist(), self.token.rows(prompt)
+        names = [f"{figures.visible(self.token.text[rows[query]], 14)} {query}" for query in queries]
+        panels = [("", pattern[i, j][queries])]
+        return self.draw_patterns(panels, prompt, title, quantity="contribution", rows=names, x_title="source", **look)
 
     def figure_token(
         self, layer: int | str, token: int | str, prompt: int = 0, **look: Unpack[figures.Look]
@@ -109,13 +113,22 @@ class SourceAttributionResult(PairResult):
         )
 
     def _row(self, prompt: int, token: int | str) -> int:
-        """The row number of a query token, which must have a target."""
-        row, rows = self.token.row(prompt, token), self.token.rows(prompt)
+        """The row number of a query token, which must have been asked about and have a target."""
+        row, rows, asked = self.token.row(prompt, token), self.token.rows(prompt), self._queries(prompt).tolist()
+        if rows.index(row) not in asked:
+            raise ValueError(
+                f"the token must be one of the positions that this run asked about, {brief(asked)} in prompt {prompt}; "
+                f"got {brief(token)}: run SourceAttribution with other positions"
+            )
         if self.target == "next" and row == rows[-1]:
             raise ValueError(
                 f"the token must have a target; got the last of prompt {prompt}, which nothing follows: pass another"
             )
         return row
+
+    def _queries(self, prompt: int) -> Int[Tensor, " query"]:
+        """The positions that were asked about in a prompt."""
+        return self.pair.query[self.pair.prompt == prompt].unique()
 
     def conditions(self) -> str:
         """The target, and what it is compared with."""
@@ -126,7 +139,8 @@ class SourceAttributionResult(PairResult):
 class SourceAttribution(Probe[SourceAttributionResult]):
     """What every source token adds to the target's logit, through every head.
 
-    `target`, `against`: as in `DirectLogitAttribution`, such as `target=" Mary", against=" John"`.
+    `target`, `against`, `positions`: as in `DirectLogitAttribution`, such as `target=" Mary", against=" John",
+    positions=-1`. Sources are all tokens up to each of these positions.
 
     >>> import lens_probes as lp
     >>> model, text = lp.tiny.bridge(), "Time flies like an arrow."
@@ -139,6 +153,7 @@ class SourceAttribution(Probe[SourceAttributionResult]):
     reads_head = True
     target: OneTarget = "next"
     against: OneTarget | None = None
+    positions: Positions = None
     layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
@@ -155,14 +170,15 @@ class SourceAttribution(Probe[SourceAttributionResult]):
         """One layer after the other, and in each one prompt after the other."""
         reading.check_head()
         layers, asked = reading.model.layers(self.layers), logit_direction(reading, self)
-        prompts, pairs = list(reading.by_prompt()), []
-        for one in prompts:
-            query, source = _allowed(len(one.tokens)).nonzero(as_tuple=True)
-            pairs.append(PairTable(torch.full_like(query, int(one.tokens.prompt[0])), query, source))
+        query = reading.tokens[asked.rows]
+        prompts = list(zip(reading.by_prompt(), (own.position for _, own in query.by_prompt()), strict=True))
+        pairs = []
+        for one, queries in prompts:
+            number, source = _allowed(len(one.tokens))[queries].nonzero(as_tuple=True)
+            pairs.append(PairTable(torch.full_like(source, int(one.tokens.prompt[0])), queries[number], source))
         pair = concatenate(pairs, [0] * len(pairs))
-        first = torch.searchsorted(reading.tokens.prompt, pair.prompt)
-        unknown = asked.unknown.cpu()[first + pair.query]
-        found = [self._layer(reading, prompts, layer, asked.direction) for layer in layers]
+        unknown = asked.unknown.cpu().repeat_interleave(query.position + 1)  # a query has itself and all before it
+        found = [self._layer(reading, prompts, layer, asked) for layer in layers]
         contribution, uniform = (torch.stack(each).masked_fill(unknown, torch.nan) for each in zip(*found, strict=True))
         return self.result(
             reading,
@@ -176,25 +192,35 @@ class SourceAttribution(Probe[SourceAttributionResult]):
         )
 
     def _layer(
-        self, reading: Reading, prompts: list[Reading], layer: int, direction: Float[Tensor, "token d_model"]
+        self,
+        reading: Reading,
+        prompts: list[tuple[Reading, Int[Tensor, "..."]]],
+        layer: int,
+        asked: LogitDirection,
     ) -> tuple[Float[Tensor, "head pair"], Float[Tensor, "head pair"]]:
-        """The contributions through the heads of a layer, under the model's attention and under a uniform one."""
-        model, lengths = reading.model, [len(one.tokens) for one in prompts]
+        """The contributions through the heads of a layer, under the model's attention and under a uniform one.
+
+        `prompts`: each with the positions of its queries.
+        """
+        model, lengths = reading.model, [len(one.tokens) for one, _ in prompts]
         values_hook, z_hook, pattern_hook = _of_heads(model, layer)
         W_O, bias = model.W_O(layer).float(), model.value_bias(layer)
         values = model.per_head(model.mixed(reading[values_hook].float()))
         z = reading[z_hook].float()
-        towards = read_of_attention(reading, layer, direction)
-        read = einsum(W_O, towards, "head d_head d_model, token d_model -> token head d_head")
+        towards = read_of_attention(reading, layer, asked)
+        read = einsum(W_O, towards, "head d_head d_model, query d_model -> query head d_head")
+        of_queries = read.split([len(queries) for _, queries in prompts])
         found = []
-        for one, v, mixed, to in zip(prompts, *(x.split(lengths) for x in (values, z, read)), strict=True):
+        for (one, queries), v, mixed, to in zip(
+            prompts, values.split(lengths), z.split(lengths), of_queries, strict=True
+        ):
             pattern = one.pattern(pattern_hook)
             close = max(tolerance(pattern.dtype), tolerance(reading.dtype(values_hook)))
             _check_mixed(model, layer, pattern, v, mixed, close)
             each = einsum(v - bias, to, "source head d_head, query head d_head -> head query source")
-            seen = model.seen(layer, one.tokens.id, pattern)
-            both = torch.stack([pattern.float() * each, seen / seen.sum(-1, keepdim=True) * each])
-            found.append(both[..., _allowed(len(v)).to(v.device)].cpu())
+            seen = model.seen(layer, one.tokens.id, pattern)[queries]
+            both = torch.stack([pattern[:, queries].float() * each, seen / seen.sum(-1, keepdim=True) * each])
+            found.append(both[..., _allowed(len(v))[queries].to(v.device)].cpu())
         contribution, uniform = torch.cat(found, dim=-1)
         return contribution, uniform
 

@@ -6,7 +6,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
 
 import numpy as np
@@ -112,17 +112,23 @@ class Result(Declared):
         if len(dims) == 2 and dims[0] == "layer" and dims[1] in ("head", "kv_head", "unit"):
             return self.grid(name, title, **look)
         if dims == ("layer",):
-            line = figures.Line("all tokens", self.known(name).tolist())
-            panels, layers = {self.quantity(name).title: [line]}, self.labels("layer")
+            asked, drawn = self.quantity(name), [figures.Line("all tokens", self.known(name).tolist())]
+            if asked.null:
+                null = np.broadcast_to(self.known(asked.null), len(drawn[0].y)).tolist()
+                drawn.append(figures.Line(self.quantity(asked.null).says, null, dashed=True))
+            panels, layers = {asked.title: drawn}, self.labels("layer")
             return figures.lines(panels, layers, title=title, x_title=figures.layer_title(layers), **look)
         raise NotImplementedError(
             f"{type(self).__name__}.{name} [{' '.join(dims)}] has no figure of its own: write figure()"
         )
 
     def grid(self, name: str, title: str, **look: Unpack[figures.Look]) -> go.Figure:
-        """A quantity by layer and head (or key/value head, or unit)."""
-        (_, across) = schema(type(self)).every[name]
-        return self.draw_grid(self.known(name), self.quantity(name), title, across=across, **look)
+        """A quantity by layer and head (or key/value head, or unit), and beside it its null, if it has one."""
+        (_, across), asked, null = schema(type(self)).every[name], self.quantity(name), None
+        if asked.null:
+            null = "null", self.known(asked.null)
+            title = f"{title}\nnull: {self.quantity(asked.null).says}"
+        return self.draw_grid(self.known(name), asked, title, across=across, null=null, **look)
 
     def draw_grid(
         self,
@@ -132,29 +138,44 @@ class Result(Declared):
         *,
         across: str = "head",
         columns: Sequence[str] | None = None,
-        text: Sequence[Sequence[str]] | None = None,
+        text: Sequence[Sequence[str]] | Callable[[float], str] | None = None,
+        null: tuple[str, Tensor | np.ndarray] | None = None,
         **look: Unpack[figures.Look],
     ) -> go.Figure:
         """Numbers by layer and head (or another axis `across`), coloured as their quantity says.
 
-        `columns`: the labels of that axis that are shown, if not all. `text`: what stands in each cell.
+        `columns`: the labels of that axis that are shown, if not all. `text`: what stands in each cell, or a function
+        of its number. `null`: what they are compared with, its name and its numbers: one for all cells, one per layer,
+        or one per cell.
         """
-        signed = quantity.low < 0 < quantity.high
+        signed, layers = quantity.low < 0 < quantity.high, self.labels("layer")
         bounded = not signed and np.isfinite(quantity.high)
-        return figures.heatmap(
-            values.tolist(),
-            x=self.labels(across) if columns is None else columns,
-            y=self.labels("layer"),
-            title=title,
-            x_title=across.replace("kv_head", "key/value head"),
-            y_title=figures.layer_title(self.labels("layer")),
-            colour_title=quantity.title,
-            signed=signed,
-            low=quantity.low if bounded else None,
-            high=quantity.high if bounded else None,
-            text=text,
+        drawn: dict[str, Any] = {
+            "x": self.labels(across) if columns is None else columns,
+            "y": layers,
+            "title": title,
+            "x_title": across.replace("kv_head", "key/value head"),
+            "y_title": figures.layer_title(layers),
+            "colour_title": quantity.title,
+            "signed": signed,
+            "low": quantity.low if bounded else None,
+            "high": quantity.high if bounded else None,
+            "dark_is_high": not quantity.low_on_top,
+            "logarithmic": quantity.logarithmic,
             **look,
-        )
+        }
+        name, beside = null or ("", None)
+        panels = {quantity.says: values.tolist()}
+        if beside is not None and beside.ndim == 2:
+            panels[name] = beside.tolist()
+            written = [[list(map(text, row)) for row in each] for each in panels.values()] if callable(text) else None
+            named = [(figures.named(says, 40), each) for says, each in panels.items()]
+            return figures.small_grids(named, text=written, **drawn)
+        column = None if beside is None else np.broadcast_to(np.asarray(beside), len(layers)).tolist()
+        if callable(text):
+            rows = values.tolist() if column is None else np.column_stack([values, column]).tolist()
+            text = [list(map(text, row)) for row in rows]
+        return figures.heatmap(values.tolist(), text=text, null=None if column is None else (name, column), **drawn)
 
     def figure_test(self, table: pd.DataFrame, **look: Unpack[figures.Look]) -> go.Figure:
         """A comparison by layer and head (or unit): effects around 0, a star where q < 0.05.
@@ -182,7 +203,7 @@ class Result(Declared):
         says = table.attrs.get("effect", "effect")
         what, bracket, unit = says.rpartition(" (")
         up, down = (np.count_nonzero(found & side) for side in (effect > 0, effect < 0))
-        title = f"{Quantity(says).heading}\nstar: q < 0.05, {up} above 0 and {down} below, of {len(table)}"
+        title = f"{Quantity(says).heading}\nstar: q < 0.05 ({up} positive and {down} negative of {len(table)})"
         return self.draw_grid(
             values.to_numpy(float),
             Quantity(f"effect{bracket}{unit}" if what else "effect"),

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_args, get_type_hints
 
+from lens_probes.settings import show_plain_fields
 from lens_probes.text.prompts import Table
 
 ROW_AXES = frozenset({"token", "prompt", "pair"})
@@ -133,6 +134,7 @@ class Declared:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)(cls)
+        show_plain_fields(cls)
 
 
 class Schema(NamedTuple):

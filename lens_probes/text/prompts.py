@@ -249,22 +249,6 @@ class Tokens(Table):
             raise ValueError(f"token {token} is out of range: prompt {prompt} has tokens {known}")
         return rows[position.index(token)]
 
-    def at(self, positions: Sequence[int] | slice | None) -> Int[Tensor, " row"]:
-        """The row numbers of these positions of every prompt, in order; negative ones count from its end."""
-        if positions is None:
-            return torch.arange(len(self))
-        found = []
-        for number in self.prompt.unique().tolist():
-            rows = self.rows(number)
-            asked = range(len(rows))[positions] if isinstance(positions, slice) else positions
-            if not asked or not all(-len(rows) <= i < len(rows) for i in asked):
-                raise ValueError(
-                    f"positions must be in every prompt; got {brief(positions)}, and prompt {number} has "
-                    f"positions 0 to {len(rows) - 1}"
-                )
-            found += [rows[i] for i in sorted({i % len(rows) for i in asked})]
-        return torch.tensor(found)
-
     def of_class(self, word_class: str) -> Bool[Tensor, " token"]:
         """Which tokens are of this word class. Special tokens are of none."""
         return torch.tensor([own == word_class for own in self.word_class], dtype=torch.bool) & ~self.special

@@ -1,5 +1,7 @@
 """Targets of predictions: the token that follows, the token itself, the model's own choice, or fixed tokens."""
 
+import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
@@ -43,7 +45,7 @@ def _is_target(target: Any) -> bool:
 TARGET = "'next', 'own', 'final', a token's text such as ' Paris', or its id"
 Targets = Annotated[
     str | int | np.integer | Sequence[Any] | np.ndarray | Tensor,
-    Allowed(f"{TARGET}; or several texts and ids, each once", _is_target),
+    Allowed(f"{TARGET}; or several texts and ids, each once", _is_target, kind="str | int | Sequence"),
 ]
 """A setting: one of these by name, or one or several tokens by their texts or ids."""
 
@@ -53,15 +55,19 @@ OneTarget = Annotated[
 """A setting: one of these by name, or one token."""
 
 
-def target_of(asked: object, setting: str, model: Tokenizing) -> str | tuple[int, ...]:
-    """What a setting asks of this model: a name, or the ids of tokens; a text must be that of one token."""
+def target_of(asked: object, setting: str, model: Tokenizing, tokens: Tokens | None = None) -> str | tuple[int, ...]:
+    """What a setting asks of this model: a name, or the ids of tokens; a text must be that of one token.
+
+    `tokens`: those of the run. A text without its space is warned of where they go on with a space.
+    """
     target, says = plain(getattr(asked, setting)), f"{type(asked).__name__}({setting}=...)"
     if target in get_args(Target):
         return str(target)
-    ids = [
-        _token_of(one, model, says) if isinstance(one, str) else one
-        for one in ((target,) if isinstance(target, str) else target)
-    ]
+    several = (target,) if isinstance(target, str) else target
+    ids = [_token_of(one, model, says) if isinstance(one, str) else one for one in several]
+    if tokens is not None and _goes_on_with_a_space(tokens):
+        for text in (one for one in several if isinstance(one, str)):
+            _warn_without_space(text, model, says)
     outside = [i for i in ids if not 0 <= i < model.d_vocab]
     if outside:
         raise ValueError(f"{says} must be ids of {model.name}, 0 to {model.d_vocab - 1}; got {outside[0]}")
@@ -72,15 +78,55 @@ def target_of(asked: object, setting: str, model: Tokenizing) -> str | tuple[int
 
 def _token_of(text: str, model: Tokenizing, says: str) -> int:
     """The id of the one token that a text is."""
-    ids, _ = model.encode(text, False)
-    ids = [i for i in ids if i not in model.special_ids] or ids
-    pieces = model.token_texts(ids)
-    if pieces != [text]:  # special tokens are left out, such as the one for unknown characters
+    ids, pieces = _read(text, model)
+    if pieces != [text]:
+        spaced = f" {text}"
+        hint = "check its spelling and its leading space, or pass the id of a token"
+        if _read(spaced, model)[1] == [spaced]:
+            hint = f"write {spaced!r}, with its leading space"
         raise ValueError(
             f"{says} must be the text of one token of {model.name}; got {text!r}, which is read as "
-            f"{', '.join(map(repr, pieces))}: check its spelling and its leading space, or pass the id of a token"
+            f"{', '.join(map(repr, pieces))}: {hint}"
         )
     return ids[0]
+
+
+def _read(text: str, model: Tokenizing) -> tuple[list[int], list[str]]:
+    """The tokens of a text, without special ones, such as that for unknown characters: their ids and their texts."""
+    ids, _ = model.encode(text, False)
+    ids = [i for i in ids if i not in model.special_ids] or ids
+    return ids, model.token_texts(ids)
+
+
+def _goes_on_with_a_space(tokens: Tokens) -> bool:
+    """Whether a prompt ends in a word or a mark behind which a space follows."""
+    ends = [prompt.text[-1][-1:] for _, prompt in tokens.by_prompt() if not prompt.special[-1]]
+    return any(end.isalnum() or end in set(",.;:!?") for end in ends)
+
+
+def _warn_without_space(text: str, model: Tokenizing, says: str) -> None:
+    """Warn of the text of a token that has a twin with a leading space."""
+    spaced = f" {text}"
+    if text[0].isalnum() and _read(spaced, model)[1] == [spaced]:
+        _warn_once(
+            f"{says} is {text!r}, the token without a space, and the prompts go on with a space: write {spaced!r} if "
+            f"you mean the next word"
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A warning for the whole session: Python's own filter forgets it whenever somebody else's filter changes."""
+    warnings.warn(message, stacklevel=4)
+
+
+def check_targets(tokens: Tokens, targets: Tokens) -> None:
+    """Raise unless the tokens and their targets are of the same prompts."""
+    if not torch.equal(tokens.prompt, targets.prompt):
+        raise ValueError(
+            f"a result must have a target for every token; got {len(targets)} targets of other prompts for "
+            f"{len(tokens)} tokens"
+        )
 
 
 def target_ids(tokens: Tokens, target: str | Sequence[int]) -> Int[Tensor, "token target"]:
