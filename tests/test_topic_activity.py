@@ -340,3 +340,18 @@ def test_more_neurons_than_can_be_drawn_stand_from_the_highest_to_the_lowest():
     )
     figure = blocks.figure()
     assert list(figure.data[0].y) == ["&lt;b&gt;", "x y"]
+
+
+def test_the_mean_of_the_null_and_the_family_wise_p_are_those_of_the_permuted_effects(few_resamples):
+    result = planted(0, 1.0)
+    table = result.selectivity(permutations=50, progress=False)
+    order = result.by_topic()
+    values = standardised(
+        result.mean_abs[:, order.order].transpose(0, 1).flatten(1), torch.from_numpy(order.group_or_one)
+    )
+    drawn = torch.cat([selectivity(values, some.float()) for some in order.permutations(50, seed=0)]).double().numpy()
+    np.testing.assert_allclose(table["null_mean"], drawn.mean(0), atol=1e-6)  # with its sign: epsilon may be negative
+    assert (table["null_mean"] < 0).any()
+    as_large = np.abs(drawn).max(1)[:, None] >= np.abs(table["effect"].to_numpy()) - 1e-6
+    np.testing.assert_allclose(table["p_max"], (as_large.sum(0) + 1) / 51)
+    assert (table["p_max"] > table["p"]).any()
