@@ -187,7 +187,7 @@ def test_what_cannot_be_asked_is_said(monkeypatch):
             ValueError, match=r"cross-attention needs an encoder-decoder .*; got tiny-.*: use Attention"
         ):
             lp.CrossAttention().run(other, "A cat.")
-    monkeypatch.setattr(lp.probes.cross_attention, "LIMIT", 1e3)
+    monkeypatch.setattr(lp.result.pairs, "LIMIT", 1e3)
     with pytest.raises(ValueError, match=r"patterns must take at most .*run CrossAttention\(keep_patterns=False\)"):
         lp.CrossAttention().run(model, PAIRS)
 
