@@ -1,8 +1,8 @@
 """What single probes cost: `python benchmarks/seeds.py` prints ratios of this one run, in about two minutes.
 
-Each probe or experiment against as many bare passes over the same tokens as its help says it takes: forward passes that
-keep nothing, and for images forward and backward passes that end at the same layer. Rounds alternate. All but
-CrossAttention are on SmolLM2; it reads a BART of random weights with six layers in each stack, as wide as BART-base.
+Each probe or experiment against as many bare passes over the same tokens as its help says it takes: forward passes to
+the logits that keep nothing, and for images forward and backward passes that end at the same layer. Rounds alternate.
+All but CrossAttention are on SmolLM2; that reads a BART of random weights, as large as BART-base.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from lens_probes.model import DecoderView, ModelView, StemView
 from lens_probes.reading import batches, pad, prompt_loss
 from lens_probes.text.prompts import Tokens, tokenize
 
-ROUNDS, STEPS = 3, 20
+ROUNDS, STEPS = 3, 10
 
 
 def main() -> None:
@@ -40,14 +40,14 @@ def values(model: Any) -> None:
 def windows(model: Any) -> None:
     view = ModelView(model)
     prompt = [tokenize([" ".join(lp.demo.sentences())], view).id[:200]]
-    tokens, experiment = tokenize(prompt, view), lp.AttentionWindow(radii=[4, 64])
+    tokens, experiment = tokenize(prompt, view), lp.AttentionWindow(radii=[16])
 
     def bare() -> None:
-        for _ in range(1 + 4 * 2):
+        for _ in range(1 + 4):
             prompt_loss(view, tokens)
 
     pair = compare(lambda: experiment.run(model, prompt, progress=False), bare, ROUNDS)
-    row("`AttentionWindow`, all layers, 2 radii: 9 passes over 200 tokens", "as many bare passes", *pair)
+    row("`AttentionWindow`, all layers, one radius: 5 passes over 200 tokens", "as many bare passes", *pair)
 
 
 def sources() -> None:
@@ -58,7 +58,7 @@ def sources() -> None:
     pair = compare(lambda: lp.CrossAttention().run(model, pairs, progress=False), lambda: forward(view, tokens), ROUNDS)
     assert view.sources is not None
     n = f"{len(view.sources)} source and {len(tokens)} target tokens"
-    row(f"`CrossAttention`, {n}", "forward pass", *pair)
+    row(f"`CrossAttention` of a random BART-base, {n}", "forward pass", *pair)
 
 
 def images(model: Any) -> None:
@@ -77,7 +77,11 @@ def images(model: Any) -> None:
     row(f"`ImageReconstruction`, layer 5, 25 patches: {passes} per image", "as many bare passes", *pair)
     ascent = lp.FeatureVisualization(5, [3], at="resid_post", stem=stem, steps=STEPS)
     pair = compare(lambda: ascent.run(model, given, progress=False), lambda: bare(3, STEPS + 1), ROUNDS)
-    row(f"`FeatureVisualization(stem=)`, the same, 3 restarts: {passes} per unit", "as many bare passes", *pair)
+    row(
+        f"`FeatureVisualization(stem=...)`, layer 5, 25 patches, 3 restarts: {passes} per unit",
+        "as many bare passes",
+        *pair,
+    )
 
 
 def forward(view: ModelView, tokens: Tokens) -> None:

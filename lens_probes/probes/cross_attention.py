@@ -20,9 +20,10 @@ all keys. `alignment()` gives the source token with the largest weight for each 
 not depend on the number of tokens. A pattern shows where a head looks, not that the model uses what it finds there
 (Jain & Wallace 2019, "Attention is not Explanation", arXiv 1902.10186).
 
-It reads T5, BART and Marian as a TransformerBridge (T5 with TransformerLens 4). `Prompt(source, target=...)` gives the
-target, and a run costs one forward pass. Without a target the model writes it itself, one more pass per token (see
-`greedy_targets`). In each pass, pattern times values must be the heads' output, or an error is raised.
+It reads T5, BART, Marian and their relatives as a TransformerBridge (those of T5 with TransformerLens 4).
+`Prompt(source, target=...)` gives the target, and a run costs one forward pass. Without a target the model writes it
+itself, one more pass per token (see `greedy_targets`). In each pass, pattern times values must be the heads' output, or
+an error is raised.
 
 Source: Bahdanau et al. 2014, "Neural Machine Translation by Jointly Learning to Align and Translate", arXiv 1409.0473
 (alignments as pictures); Vaswani et al. 2017, arXiv 1706.03762. Trained heads may look at the end of the source instead
@@ -196,7 +197,7 @@ class CrossAttention(Probe[CrossAttentionResult]):
         """The cross-attention pattern of every layer."""
         if not isinstance(model, DecoderView):
             raise ValueError(
-                f"cross-attention needs an encoder-decoder (T5, BART or Marian as a TransformerBridge); got "
+                f"cross-attention needs an encoder-decoder, such as T5, BART or Marian, as a TransformerBridge; got "
                 f"{model.name}: use AttentionPatterns"
             )
         return {str(layer): model.hook_cross_pattern(layer) for layer in model.layers(self.layers)}
