@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import HAS_HOOKED
@@ -205,6 +206,13 @@ def test_tokens_have_the_same_control_in_any_company(gpt2):
     other = lp.HeadValueRank(layers=[1], null_seed=3).run(gpt2, TEXTS[1])
     assert not torch.equal(other.null_other_margin.nan_to_num(), alone.null_other_margin.nan_to_num())
     assert torch.equal(other.other_margin.nan_to_num(), alone.other_margin.nan_to_num())
+
+
+def test_tables_do_not_depend_on_the_order_of_prompts(gpt2):
+    texts = lp.demo.sentences()[:14]
+    one, turned = by_hand(gpt2, texts), by_hand(gpt2, texts[::-1])
+    for own, other in ((one.by_head(), turned.by_head()), (one.by_other(), turned.by_other())):
+        pd.testing.assert_frame_equal(own, other, rtol=1e-6)
 
 
 def test_figures_show_what_is_stored(gpt2):

@@ -307,9 +307,9 @@ def test_what_cannot_be_asked_of_an_encoder_decoder_is_said():
         lp.CrossAttention().from_cache(model, "A cat.", {})
     with pytest.raises(ValueError, match="needs an encoder-decoder; got prompt 1 with target 'A' for tiny-gpt2: leave"):
         lp.LogitLens().run(decoder, ["A cat.", lp.Prompt("A cat.", target="A")])
-    with pytest.raises(TypeError, match=r"must be an encoder-decoder .*; got tiny-gpt2, which has one stack"):
+    with pytest.raises(TypeError, match=r"must be an encoder-decoder, .*; got tiny-gpt2, which has one stack"):
         EncoderView(decoder)
-    with pytest.raises(TypeError, match=r"must be an encoder-decoder .*; got tiny-gpt2, which has one stack"):
+    with pytest.raises(TypeError, match=r"must be an encoder-decoder, .*; got tiny-gpt2, which has one stack"):
         lp.greedy_targets(decoder, "A cat.")
     with pytest.raises(
         ValueError, match=r"must begin with 2, the start token of tiny-bart .*; got \(5, 6\) in prompt 0"

@@ -98,6 +98,10 @@ class CrossAttentionResult(PatternResult):
         _, pattern = self._of_head(prompt, layer, head)
         queries, predicted = self._predicted(prompt)
         source = self.source[torch.tensor(self.source.rows(prompt))]
+        if source.special.all():
+            raise ValueError(
+                f"a source must have a token that is not special; got none in prompt {prompt}: pass sources with text"
+            )
         weights = pattern[queries].masked_fill(source.special, -1)
         best = weights.argmax(-1)
         counted = (~predicted.special).nonzero().flatten()
