@@ -107,6 +107,14 @@ def test_pixels_stay_within_bounds_and_an_image_does_not_depend_on_others(images
     assert wide.by_image()["pixel_error"].to_numpy() == pytest.approx(error.numpy())
 
 
+def test_a_step_is_as_large_as_the_range_of_the_pixels_says(images):
+    near, far = (
+        search(bounds=(-1.0, 3.0), steps=1, rate=rate).run(tiny.bridge(), images[:1], progress=False).pixels
+        for rate in (0.01, 0.02)
+    )
+    assert float((far - near).abs().max()) == pytest.approx(0.01 * 4, rel=0.01)
+
+
 def test_of_several_restarts_the_lowest_loss_counts(images):
     several, one = (search(restarts=n).run(tiny.bridge(), images, progress=False) for n in (4, 1))
     assert (several.path_loss[-1] <= one.path_loss[-1] + 1e-6).all()
@@ -235,6 +243,8 @@ def test_it_refuses(images):
             search(**settings).run(model, images, progress=False)
     with pytest.raises(ValueError, match=r"images must lie within bounds, 0 to 1; got 0\.\d+ to [12]"):
         search().run(model, images * 2, progress=False)
+    with pytest.raises(ValueError, match=r"images must lie within bounds, 0 to 1; got -0\.\d+ to 0"):
+        search().run(model, images - 0.5, progress=False)
     for wrong in (images[0], images[:0], "a picture", images.numpy()):
         with pytest.raises(ValueError, match=r"must be a tensor \[image channel height width\] for tiny-gpt2; got"):
             search().run(model, wrong, progress=False)
