@@ -50,6 +50,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/logit_lens.py
 	.venv/bin/python benchmarks/topics.py
 	.venv/bin/python benchmarks/reconstruction.py
+	.venv/bin/python benchmarks/seeds.py
 	.venv/bin/python benchmarks/corpus.py
 
 # TransformerLens 4 (TransformerBridge) in .venv, TransformerLens 3 (HookedTransformer too) in .venv-3, the newest

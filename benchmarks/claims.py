@@ -75,14 +75,15 @@ NOT_TESTED = {
     "M7": "nothing here clusters neurons",
     "T1": "it is about a toy without tokens, not about a language model",
     "T2": "it is about a toy without tokens, not about a language model",
-    "T6": 'the saved descents minimise the L2 distance; `InputReconstruction(loss="cosine")` would test it',
     "T7": "one size of model is at hand",
     "T8": "one size of model is at hand",
-    "T9": "`InputReconstruction` searches embeddings, not one-hot inputs",
-    "T10": "`InputReconstruction` compares the states of all tokens, never of some",
+    "T9": "`InputReconstruction` searches embeddings; a search of one-hot inputs would be another experiment",
+    "T10": "`InputReconstruction` compares the states of all tokens; some of them would be another experiment, and "
+    "a model of 7B is not at hand",
     "T11": "it is a number of one prompt in Llama-7B, and no model of that width is at hand",
     "W1": "no experiment here walks along directions that leave the output as it is",
-    "A1": "it is one sentence in colours, without a number",
+    "A1": "it is one sentence in colours, without a number or a null; `SourceAttribution` measures direct "
+    "contributions of heads, not its gradient times input",
 }
 
 

@@ -297,8 +297,8 @@ def run(
     prompts (None: about 512 tokens per batch); the numbers do not depend on it. `progress` shows a bar for several
     batches.
 
-    For an encoder-decoder (T5, BART, Marian), prompts are sources. `Prompt(source, target=...)` gives the decoder a
-    target; without one it is the model's own greedy output, see `greedy_targets`.
+    For an encoder-decoder, such as T5, BART or Marian, prompts are sources. `Prompt(source, target=...)` gives the
+    decoder a target; without one it is the model's own greedy output, see `greedy_targets`.
 
     >>> import lens_probes as lp
     >>> shift, update = lp.run([lp.RankShift(), lp.ResidualUpdate()], lp.tiny.bridge(), "Time flies like an arrow.")

@@ -32,8 +32,9 @@ from torch.nn.functional import conv2d, fold, unfold
 
 from lens_probes.maths.ascent import seeded
 from lens_probes.messages import brief
-from lens_probes.model import ImageView, ModelView, StemView
+from lens_probes.model import ImageView, ModelView, StemView, view_of
 from lens_probes.settings import described
+from lens_probes.text.prompts import is_whole
 
 Stem = Annotated[Callable[[Tensor], Tensor] | None, described("a function from images to patches, or None")]
 """[image channel height width] -> [image patch d_model]; None for a model of images."""
@@ -73,10 +74,11 @@ class PatchStem:
 
     def _check(self, images: Tensor) -> None:
         _, channels, height, width = self.weight.shape
-        if images.shape[1] != channels or images.shape[2] % height or images.shape[3] % width:
+        shape = images.shape if isinstance(images, Tensor) and images.ndim == 4 else (0, 0, 1, 1)
+        if shape[1] != channels or shape[2] % height or shape[3] % width:
             raise ValueError(
                 f"images for this stem must be [image {channels} height width] with patches of {height} x {width}; got "
-                f"{brief(images)}: crop them"
+                f"{brief(images)}: crop them, or put channels before height and width"
             )
 
     def __repr__(self) -> str:
@@ -95,8 +97,10 @@ def orthogonal(model: Any, patch: int = 16, *, channels: int = 3, seed: int = 0)
     >>> stem(images).shape, bool(torch.allclose(stem.read(images), images, atol=1e-6))
     (torch.Size([1, 4, 32]), True)
     """
-    if patch < 1 or channels < 1:
-        raise ValueError(f"patch and channels must be whole numbers, 1 or more; got {patch} and {channels}")
+    if not all(is_whole(size) and size >= 1 for size in (patch, channels)):
+        raise ValueError(
+            f"patch and channels must be whole numbers, 1 or more; got {brief(patch)} and {brief(channels)}"
+        )
     view = ModelView(model)
     pixels = channels * patch * patch
     values = torch.randn(max(view.d_model, pixels), min(view.d_model, pixels), generator=seeded("stem", seed))
@@ -123,6 +127,11 @@ def of_images(model: Any) -> PatchStem:
 def view_with(model: Any, stem: Callable[[Tensor], Tensor] | None, *, masked: bool = True) -> ImageView | StemView:
     """The view of a model of images, or with a stem that of a model of text."""
     if stem is not None:
+        if hasattr(model, "run_with_cache") and isinstance(view_of(model), ImageView):
+            raise ValueError(
+                f"stem must be None for {ImageView(model).name}, a vision transformer, which has a stem of its own; "
+                f"got {brief(stem)}: leave it out"
+            )
         return StemView(model, stem, masked=masked)
     if not masked:
         raise ValueError(

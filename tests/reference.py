@@ -59,6 +59,8 @@ def _layer(
     if architecture == "codegen":  # four parts, each with queries, values and keys of its heads
         parts = own.qkv_proj(norm)[0].unflatten(-1, (4, 3, -1))
         q, v, k = (parts[:, :, i].flatten(1) for i in range(3))
+    elif architecture == "gpt2":  # queries, keys and values in one matrix, [in out]
+        q, k, v = own.c_attn(norm)[0].chunk(3, -1)
     else:
         q, k, v = own.q_proj(norm)[0], own.k_proj(norm)[0], own.v_proj(norm)[0]
     if getattr(config, "clip_qkv", None) is not None:
@@ -74,13 +76,16 @@ def _layer(
             torch.cat([module.apply_rotary_pos_emb(each[None, ..., :n], sin[None], cos[None])[0], each[..., n:]], -1)
             for each in (q, k)
         )
-    elif architecture != "gpt_neo":
+    elif architecture not in ("gpt_neo", "gpt2"):
         cos, sin = model.model.rotary_emb(norm, torch.arange(len(q))[None])
         q, k = module.apply_rotary_pos_emb(q.transpose(0, 1)[None], k.transpose(0, 1)[None], cos, sin)
         q, k = q[0].transpose(0, 1), k[0].transpose(0, 1)
     k, v = (each.repeat_interleave(n_heads // each.shape[1], 1) for each in (k, v))
-    scale = {"gpt_neo": 1.0, "gptj": d_head**-0.5, "codegen": d_head**-0.5}.get(architecture) or own.scaling
-    project = own.o_proj if hasattr(own, "o_proj") else own.out_proj
+    scale = {"gpt_neo": 1.0, "gptj": d_head**-0.5, "codegen": d_head**-0.5, "gpt2": d_head**-0.5}.get(
+        architecture
+    ) or own.scaling
+    project = next(getattr(own, name) for name in ("o_proj", "out_proj", "c_proj") if hasattr(own, name))
+    written = project.weight if architecture == "gpt2" else project.weight.T  # [in out]
     multiplier = getattr(config, "residual_multiplier", 1.0)
     before = kept["block"].input[0]
     after = kept.get("post_attention_layernorm", kept.get("ln_2"))
@@ -89,7 +94,7 @@ def _layer(
         dot=torch.einsum("qhd,khd->hqk", q, k) * scale,
         pattern=pattern,
         value=v,
-        output=multiplier * project.weight.T.unflatten(0, (n_heads, d_head)),
+        output=multiplier * written.unflatten(0, (n_heads, d_head)),
         bias=torch.zeros(config.hidden_size) if project.bias is None else multiplier * project.bias,
         added=added,
     )

@@ -1,6 +1,5 @@
 """AttentionPatterns: statistics by hand and against the plain pattern, a planted induction head, chance, pictures."""
 
-import sys
 from importlib.metadata import version
 from typing import get_args
 
@@ -180,7 +179,7 @@ def test_what_cannot_be_asked_is_said(monkeypatch):
         lp.result.PairResult.pattern(kept, 0, "total")
     with pytest.raises(ValueError, match="pass prompts of two tokens or more"):
         lp.AttentionPatterns().run(model, [[5]]).by_word_class()
-    monkeypatch.setattr(sys.modules[lp.AttentionPatterns.__module__], "LIMIT", 1e4)
+    monkeypatch.setattr(lp.result.pairs, "LIMIT", 1e4)
     with pytest.raises(ValueError, match="patterns must take at most"):
         lp.AttentionPatterns(keep_patterns=True).run(model, PROMPTS)
 

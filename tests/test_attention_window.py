@@ -235,7 +235,9 @@ def test_what_is_needed_by_hand():
     wide = result.needed(0.35)
     assert wide.loc[0, ["radius", "low", "high", "random"]].tolist() == [2, 2, 8, 1]
     assert result.needed(1).loc[0, ["radius", "low", "high"]].tolist() == [1, 1, 1]
-    never = by_hand([[0.5] * 4] * 4, [[0.5] * 4] * 4).needed()
+    half_a_nat = by_hand([[0.5] * 4] * 4, [[0.5] * 4] * 4)
+    assert half_a_nat.needed(0.5)["radius"].tolist() == [1, 1]  # epsilon itself is allowed
+    never = half_a_nat.needed()
     assert never[["radius", "low", "high", "random"]].isna().all(axis=None)
     assert str(never["radius"].dtype) == "Int64" and never["prompts"].tolist() == [4, 4]
 
@@ -257,6 +259,12 @@ def test_the_table_by_hand():
     assert result.increase[0, 0].tolist() == pytest.approx([0.7, 0.1, 0.1, 0.1])
     frame = result.to_frame()
     assert list(frame) == ["first_token", "place", "radius", "increase", "random_increase"] and len(frame) == 8
+
+
+def test_the_table_does_not_depend_on_the_order_of_prompts():
+    texts, experiment = lp.demo.sentences()[:14], lp.AttentionWindow(radii=[4])
+    one, turned = (experiment.run(tiny.bridge("gpt2"), each, progress=False) for each in (texts, texts[::-1]))
+    pd.testing.assert_frame_equal(one.table(), turned.table(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_missing_loss_is_missing_everywhere():

@@ -1,5 +1,6 @@
 """CrossAttention: statistics by hand and against Hugging Face, alignments that a model had to learn, pictures."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any, get_args
 
@@ -55,6 +56,11 @@ def test_what_has_no_value_counts_in_no_mean():
     ends = lp.CrossAttention().run(model, [lp.Prompt(ids=(1,), target=(0, 7, 8, 1))])
     assert by_name(ends.queries.tolist()) == {"special": 2, "same_token": 0, "entropy": 0, "max": 2, "distance": 0}
     torch.testing.assert_close(ends.mean_of("special"), torch.ones(3, 4))
+    several = [lp.Prompt(ids=(1,), target=(0, 7, 8, 1)), lp.Prompt(ids=(5, 6, 1), target=(0, 7, 8, 1))]
+    both = lp.CrossAttention().run(model, several)  # what one prompt lacks leaves the value of the other
+    for name in ("entropy", "distance"):
+        torch.testing.assert_close(both.mean_of(name), result.mean_of(name))
+        assert by_name(both.uniform.tolist())[name] == pytest.approx(by_name(result.uniform.tolist())[name])
     empty = lp.CrossAttention().run(model, [lp.Prompt(ids=(5, 1), target=(0, 1))])
     assert not empty.queries.any() and empty.mean.isnan().all() and empty.alignment(layer=0, head=0).empty
 
@@ -95,6 +101,23 @@ def test_the_statistics_are_declared_once_and_need_no_patterns():
     assert torch.equal(kept.mean, sums.mean) and sums.attention is None and not len(sums.token) and not len(sums.source)
     halves = [lp.CrossAttention(keep_patterns=False).run(model, part) for part in (PAIRS[:1], PAIRS[1:])]
     assert_same(sums, lp.CrossAttentionResult.merge(halves), "two runs")
+
+
+def test_an_alignment_by_hand_leaves_special_tokens_out():
+    model = tiny.bridge("bart")
+    result = lp.CrossAttention(layers=[2]).run(model, PAIRS[1:2])
+    weights = torch.linspace(0.1, 0.2, len(result.source))
+    weights[-1], weights[2] = 0.9, 0.4  # the end of the source, and a token
+    given = replace(result, attention=weights.repeat(1, 4, len(result.token)))
+    table = given.alignment(layer=2, head=3)
+    assert len(table) == int((~result.token.special).sum()) and set(table["source_position"]) == {2}
+    assert table["weight"].to_numpy() == pytest.approx(0.4)
+    assert table["uniform"].to_numpy() == pytest.approx(1 / len(result.source))
+    layer, head = result.sharpest()
+    assert layer == 2 and head == int(result.mean_of("max")[0].argmax())
+    table = result.alignment()
+    own = result.pattern()[0, head, torch.tensor(table["position"] - 1), 1:-1]
+    assert table["source_position"].tolist() == (own.argmax(-1) + 1).tolist()
 
 
 @cache
@@ -182,12 +205,14 @@ def test_what_cannot_be_asked_is_said(monkeypatch):
         kept.figure_alignment(3)
     with pytest.raises(ValueError, match="a target must have a token that is not special; got none that has: pass"):
         lp.CrossAttention().run(model, [lp.Prompt("A", target=(2, 2))]).sharpest()
+    with pytest.raises(ValueError, match="a source must have a token that is not special; got none in prompt 0: pass"):
+        lp.CrossAttention().run(model, [lp.Prompt(ids=(2,), target="A cat")]).alignment(0, layer=0, head=0)
     for other in (lp.EncoderView(model), tiny.bridge("gpt2")):
         with pytest.raises(
-            ValueError, match=r"cross-attention needs an encoder-decoder .*; got tiny-.*: use Attention"
+            ValueError, match=r"cross-attention needs an encoder-decoder, .*; got tiny-.*: use Attention"
         ):
             lp.CrossAttention().run(other, "A cat.")
-    monkeypatch.setattr(lp.probes.cross_attention, "LIMIT", 1e3)
+    monkeypatch.setattr(lp.result.pairs, "LIMIT", 1e3)
     with pytest.raises(ValueError, match=r"patterns must take at most .*run CrossAttention\(keep_patterns=False\)"):
         lp.CrossAttention().run(model, PAIRS)
 
@@ -208,6 +233,7 @@ def test_figures_show_source_tokens_by_the_target_tokens_they_predict():
     assert np.allclose(np.asarray(mean.data[0].z), result.pattern(0)[1].mean(0)[:-1])
     assert np.allclose(np.asarray(every.data[0].z), result.pattern(0).mean((0, 1))[:-1])
     assert "mean over the heads of layer 1, prompt 0" in mean.layout.title.text
+    assert mean.data[0].zmax == pytest.approx(float(result.pattern(0)[1].mean(0).max()))
     (values,) = result.figure("distance").data
     assert [list(row[:-1]) for row in values.z] == result.mean_of("distance").tolist()
     assert [row[-1] for row in values.z] == [float(result.uniform[result.statistic.index("distance")])] * 3

@@ -89,6 +89,13 @@ def test_blur_makes_smoother_pictures_and_jitter_others(images):
     assert not torch.equal(moved.pixels, plain.pixels)
 
 
+def test_the_end_of_an_ascent_is_read_without_a_shift(images):
+    model, settings = tiny.vit(), {"units": [3], "at": "resid_post", "position": 2, "jitter": 3}
+    result = features(**settings).run(model, images, progress=False)
+    again = features(**settings, steps=1).run(model, result.pixels[0], progress=False)
+    torch.testing.assert_close(again.value[:, 0], result.ascended[0], rtol=1e-4, atol=1e-5)
+
+
 def test_a_blur_keeps_what_is_even_and_spreads_a_point():
     even = torch.full((2, 3, 9, 7), 0.3)
     torch.testing.assert_close(blurred(even, 1.5), even)

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import HAS_HOOKED
 from reference import attention
 from torch.nn.functional import normalize
 
@@ -31,7 +33,7 @@ def huggingface_cosines(architecture, layer):
         own = block.self_attn if hasattr(block, "self_attn") else block.attn
         norm = block.input_layernorm if hasattr(block, "input_layernorm") else block.ln_1
         rows = model.get_input_embeddings().weight * getattr(model.config, "embedding_multiplier", 1.0)
-        values = own.v_proj(norm(rows))
+        values = own.c_attn(norm(rows)).chunk(3, -1)[2] if architecture == "gpt2" else own.v_proj(norm(rows))
         if (clip := getattr(model.config, "clip_qkv", None)) is not None:
             values = values.clamp(-clip, clip)
         values = values.unflatten(-1, (-1, found.value.shape[-1]))
@@ -41,12 +43,15 @@ def huggingface_cosines(architecture, layer):
         return with_entries, torch.einsum("hqd,khd->hqk", outputs, normalize(found.value, dim=-1))
 
 
+@pytest.mark.parametrize("maker", ["bridge", "hooked"])
 @pytest.mark.parametrize(
     "architecture",
-    ["llama", *(pytest.param(a, marks=pytest.mark.matrix) for a in ("granite", "olmo", "gptj"))],
+    ["llama", "gpt2", *(pytest.param(a, marks=pytest.mark.matrix) for a in ("granite", "olmo", "gptj"))],
 )
-def test_numbers_are_those_of_huggingfaces_modules(architecture):
-    result = lp.HeadValueRank(layers=[0, 2], neighbours=2).run(tiny.bridge(architecture), [IDS])
+def test_numbers_are_those_of_huggingfaces_modules(maker, architecture):
+    if maker == "hooked" and not (HAS_HOOKED and architecture in ("llama", "gpt2", "gptj")):
+        pytest.skip("no HookedTransformer of it")
+    result = lp.HeadValueRank(layers=[0, 2], neighbours=2).run(getattr(tiny, maker)(architecture), [IDS])
     null = null_ids(result.token, 0)
     assert result.layer == ("0", "2") and result.head == ("H0", "H1", "H2", "H3")
     for at, layer in enumerate((0, 2)):
@@ -201,6 +206,13 @@ def test_tokens_have_the_same_control_in_any_company(gpt2):
     other = lp.HeadValueRank(layers=[1], null_seed=3).run(gpt2, TEXTS[1])
     assert not torch.equal(other.null_other_margin.nan_to_num(), alone.null_other_margin.nan_to_num())
     assert torch.equal(other.other_margin.nan_to_num(), alone.other_margin.nan_to_num())
+
+
+def test_tables_do_not_depend_on_the_order_of_prompts(gpt2):
+    texts = lp.demo.sentences()[:14]
+    one, turned = by_hand(gpt2, texts), by_hand(gpt2, texts[::-1])
+    for own, other in ((one.by_head(), turned.by_head()), (one.by_other(), turned.by_other())):
+        pd.testing.assert_frame_equal(own, other, rtol=1e-6)
 
 
 def test_figures_show_what_is_stored(gpt2):

@@ -107,6 +107,14 @@ def test_pixels_stay_within_bounds_and_an_image_does_not_depend_on_others(images
     assert wide.by_image()["pixel_error"].to_numpy() == pytest.approx(error.numpy())
 
 
+def test_a_step_is_as_large_as_the_range_of_the_pixels_says(images):
+    near, far = (
+        search(bounds=(-1.0, 3.0), steps=1, rate=rate).run(tiny.bridge(), images[:1], progress=False).pixels
+        for rate in (0.01, 0.02)
+    )
+    assert float((far - near).abs().max()) == pytest.approx(0.01 * 4, rel=0.01)
+
+
 def test_of_several_restarts_the_lowest_loss_counts(images):
     several, one = (search(restarts=n).run(tiny.bridge(), images, progress=False) for n in (4, 1))
     assert (several.path_loss[-1] <= one.path_loss[-1] + 1e-6).all()
@@ -154,6 +162,15 @@ def test_rows_of_patches_by_hand():
     assert compared["images"] == 6 and compared["p"] < 0.1
     assert "read_error" not in set(result.by_row()["quantity"]) and result.unread_error.isnan().all()
     assert result.by_image()["pixel_error"][0] == pytest.approx((0.6 / 4) ** 0.5)
+
+
+def test_rows_and_columns_of_images_that_are_no_squares():
+    images = torch.full((1, 3, 8, 16), 0.5)
+    images[..., 4:, 12:] = 1.0  # the patch in row 1 and column 3
+    result = search(0, at="resid_pre", steps=1).run(tiny.bridge(), images, progress=False)
+    assert result.patch == ("0,0", "0,1", "0,2", "0,3", "1,0", "1,1", "1,2", "1,3")
+    assert int(result.start_error[0].argmax()) == 7 and result.start_error[0, 7] > 5 * result.start_error[0, :7].max()
+    assert len(result.by_row().query("quantity == 'pixel_error'")) == 2
 
 
 def test_with_few_images_there_is_no_interval():
@@ -213,10 +230,12 @@ def test_an_interrupt_keeps_the_images_done(images, monkeypatch):
 @pytest.mark.usefixtures("as_users_run_it")
 def test_it_refuses(images):
     model = tiny.bridge()
+    for bounds in ((1.0, 0.0), (0.0, 1.0, 2.0), [0.0, 1.0], (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match=r"\(bounds=...\) must be the smallest and the largest pixel, such as"):
+            search(bounds=bounds)
     for settings, says in (
         ({"steps": 0}, r"\(steps=...\) must be a whole number, 1 or more; got 0"),
         ({"rate": 0.0}, r"\(rate=...\) must be a number above 0; got 0"),
-        ({"bounds": (1.0, 0.0)}, r"\(bounds=...\) must be the smallest and the largest pixel; got"),
         ({"layer": 3}, "layers 0 to 2"),
         ({"loss": "l3"}, "must be 'cosine', 'l1' or 'l2'; got 'l3'"),
     ):
@@ -224,6 +243,8 @@ def test_it_refuses(images):
             search(**settings).run(model, images, progress=False)
     with pytest.raises(ValueError, match=r"images must lie within bounds, 0 to 1; got 0\.\d+ to [12]"):
         search().run(model, images * 2, progress=False)
+    with pytest.raises(ValueError, match=r"images must lie within bounds, 0 to 1; got -0\.\d+ to 0"):
+        search().run(model, images - 0.5, progress=False)
     for wrong in (images[0], images[:0], "a picture", images.numpy()):
         with pytest.raises(ValueError, match=r"must be a tensor \[image channel height width\] for tiny-gpt2; got"):
             search().run(model, wrong, progress=False)
@@ -231,8 +252,10 @@ def test_it_refuses(images):
         search().run(model, images * torch.nan, progress=False)
     with pytest.raises(ValueError, match="masked=False needs a model of text and a stem"):
         search(1, None, masked=False).run(tiny.vit(), images, progress=False)
-    with pytest.raises(TypeError, match="TransformerBridge of a vision transformer"):
+    with pytest.raises(TypeError, match=r"of a vision transformer; got .*or give a model of text a stem, as stem="):
         search(1, None).run(model, images, progress=False)
+    with pytest.raises(ValueError, match="stem must be None for tiny-vit, a vision transformer, which has a stem of"):
+        search().run(tiny.vit(), images, progress=False)
     with pytest.raises(ValueError, match="another search for the same images"):
         by_hand(torch.rand(3, 4)).compare_with(by_hand(torch.rand(2, 4)))
     with pytest.raises(ValueError, match="first must be a number of rows, 1 to 1; got 2"):

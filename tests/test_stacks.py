@@ -28,6 +28,44 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+RELATIVES: dict[str, tuple[str, dict[str, Any], str]] = {  # class, what differs from the relative in tiny, its name
+    "mt5": ("MT5ForConditionalGeneration", {}, "t5"),
+    "longt5": ("LongT5ForConditionalGeneration", {"local_radius": 4}, "t5"),
+    "longt5_global": (
+        "LongT5ForConditionalGeneration",
+        {"local_radius": 4, "encoder_attention_type": "transient-global", "global_block_size": 4},
+        "t5",
+    ),
+    "mbart": ("MBartForConditionalGeneration", {"scale_embedding": True}, "bart"),
+    "pegasus": ("PegasusForConditionalGeneration", {}, "marian"),
+    "m2m100": ("M2M100ForConditionalGeneration", {}, "bart"),
+    "blenderbot": ("BlenderbotForConditionalGeneration", {"encoder_layers": 2}, "bart"),
+    "led": (
+        "LEDForConditionalGeneration",
+        {"attention_window": 8, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
+        "bart",
+    ),
+}
+IN_WINDOWS = ("led", "longt5", "longt5_global")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            name, marks=[*([NO_T5] if of == "t5" else []), *([] if name in ("mbart", "led") else [pytest.mark.matrix])]
+        )
+        for name, (_, _, of) in RELATIVES.items()
+    ]
+)
+def relative(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each relative of the architectures in turn, made known to `tiny` for this test."""
+    name, differs, of = RELATIVES[request.param]
+    monkeypatch.setitem(tiny._ENCODER_DECODERS, request.param, (name, tiny._ENCODER_DECODERS[of][1] | differs))
+    for table in (tiny._TOKENIZERS, tiny._TEMPLATES):
+        monkeypatch.setitem(table, request.param, table[of])
+    return request.param
+
+
 def with_bias(model: Any) -> Any:
     """The Hugging Face model with the bias that BART and Marian add after their unembedding, which is 0 at first."""
     if hasattr(model, "final_logits_bias"):
@@ -70,6 +108,31 @@ def test_every_pattern_is_hugging_faces_own_and_padding_reaches_none(architectur
         for kind, result in patterns.items():
             expected = torch.cat(getattr(own, KINDS[kind]))
             torch.testing.assert_close(result.pattern(number), expected, rtol=0, atol=1e-5)
+
+
+def test_relatives_of_these_architectures_are_read_as_hugging_face_reads_them(relative):
+    model, encodes = bridge(relative), relative not in IN_WINDOWS
+    patterns = {
+        "decoder": lp.AttentionPatterns(keep_patterns=True).run(model, PAIRS),
+        "cross": lp.CrossAttention().run(model, PAIRS),
+    }
+    if encodes:
+        patterns["encoder"] = lp.AttentionPatterns(keep_patterns=True).run(EncoderView(model), PAIRS)
+    else:
+        with pytest.raises(ValueError, match=f"one attention weight per query and key; got tiny-{relative} .*windows"):
+            lp.AttentionPatterns().run(EncoderView(model), PAIRS)
+    lens = lp.LogitLens().run(model, PAIRS)
+    for number, prompt in enumerate(PAIRS):
+        source, target = encoded(relative, prompt)
+        own = reference(relative, source, target)
+        for kind, result in patterns.items():
+            torch.testing.assert_close(result.pattern(number), torch.cat(getattr(own, KINDS[kind])), rtol=0, atol=1e-5)
+        follows = own.logits[0].log_softmax(-1)[:-1].gather(1, torch.tensor(target)[1:, None])[:, 0]
+        torch.testing.assert_close(lens.log_prob[-1, lens.token.rows(number)[:-1]], follows, rtol=0, atol=1e-4)
+    (found,) = lp.greedy_targets(model, ["Time flies."], max_tokens=4)
+    ids = torch.tensor([tiny.tokenizer(relative)("Time flies.")["input_ids"]])
+    own = with_bias(tiny.huggingface(relative)).generate(ids, max_new_tokens=4)
+    assert found.target == tuple(own[0].tolist())
 
 
 def test_the_last_row_of_the_lens_is_the_models_own_prediction(architecture):
@@ -244,9 +307,9 @@ def test_what_cannot_be_asked_of_an_encoder_decoder_is_said():
         lp.CrossAttention().from_cache(model, "A cat.", {})
     with pytest.raises(ValueError, match="needs an encoder-decoder; got prompt 1 with target 'A' for tiny-gpt2: leave"):
         lp.LogitLens().run(decoder, ["A cat.", lp.Prompt("A cat.", target="A")])
-    with pytest.raises(TypeError, match=r"must be an encoder-decoder .*; got tiny-gpt2, which has one stack"):
+    with pytest.raises(TypeError, match=r"must be an encoder-decoder, .*; got tiny-gpt2, which has one stack"):
         EncoderView(decoder)
-    with pytest.raises(TypeError, match=r"must be an encoder-decoder .*; got tiny-gpt2, which has one stack"):
+    with pytest.raises(TypeError, match=r"must be an encoder-decoder, .*; got tiny-gpt2, which has one stack"):
         lp.greedy_targets(decoder, "A cat.")
     with pytest.raises(
         ValueError, match=r"must begin with 2, the start token of tiny-bart .*; got \(5, 6\) in prompt 0"

@@ -164,8 +164,12 @@ def test_bad_input_is_refused(images):
         view.activation(images, view.hook("resid_post", 0))
     with pytest.raises(ValueError, match=r"\[image 3 height width\] with patches of 4 x 4; got"):
         stems.orthogonal(model, 4)(images[:, :, :, :15])
-    with pytest.raises(ValueError, match="patch and channels must be whole numbers, 1 or more; got 0 and 3"):
-        stems.orthogonal(model, 0)
+    for patch, says in ((0, "0"), ("4", "'4'"), (2.5, "2.5")):
+        with pytest.raises(ValueError, match=f"patch and channels must be whole numbers, 1 or more; got {says} and 3"):
+            stems.orthogonal(model, patch)
+    for wrong in (images.numpy(), images[0], images.movedim(1, -1)):
+        with pytest.raises(ValueError, match=r"patches of 4 x 4; got .*: crop them, or put channels before height and"):
+            stems.orthogonal(model, 4)(wrong)
     with pytest.raises(ValueError, match=r"must be squares that tile the image; got 7 patches"):
         grid_of(7, 16, 16)
     with pytest.raises(ValueError, match="masked=False needs a model of text and a stem"):

@@ -27,7 +27,7 @@ transformer and GPT-2's blocks; its yardstick is noise of 1/15 to 1/18); Mahendr
 Image Representations by Inverting Them", arXiv 1412.0035.
 """
 
-from typing import Any, NamedTuple, Unpack
+from typing import Annotated, Any, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -45,8 +45,13 @@ from lens_probes.model import ImageView, ReadPoint, StemView
 from lens_probes.probe import Experiment, each_of
 from lens_probes.reading import finite
 from lens_probes.result import Result, derived, measured, paired, provenance
-from lens_probes.settings import Positive, Rate, Seed
+from lens_probes.settings import Allowed, Positive, Rate, Seed
 from lens_probes.stems import PatchStem, Stem, checked, grid_of, patch_labels, per_patch, rows_of, view_with
+
+Bounds = Annotated[
+    tuple[float, float],
+    Allowed("the smallest and the largest pixel, such as (0.0, 1.0)", lambda value: value[0] < value[1]),
+]
 
 NOISE = 1 / 16  # of the range of the pixels; 1/15 to 1/18 in the source
 START = 1 / 20  # standard deviation of the noise at the start around grey, of the range, as in the source
@@ -256,15 +261,8 @@ class ImageReconstruction(Experiment[ImageReconstructionResult]):
     steps: Positive = 200
     restarts: Positive = 1
     rate: Rate = 0.02
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        if not self.bounds[0] < self.bounds[1]:
-            raise ValueError(
-                f"ImageReconstruction(bounds=...) must be the smallest and the largest pixel; got {self.bounds}: write "
-                f"bounds=(0.0, 1.0)"
-            )
 
     def run(  # pyright: ignore[reportIncompatibleMethodOverride]  (its prompts are images)
         self, model: Any, images: Float[Tensor, "image channel height width"], *, progress: bool = True

@@ -190,7 +190,15 @@ class Encoder(Adapter):
         return super().normed(activation(self.model.mlm_head(states[None])[0]))
 
 
-class EncoderStack(Adapter):
+class Stack(Adapter):
+    """One of the two stacks of an encoder-decoder."""
+
+    def options(self, names: Sequence[str]) -> dict[str, Any]:
+        """The same, and patterns where they are read: LED computes none unless it is asked to."""
+        return super().options(names) or {"output_attentions": True}
+
+
+class EncoderStack(Stack):
     """The encoder of an encoder-decoder, as a stack of its own."""
 
     hooks = ENCODER_STACK_HOOKS
@@ -206,7 +214,7 @@ class EncoderStack(Adapter):
         return torch.ones(n, n, dtype=torch.bool, device=device)
 
 
-class DecoderStack(Adapter):
+class DecoderStack(Stack):
     """The decoder of an encoder-decoder: T5 norms its last state and may scale it, BART and Marian do neither."""
 
     hooks = DECODER_STACK_HOOKS

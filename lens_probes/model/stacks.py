@@ -1,4 +1,4 @@
-"""Encoder-decoders (T5, BART, Marian): a view of each of their two stacks, and of which model which view is.
+"""Encoder-decoders such as T5, BART and Marian: a view of each of their two stacks, and of which model which view is.
 
 A prompt has a source, which the encoder reads, and a target, which the decoder is given. Sources and targets are padded
 on the right: BART and Marian count positions from the first column, padding or not.
@@ -39,7 +39,7 @@ class StackView(ModelView):
         model = model.model if isinstance(model, ModelView) else model
         if hasattr(model, "original_model") and not hasattr(model, "decoder_blocks"):
             raise TypeError(
-                f"a model must be an encoder-decoder (T5, BART or Marian as a TransformerBridge); got "
+                f"a model must be an encoder-decoder, such as T5, BART or Marian, as a TransformerBridge; got "
                 f"{View(model).name}, which has one stack: pass the model itself"
             )
         super().__init__(model)
@@ -167,6 +167,15 @@ class EncoderView(StackView):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.adapter = EncoderStack(self.model)
+
+    def hook_pattern(self, layer: int) -> str:
+        """The activation that holds the attention pattern; raises for encoders that attend in windows or blocks."""
+        if hasattr(self.config, "attention_window") or hasattr(self.config, "encoder_attention_type"):
+            raise ValueError(
+                f"an encoder must have one attention weight per query and key; got {self.name}, which attends in "
+                f"windows (LED, LongT5): read its decoder, without EncoderView"
+            )
+        return super().hook_pattern(layer)
 
     def given(self, prompts: Prompts, word_class: WordClasses | None = None) -> tuple[ModelView, Prompts]:
         """The sources: the encoder reads no target."""

@@ -109,7 +109,8 @@ class ImageView(View):
         if not isinstance(self.adapter, Images) or not hasattr(model, "blocks"):
             raise TypeError(
                 f"a model of images must be a TransformerBridge of a vision transformer; got {type(model).__name__} of "
-                f"{type(self.adapter.wrapped).__name__}: lens_probes.examples.tiny.vit() makes one"
+                f"{type(self.adapter.wrapped).__name__}: pass one, such as lens_probes.examples.tiny.vit(), or give a "
+                f"model of text a stem, as stem=lens_probes.stems.orthogonal(model)"
             )
 
     @property

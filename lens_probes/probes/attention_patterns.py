@@ -22,14 +22,14 @@ Source: Vaswani et al. 2017, arXiv 1706.03762 (the appendix shows single heads);
 Learning and Induction Heads", arXiv 2209.11895. The names of heads are those of `transformer_lens.head_detector`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64, Int, Shaped
 from torch import Tensor
 
 from lens_probes import figures
@@ -38,14 +38,14 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import PairResult, Quantity, derived, measured, summed
+from lens_probes.result import NO_PAIRS, PatternResult, Quantity, summed
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import PairTable, Tokens, concatenate
 
 Statistic = Literal[
     "first_token", "self", "previous_token", "duplicate_token", "induction", "entropy", "max", "distance"
 ]
-STATISTICS: dict[Statistic, Quantity] = {
+STATISTICS: Mapping[str, Quantity] = {
     "first_token": Quantity("attention to the first token", low=0, high=1),
     "self": Quantity("attention to the token itself", low=0, high=1),
     "previous_token": Quantity("attention to the previous token", low=0, high=1),
@@ -56,15 +56,13 @@ STATISTICS: dict[Statistic, Quantity] = {
     "distance": Quantity("mean distance from query to key", "tokens", low=0),
 }
 CLASSES = (*inference.CLASSES, "other", "special")
-LIMIT = 1e9  # bytes of stored patterns
 
 
-class AttentionPatternsResult(PairResult):
+class AttentionPatternsResult(PatternResult):
     """Sums over queries, by the query's word class; patterns if they were kept."""
 
-    headline = "mean"
-    layer: tuple[str, ...]
-    head: tuple[str, ...]
+    keeping = "AttentionPatterns(keep_patterns=True)"
+    not_keeping = "AttentionPatterns() without keep_patterns"
     statistic: tuple[Statistic, ...]
     word_class: tuple[str, ...]
     queries: Float64[Tensor, "statistic word_class"] = summed("number of queries that count")
@@ -74,29 +72,10 @@ class AttentionPatternsResult(PairResult):
         "attention from queries of one class to keys of another, summed over queries"
     )
     class_uniform_total: Float64[Tensor, "word_class other_word_class"] = summed("the same under uniform attention")
-    attention: Float[Tensor, "layer head pair"] | None = measured("attention weight", low=0, high=1, default=None)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.attention is not None and self.attention.nbytes > LIMIT:
-            raise ValueError(
-                f"patterns must take at most {LIMIT / 1e9:.0f} GB; got {self.attention.nbytes / 1e9:.1f} GB: use fewer "
-                f"layers or prompts, or run AttentionPatterns() without keep_patterns"
-            )
-
-    @derived("mean over queries", low=0, null="uniform")
-    def mean(self) -> Float[Tensor, "statistic layer head"]:
-        """Each statistic's mean over queries; NaN where no query counts."""
-        return (self.total.sum(1) / self.queries.sum(1)[:, None, None]).float()
-
-    @derived("mean over queries under uniform attention", low=0)
-    def uniform(self) -> Float[Tensor, " statistic"]:
-        """`mean` of a head that attends to all allowed keys uniformly."""
-        return (self.uniform_total.sum(1) / self.queries.sum(1)).float()
-
-    def mean_of(self, statistic: Statistic) -> Float[Tensor, "layer head"]:
-        """One statistic's mean over queries."""
-        return self.mean[self._index(statistic)]
+    def _of_all(self, sums: Shaped[Tensor, "statistic word_class *axes"]) -> Shaped[Tensor, "statistic *axes"]:
+        """A sum over queries of all word classes."""
+        return sums.sum(1)
 
     def by_word_class(self) -> pd.DataFrame:
         """Mean attention from queries of one class to keys of another, per head; `uniform`: under uniform attention."""
@@ -116,25 +95,11 @@ class AttentionPatternsResult(PairResult):
         )
         return frame.query("queries > 0").reset_index(drop=True)
 
-    def pattern(self, prompt: int = 0, quantity: str | None = None) -> Float[Tensor, "layer head query key"]:
-        """The attention pattern of one prompt, 0 where a query cannot attend to a key."""
-        if self.attention is None:
-            raise ValueError("pattern needs stored patterns; got sums only: run AttentionPatterns(keep_patterns=True)")
-        return super().pattern(prompt, quantity)
-
-    def _index(self, statistic: str) -> int:
-        if statistic not in self.statistic:
-            raise ValueError(f"statistic must be one of {', '.join(self.statistic)}; got {brief(statistic)}")
-        return self.statistic.index(statistic)
-
     # Figures
 
     def figure(self, statistic: Statistic = "first_token", **look: Unpack[figures.Look]) -> go.Figure:
         """One statistic by layer and head; the last column is the null, uniform attention."""
-        at, quantity = self._index(statistic), STATISTICS[statistic]
-        notes = f"null: uniform attention, {self.uniform[at]:.2f}; {int(self.queries[at].sum()):,} queries"
-        title, null = self.title(f"{quantity.heading} ({notes})"), ("null", self.uniform[at])
-        return self.draw_grid(self.mean[at], quantity, title, null=null, **look)
+        return self.draw_statistic(statistic, STATISTICS, **look)
 
     def figure_head(
         self, layer: int | str, head: int | str, prompt: int = 0, **look: Unpack[figures.Look]
@@ -214,9 +179,6 @@ class AttentionPatterns(Probe[AttentionPatternsResult]):
             pair=concatenate(pairs, [0] * len(pairs)) if pairs else NO_PAIRS,
             attention=torch.cat(patterns, dim=2) if patterns else None,
         )
-
-
-NO_PAIRS = PairTable(*torch.zeros(3, 0, dtype=torch.int64))
 
 
 class Sums(NamedTuple):

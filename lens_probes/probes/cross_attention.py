@@ -20,9 +20,10 @@ all keys. `alignment()` gives the source token with the largest weight for each 
 not depend on the number of tokens. A pattern shows where a head looks, not that the model uses what it finds there
 (Jain & Wallace 2019, "Attention is not Explanation", arXiv 1902.10186).
 
-It reads T5, BART and Marian as a TransformerBridge (T5 with TransformerLens 4). `Prompt(source, target=...)` gives the
-target, and a run costs one forward pass. Without a target the model writes it itself, one more pass per token (see
-`greedy_targets`). In each pass, pattern times values must be the heads' output, or an error is raised.
+It reads T5, BART, Marian and their relatives as a TransformerBridge (those of T5 with TransformerLens 4).
+`Prompt(source, target=...)` gives the target, and a run costs one forward pass. Without a target the model writes it
+itself, one more pass per token (see `greedy_targets`). In each pass, pattern times values must be the heads' output, or
+an error is raised.
 
 Source: Bahdanau et al. 2014, "Neural Machine Translation by Jointly Learning to Align and Translate", arXiv 1409.0473
 (alignments as pictures); Vaswani et al. 2017, arXiv 1706.03762. Trained heads may look at the end of the source instead
@@ -30,6 +31,7 @@ Source: Bahdanau et al. 2014, "Neural Machine Translation by Jointly Learning to
 (Chen et al. 2020, arXiv 2004.14837).
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, Unpack
 
 import pandas as pd
@@ -43,14 +45,13 @@ from lens_probes import figures
 from lens_probes.messages import brief
 from lens_probes.model import DecoderView, ModelView
 from lens_probes.probe import Probe
-from lens_probes.probes.attention_patterns import LIMIT, NO_PAIRS
 from lens_probes.reading import Reading
-from lens_probes.result import PairResult, Quantity, derived, measured, summed
+from lens_probes.result import NO_PAIRS, PatternResult, Quantity, summed
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import PairTable, Tokens, concatenate
 
 Statistic = Literal["special", "same_token", "entropy", "max", "distance"]
-STATISTICS: dict[Statistic, Quantity] = {
+STATISTICS: Mapping[str, Quantity] = {
     "special": Quantity("attention to special source tokens", low=0, high=1),
     "same_token": Quantity("attention to copies of the predicted token", low=0, high=1),
     "entropy": Quantity("entropy of attention / entropy of uniform attention", low=0, high=1),
@@ -59,44 +60,20 @@ STATISTICS: dict[Statistic, Quantity] = {
 }
 
 
-class CrossAttentionResult(PairResult):
+class CrossAttentionResult(PatternResult):
     """Sums over queries; patterns with the tokens of both sides if they were kept.
 
     `token` has the decoder's tokens, `source` the encoder's; in `pair`, a query is a position in `token` and a key one
     in `source`.
     """
 
-    headline = "mean"
-    layer: tuple[str, ...]
-    head: tuple[str, ...]
+    keeping = "CrossAttention()"
+    not_keeping = "CrossAttention(keep_patterns=False)"
     statistic: tuple[Statistic, ...]
     source: Tokens
     queries: Float64[Tensor, " statistic"] = summed("number of queries that count")
     total: Float64[Tensor, "statistic layer head"] = summed("sum of the statistic over these queries")
     uniform_total: Float64[Tensor, " statistic"] = summed("the same sum under uniform attention")
-    attention: Float[Tensor, "layer head pair"] | None = measured("attention weight", low=0, high=1, default=None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.attention is not None and self.attention.nbytes > LIMIT:
-            raise ValueError(
-                f"patterns must take at most {LIMIT / 1e9:.0f} GB; got {self.attention.nbytes / 1e9:.1f} GB: use fewer "
-                f"layers or prompts, or run CrossAttention(keep_patterns=False)"
-            )
-
-    @derived("mean over queries", low=0, null="uniform")
-    def mean(self) -> Float[Tensor, "statistic layer head"]:
-        """Each statistic's mean over queries; NaN where no query counts."""
-        return (self.total / self.queries[:, None, None]).float()
-
-    @derived("mean over queries under uniform attention", low=0)
-    def uniform(self) -> Float[Tensor, " statistic"]:
-        """`mean` of a head that attends to all source tokens uniformly."""
-        return (self.uniform_total / self.queries).float()
-
-    def mean_of(self, statistic: Statistic) -> Float[Tensor, "layer head"]:
-        """One statistic's mean over queries."""
-        return self.mean[self._index(statistic)]
 
     def sharpest(self) -> tuple[int, int]:
         """Layer and head whose largest weight on one source token is largest in the mean; special tokens left out."""
@@ -112,12 +89,6 @@ class CrossAttentionResult(PairResult):
         """The tokens of the sources."""
         return self.source
 
-    def pattern(self, prompt: int = 0, quantity: str | None = None) -> Float[Tensor, "layer head query key"]:
-        """The cross-attention pattern of one prompt."""
-        if self.attention is None:
-            raise ValueError("pattern needs stored patterns; got sums only: run CrossAttention()")
-        return super().pattern(prompt, quantity)
-
     def alignment(self, prompt: int = 0, layer: int | str | None = None, head: int | str | None = None) -> pd.DataFrame:
         """The source token with the largest weight for each target token, special ones left out; by the sharpest head.
 
@@ -127,6 +98,10 @@ class CrossAttentionResult(PairResult):
         _, pattern = self._of_head(prompt, layer, head)
         queries, predicted = self._predicted(prompt)
         source = self.source[torch.tensor(self.source.rows(prompt))]
+        if source.special.all():
+            raise ValueError(
+                f"a source must have a token that is not special; got none in prompt {prompt}: pass sources with text"
+            )
         weights = pattern[queries].masked_fill(source.special, -1)
         best = weights.argmax(-1)
         counted = (~predicted.special).nonzero().flatten()
@@ -161,19 +136,11 @@ class CrossAttentionResult(PairResult):
         rows = torch.tensor(self.token.rows(prompt))
         return torch.arange(len(rows) - 1), self.token[rows[1:]]
 
-    def _index(self, statistic: str) -> int:
-        if statistic not in self.statistic:
-            raise ValueError(f"statistic must be one of {', '.join(self.statistic)}; got {brief(statistic)}")
-        return self.statistic.index(statistic)
-
     # Figures
 
     def figure(self, statistic: Statistic = "max", **look: Unpack[figures.Look]) -> go.Figure:
         """One statistic by layer and head; the last column is the null, uniform attention."""
-        at, quantity = self._index(statistic), STATISTICS[statistic]
-        notes = f"null: uniform attention, {self.uniform[at]:.2f}; {int(self.queries[at]):,} queries"
-        title = self.title(f"Cross-attention: {quantity.says} ({notes})")
-        return self.draw_grid(self.mean[at], quantity, title, null=("null", self.uniform[at]), **look)
+        return self.draw_statistic(statistic, STATISTICS, "cross-attention: ", **look)
 
     def figure_alignment(
         self,
@@ -238,7 +205,7 @@ class CrossAttention(Probe[CrossAttentionResult]):
         """The cross-attention pattern of every layer."""
         if not isinstance(model, DecoderView):
             raise ValueError(
-                f"cross-attention needs an encoder-decoder (T5, BART or Marian as a TransformerBridge); got "
+                f"cross-attention needs an encoder-decoder, such as T5, BART or Marian, as a TransformerBridge; got "
                 f"{model.name}: use AttentionPatterns"
             )
         return {str(layer): model.hook_cross_pattern(layer) for layer in model.layers(self.layers)}

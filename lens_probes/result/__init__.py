@@ -3,7 +3,7 @@
 from lens_probes.result.base import Result, load
 from lens_probes.result.comparison import comparison, paired
 from lens_probes.result.files import FORMAT
-from lens_probes.result.pairs import PairResult
+from lens_probes.result.pairs import NO_PAIRS, PairResult, PatternResult
 from lens_probes.result.provenance import Provenance, provenance
 from lens_probes.result.schema import ROW_AXES, Quantity, derived, measured, schema, summed
 from lens_probes.result.tokens import LayerTokenResult, TokenResult
@@ -11,9 +11,11 @@ from lens_probes.result.topics import TopicResult
 
 __all__ = [
     "FORMAT",
+    "NO_PAIRS",
     "ROW_AXES",
     "LayerTokenResult",
     "PairResult",
+    "PatternResult",
     "Provenance",
     "Quantity",
     "Result",

@@ -1,17 +1,21 @@
 """Results with one number per pair of tokens of a prompt: a query and a key."""
 
-from collections.abc import Sequence
-from typing import Unpack
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Unpack
 
 import plotly.graph_objects as go
-from jaxtyping import Shaped
+import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.messages import brief
 from lens_probes.result.base import Result
-from lens_probes.result.schema import schema
+from lens_probes.result.schema import Quantity, derived, measured, schema
 from lens_probes.text.prompts import PairTable, Tokens
+
+LIMIT = 1e9  # bytes of stored patterns
+NO_PAIRS = PairTable(*torch.zeros(3, 0, dtype=torch.int64))
 
 
 class PairResult(Result):
@@ -87,3 +91,70 @@ class PairResult(Result):
     def _over_pairs(self) -> list[str]:
         declared = schema(type(self)).every
         return [name for name, axes in declared.items() if axes[-1:] == ("pair",) and getattr(self, name) is not None]
+
+
+class PatternResult(PairResult):
+    """Statistics of attention patterns as sums over queries, and the patterns themselves if they were kept.
+
+    A subclass declares the axes of the three sums, which begin with `statistic`, and how a run is written that keeps
+    patterns, and one that does not.
+    """
+
+    headline = "mean"
+    keeping: ClassVar[str]
+    not_keeping: ClassVar[str]
+    layer: tuple[str, ...]
+    head: tuple[str, ...]
+    statistic: tuple[str, ...]
+    queries: Tensor
+    total: Tensor
+    uniform_total: Tensor
+    attention: Float[Tensor, "layer head pair"] | None = measured("attention weight", low=0, high=1, default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attention is not None and self.attention.nbytes > LIMIT:
+            raise ValueError(
+                f"patterns must take at most {LIMIT / 1e9:.0f} GB; got {self.attention.nbytes / 1e9:.1f} GB: use fewer "
+                f"layers or prompts, or run {self.not_keeping}"
+            )
+
+    @derived("mean over queries", low=0, null="uniform")
+    def mean(self) -> Float[Tensor, "statistic layer head"]:
+        """Each statistic's mean over queries; NaN where no query counts."""
+        return (self._of_all(self.total) / self._of_all(self.queries)[:, None, None]).float()
+
+    @derived("mean over queries under uniform attention", low=0)
+    def uniform(self) -> Float[Tensor, " statistic"]:
+        """`mean` of a head that attends uniformly to all keys that a query may attend to."""
+        return (self._of_all(self.uniform_total) / self._of_all(self.queries)).float()
+
+    def _of_all(self, sums: Shaped[Tensor, "statistic *axes"]) -> Shaped[Tensor, "statistic *fewer"]:
+        """One of the three sums, over all queries: `[statistic]` or `[statistic layer head]`."""
+        return sums
+
+    def mean_of(self, statistic: str) -> Float[Tensor, "layer head"]:
+        """One statistic's mean over queries."""
+        return self.mean[self._index(statistic)]
+
+    def _index(self, statistic: str) -> int:
+        """Index of a statistic on its axis."""
+        if statistic not in self.statistic:
+            raise ValueError(f"statistic must be one of {', '.join(self.statistic)}; got {brief(statistic)}")
+        return self.statistic.index(statistic)
+
+    def pattern(self, prompt: int = 0, quantity: str | None = None) -> Float[Tensor, "layer head query key"]:
+        """The attention pattern of one prompt, 0 where a query cannot attend to a key."""
+        if self.attention is None:
+            raise ValueError(f"pattern needs stored patterns; got sums only: run {self.keeping}")
+        return super().pattern(prompt, quantity)
+
+    def draw_statistic(
+        self, statistic: str, quantities: Mapping[str, Quantity], about: str = "", **look: Unpack[figures.Look]
+    ) -> go.Figure:
+        """One statistic by layer and head, and uniform attention as the last column; the title says `about` what."""
+        at, quantity = self._index(statistic), quantities[statistic]
+        question = quantity._replace(says=f"{about}{quantity.says}").heading
+        notes = f"null: uniform attention, {self.uniform[at]:.2f}; {int(self._of_all(self.queries)[at]):,} queries"
+        title, null = self.title(f"{question} ({notes})"), ("null", self.uniform[at])
+        return self.draw_grid(self.mean[at], quantity, title, null=null, **look)
