@@ -21,8 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+import lens_probes as lp
+from lens_probes.examples import tiny
 from lens_probes.messages import amount
 from lens_probes.result import Provenance, Result, derived, load, measured, schema, summed
+from lens_probes.result.merging import with_prompts_in_order
 from lens_probes.text.prompts import PairTable, PromptTable, Table, Tokens
 
 
@@ -738,3 +741,17 @@ def test_results_are_compared_by_identity_and_cannot_be_changed(toy: ToyResult) 
     assert toy != part("ab", [0, 0, 2], 4)
     with pytest.raises(AttributeError):
         toy.note = "other"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_prompts_in_another_order_have_their_topics_and_the_sums_of_these_in_order_too():
+    topics = {"animals": ["The cat sat.", "A dog ran away."], "food": ["The bread rose.", "A soup boiled over."]}
+    model = tiny.bridge()
+    asked = lp.TopicActivity(component="head").run(model, topics, progress=False)
+    other = lp.TopicActivity(component="head").run(model, dict(reversed(topics.items())), progress=False)
+    assert other.topic == ("food", "animals")
+    ordered = with_prompts_in_order(other, [2, 3, 0, 1], ("animals", "food"))
+    assert ordered.topic == asked.topic
+    assert ordered.prompt.text == asked.prompt.text
+    assert not torch.allclose(asked.abs_sum[:, 0], asked.abs_sum[:, 1])  # the topics differ, so order shows
+    torch.testing.assert_close(ordered.abs_sum, asked.abs_sum)
+    torch.testing.assert_close(ordered.mean, asked.mean)
