@@ -27,6 +27,7 @@ from lens_probes.experiments.topic_ablation import TopicAblation, TopicAblationR
 from lens_probes.experiments.tuned_lens import TunedLens, TunedLensResult
 from lens_probes.maths import inference
 from lens_probes.model import EncoderView, ModelView, greedy_targets, untrained
+from lens_probes.pages import Page, packed, page
 from lens_probes.probe import Experiment, Probe, TextExperiment, run
 from lens_probes.probes.attention_pair import AttentionPair, AttentionPairResult
 from lens_probes.probes.attention_patterns import AttentionPatterns, AttentionPatternsResult
@@ -94,6 +95,7 @@ __all__ = [
     "MaxActivatingTokens",
     "MaxActivatingTokensResult",
     "ModelView",
+    "Page",
     "PositionReach",
     "PositionReachResult",
     "Probe",
@@ -141,6 +143,8 @@ __all__ = [
     "neuron_vectors",
     "open_run",
     "ov_vectors",
+    "packed",
+    "page",
     "read_vector",
     "run",
     "run_corpus",

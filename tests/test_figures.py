@@ -115,28 +115,6 @@ def test_word_classes_have_one_colour_each_and_a_users_own_get_others():
     assert colours[0] == figures.CLASS_COLOURS["content"]
 
 
-def test_a_page_escapes_headings_and_carries_plotly_once(tmp_path):
-    figure = figures.lines({"y": [Line("a", [1, 2])]}, ["0", "1"], title="<i>t", x_title="x")
-    path = tmp_path / "page.html"
-    figures.write_page(path, "<script>", [("<b>head", "a & b", figure), ("second", "", figure)])
-    page = path.read_text(encoding="utf-8")
-    assert "<title>&lt;script&gt;</title>" in page
-    assert "&lt;b&gt;head" in page and "a &amp; b" in page
-    assert page.count("plotly.js v") == 1
-    assert "src=" not in page.split("<body>")[1].split("<script")[0]
-    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
-
-
-def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
-    path = tmp_path / "page.html"
-    path.write_text("old")
-    monkeypatch.setattr(figures, "page", lambda title, sections: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        figures.write_page(path, "t", [])
-    assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
-
-
 # How a figure looks
 
 

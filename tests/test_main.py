@@ -1,6 +1,7 @@
 """`python -m lens_probes`: the table, the page, and one sentence where it cannot."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -30,12 +31,10 @@ def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp
     assert "0_mid" in printed or (architecture == "neox" and "0_post" in printed)
     assert "The null: values do not depend on the class of a word type" in printed
     assert "heads tell 10 topics apart (q < 0.05, 100 prompts)" in printed
-    page = out.read_text(encoding="utf-8")
+    names = [each["name"] for each in _data(out)["results"]]
     decoders_only = {"DirectLogitAttribution", "HeadValueRank", "SourceAttribution"}
     drawn = set(lp.list_probes()) - {"CrossAttention"} - (decoders_only if architecture == "bert" else set())
-    for name in drawn:
-        assert f"<h2>{name}</h2>" in page
-    assert page.count("<section>") == len(drawn) + 3
+    assert set(names) == drawn and len(names) == len(drawn) + 1  # RankShift twice, the second centred
 
 
 @pytest.mark.usefixtures("tiny_model")
@@ -132,10 +131,10 @@ def test_trying_the_page_leaves_nothing_behind_where_the_model_cannot_be_loaded(
 
 @pytest.mark.usefixtures("tiny_model")
 def test_a_page_that_does_not_fit_in_the_end_is_said_in_one_sentence(tmp_path, capsys, monkeypatch):
-    def full(path, title, sections):
+    def full(page, path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(lp.figures, "write_page", full)
+    monkeypatch.setattr(lp.Page, "write", full)
     assert main(["--model", "gpt2", "--text-file", _text(tmp_path), "--out", str(tmp_path / "page.html")]) == 2
     assert "page.html was not written (No space left on device): name another file" in capsys.readouterr().err
 
@@ -159,8 +158,14 @@ def test_an_installed_probe_that_needs_settings_is_left_out_and_named(tmp_path, 
     assert main(["--model", "gpt2", "--text-file", _text(tmp_path), "--out", str(out)]) == 0
     error = capsys.readouterr().err
     assert "without Needy: it needs settings (word)" in error and "AttentionPair" not in error
-    page = out.read_text(encoding="utf-8")
-    assert "<h2>ResidualUpdate</h2>" in page and "<h2>AttentionPair</h2>" in page and "Needy" not in page
+    names = [each["name"] for each in _data(out)["results"]]
+    assert "ResidualUpdate" in names and "AttentionPair" in names and "Needy" not in names
+
+
+def _data(page):
+    """What a page was given to show."""
+    text = page.read_text(encoding="utf-8")
+    return json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
 
 
 def _text(folder):

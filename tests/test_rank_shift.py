@@ -488,21 +488,17 @@ def test_neighbours_are_drawn_as_a_table_with_the_own_entry_shaded():
 HOSTILE = "<script>alert(1)</script> </b><img src=x onerror=alert(2)> &lt;"
 
 
-def test_nothing_in_a_tokens_text_can_act_as_html(tmp_path):
+def test_nothing_in_a_tokens_text_can_act_as_html():
     model = tiny.bridge("gpt2")
     result = lp.RankShift(neighbours=2).run(model, [HOSTILE, "A plain text."])
     object.__setattr__(result.token, "text", tuple(HOSTILE for _ in result.token.text))
     object.__setattr__(result, "vocab", dict.fromkeys(result.vocab, HOSTILE))
     object.__setattr__(result.provenance, "model", HOSTILE)
     figures = [result.figure(), result.figure_paths(0, 1), result.figure_neighbours(1)]
-    page = lp.figures.page(HOSTILE, [(HOSTILE, HOSTILE, figure) for figure in figures])
-
-    ours = page.replace(figures[0].to_html(full_html=False, include_plotlyjs=True), "")
     for figure in figures:
         text = figure.to_json()
         assert "<script" not in text and "<img" not in text and "onerror=alert(2)>" not in text
         assert "</b>\\u003cimg" not in text
-    assert "<script>alert" not in ours and "<img src=x" not in ours
     assert "<script>alert" not in result._repr_html_()
 
 

@@ -29,6 +29,7 @@ LAYERS += (
     "registry",
     "corpus",
     "cluster",
+    "pages",
 )
 
 

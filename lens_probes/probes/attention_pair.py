@@ -42,11 +42,11 @@ from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.maths import inference
-from lens_probes.messages import brief
+from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Quantity, Result, derived, measured, paired
+from lens_probes.result import Quantity, Result, Shown, derived, measured, paired
 from lens_probes.settings import Allowed, Layers
 from lens_probes.text.places import PLACE, Place, is_place, name_of, place_of, shown
 from lens_probes.text.prompts import PromptTable, whole_number
@@ -98,6 +98,34 @@ class AttentionPairResult(Result):
         """The query and the keys."""
         more = f" and {len(self.key) - 4} more" if len(self.key) > 4 else ""
         return f"query “{self.query}”, keys “{'”, “'.join(self.key[:4])}”{more}"
+
+    # The page
+
+    def shown(self) -> dict[str, Shown]:
+        """The contrast of minimal pairs by head, and quantities by head; positions are labels here."""
+        shown = {name: each for name, each in super().shown().items() if not name.endswith("_position")}
+        try:
+            effect = self.contrast(permutations=1)["effect"].to_numpy()
+        except ValueError:  # prompts that are no pairs have none
+            return shown
+        shape = (len(self.layer), len(self.head))
+        return {"contrast": Shown(self._contrast("score"), ("layer", "head"), effect.reshape(shape)), **shown}
+
+    def findings(self) -> list[str]:
+        """In how many heads the cue moves attention, and in which most; nothing where prompts are no pairs."""
+        try:
+            table = self.contrast()
+        except ValueError:
+            return []
+        if not np.isfinite(table["effect"]).any():
+            return []
+        best: dict[str, Any] = table.loc[table["effect"].abs().idxmax()].to_dict()
+        interval = f" ({best['low']:.2f} to {best['high']:.2f})" if best["low"] == best["low"] else ""
+        return [
+            f"In {np.count_nonzero(table['q'] < 0.05)} of {len(table)} heads the cue moves attention between the keys "
+            f"(q < 0.05, {amount(int(best['pairs']), 'pair')}), most in L{best['layer']}{best['head']}: "
+            f"{table.attrs['effect']} {best['effect']:.2f}{interval}. The null: {table.attrs['null']}."
+        ]
 
     # Minimal pairs
 

@@ -34,11 +34,11 @@ from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.maths import inference
-from lens_probes.messages import brief
+from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import NO_PAIRS, PatternResult, Quantity, summed
+from lens_probes.result import NO_PAIRS, PatternResult, Quantity, Shown, summed
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import PairTable, Tokens, concatenate
 
@@ -94,6 +94,30 @@ class AttentionPatternsResult(PatternResult):
             queries=asking.expand_as(self.class_total).flatten().long().numpy(),
         )
         return frame.query("queries > 0").reset_index(drop=True)
+
+    # The page
+
+    def shown(self) -> dict[str, Shown]:
+        """Each statistic on its own scale, beside its value under uniform attention."""
+        shown = {name: each for name, each in super().shown().items() if name not in ("mean", "uniform")}
+        for at, statistic in enumerate(self.statistic):
+            quantity, uniform = STATISTICS[statistic], f"uniform_{statistic}"
+            shown[statistic] = Shown(quantity._replace(null=uniform), ("layer", "head"), self.known("mean")[at])
+            shown[uniform] = Shown(Quantity("uniform attention", quantity.unit), (), self.known("uniform")[at, ...])
+        return shown
+
+    def findings(self) -> list[str]:
+        """The attention sink: how much attention goes to the first token, and in which head most."""
+        at = self._index("first_token")
+        mean, n = self.mean[at], int(self.queries[at].sum())
+        if not n or mean.isnan().all():
+            return []
+        layer, head = divmod(int(mean.nan_to_num(-1).argmax()), len(self.head))
+        return [
+            f"Heads attend to the first token with weight {mean.nanmean():.2f} on average, and under uniform attention "
+            f"with {self.uniform[at]:.2f} ({amount(n, 'query', 'queries')}); most in "
+            f"L{self.layer[layer]}{self.head[head]}, {mean[layer, head]:.2f}."
+        ]
 
     # Figures
 

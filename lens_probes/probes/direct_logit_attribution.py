@@ -26,6 +26,7 @@ transformer-circuits.pub/2021/framework.
 import math
 from typing import Unpack
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -122,6 +123,23 @@ class DirectLogitAttributionResult(TokenResult):
                 "prompts": len(tokens.prompt.unique()),
             }
         )
+
+    def findings(self) -> list[str]:
+        """The components that contribute most on average; and words of two classes compared."""
+        if not self._counted().any():
+            return super().findings()
+        means = self.mean_contribution()
+        first = means.iloc[np.argsort(-np.abs(means["mean"].to_numpy()))[:3]].to_dict("records")
+        known = all(np.isfinite(row["low"]) for row in first)
+        said = [
+            f"{row['component']} {row['mean']:.2f}" + f" ({row['low']:.2f} to {row['high']:.2f})" * known
+            for row in first
+        ]
+        return [
+            f"The largest mean contributions, in logits{' with 95 % intervals' if known else ''}: {', '.join(said)}; "
+            f"{amount(first[0]['tokens'], 'token')} of {amount(first[0]['prompts'], 'prompt')}.",
+            *super().findings(),
+        ]
 
     def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """Heads by layer, and beside them MLPs and attention biases, mean over tokens that are not special."""

@@ -19,8 +19,9 @@ asked for single heads, for a similarity under which two near-zero vectors are s
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -47,7 +48,7 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Quantity, TopicResult, derived, measured, summed
+from lens_probes.result import Quantity, Shown, TopicResult, derived, measured, summed
 from lens_probes.result.topics import PERMUTED
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import Pool, pooled, pooling, prompt_table
@@ -208,6 +209,44 @@ class HeadTopicSimilarityResult(TopicResult):
         frame["rank_held_out"] = (-frame["held_out"]).rank(method="min").sub(1).astype("Int64")
         frame = frame.assign(prompts_chosen=int(first.sum()), prompts_held_out=int((~first).sum()))
         return frame.sort_values("chosen", ascending=False, kind="stable").head(k).reset_index(drop=True)
+
+    # The page
+
+    def shown(self) -> dict[str, Shown]:
+        """Separation by head, and in each head the similarity of topics and of prompts; vectors themselves are not."""
+        shown = {}
+        if len(self.topic) > 1:
+            means = self.topic_similarity()
+            separated = separation(means).double().numpy()
+            shown["separation"] = Shown(SEPARATION["cosine"], ("layer", "head"), separated)
+            of_topics = Quantity("mean cosine between the prompts of two topics", low=-1, high=1)
+            axes = ("layer", "head", "topic", "other_topic")
+            shown["topic_similarity"] = Shown(of_topics, axes, means.double().numpy())
+        if self.vector is not None:
+            pairs = pairwise(self._vectors(center=False, basis="own"), "cosine")
+            of_prompts = Quantity("cosine between two prompts", low=-1, high=1)
+            shown["similarity"] = Shown(of_prompts, ("layer", "head", "prompt", "other_prompt"), pairs.numpy())
+        others = super().shown() if self.vector is not None else {}
+        return shown | {name: each for name, each in others.items() if name != "vector"}
+
+    def findings(self) -> list[str]:
+        """How many heads separate topics, and which most."""
+        if self.vector is None or len(self.topic) < 2:
+            return []
+        try:
+            table = self.test(permutations=200)
+        except ValueError as error:  # prompts given twice, say
+            return [f"Topics were not compared: {error}."]
+        if not np.isfinite(table["effect"]).any():
+            return []
+        best: dict[str, Any] = table.loc[table["effect"].idxmax()].to_dict()
+        found = (table["q"] < 0.05) & (table["effect"] > 0)  # where it is negative, prompts of one topic are less alike
+        interval = f" ({best['low']:.2f} to {best['high']:.2f})" if best["low"] == best["low"] else ""
+        return [
+            f"{np.count_nonzero(found)} of {len(table)} heads tell {len(self.topic)} topics apart (q < 0.05, "
+            f"{len(self.prompt)} prompts), L{best['layer']}{best['head']} most: prompts of one topic have a cosine "
+            f"{best['effect']:.2f} higher{interval}. The null: {table.attrs['null']}."
+        ]
 
     # Figures
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.maths.ascent import seeded
+from lens_probes.messages import amount
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
@@ -54,6 +55,17 @@ class KeyValueOverlapResult(Result):
     def overlap(self) -> Float[Tensor, "layer kv_head"]:
         """Mean squared cosine of the principal angles between the spans of W_K and W_V."""
         return self.cosine.square().mean(-1)
+
+    def findings(self) -> list[str]:
+        """The mean overlap beside that of random subspaces."""
+        n = int(self.overlap.isfinite().sum())
+        if not n:
+            return []
+        return [
+            f"The overlap of W_K and W_V is {self.overlap.nanmean():.3f} on average over "
+            f"{amount(n, 'key/value head')}; that of random subspaces is {self.null_mean:.3f} (95 % of them "
+            f"{self.null_low:.3f} to {self.null_high:.3f})."
+        ]
 
     def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """The overlap by layer and head; the last column is that of random subspaces."""

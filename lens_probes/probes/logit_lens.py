@@ -32,6 +32,7 @@ from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.maths.vocabulary import Predictions, most_probable, predictions
+from lens_probes.messages import amount
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
@@ -132,6 +133,22 @@ class LogitLensResult(LayerTokenResult):
         on_top = self._top()[0][..., 0] == self.final_id
         stays = on_top.int().flip(0).cumprod(0).sum(0)
         return torch.where(stays > 0, len(self.layer) - stays, -1)
+
+    def findings(self) -> list[str]:
+        """From which layer on the model's own choice stays on top; and words of two classes compared."""
+        others = super().findings()
+        if self.top_ids is None or self.token.special.all():
+            return others
+        decided = self.decided_at()[~self.token.special]
+        settled, last = decided[decided >= 0], len(self.layer) - 1
+        if not len(settled):
+            return others
+        late = (decided == last).double().mean()
+        return [
+            f"The median prediction settles at {self.layer[int(settled.median())]}; {late:.0%} settle only at the last "
+            f"state, {self.layer[last]} ({amount(len(decided), 'token')}).",
+            *others,
+        ]
 
     def tokens_of_interest(self, token: int | str | None = None, prompt: int = 0) -> tuple[int, ...]:
         """The ids that are on top at any layer, of one token or (None) of all; in the order in which they come up.

@@ -1,6 +1,6 @@
 """Results: typed tensors with their labels, and what follows from their declarations."""
 
-from lens_probes.result.base import Result, load
+from lens_probes.result.base import Result, Shown, load
 from lens_probes.result.comparison import comparison, paired
 from lens_probes.result.files import FORMAT
 from lens_probes.result.pairs import NO_PAIRS, PairResult, PatternResult
@@ -19,6 +19,7 @@ __all__ = [
     "Provenance",
     "Quantity",
     "Result",
+    "Shown",
     "TokenResult",
     "TopicResult",
     "comparison",

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     import xarray as xr
 
 R = TypeVar("R", bound="Result")
+
+
+class Shown(NamedTuple):
+    """A quantity as the page draws it: what its numbers are, their axes, and the numbers, NaN where one is missing."""
+
+    quantity: Quantity
+    axes: tuple[str, ...]
+    values: Float64[np.ndarray, "..."]
 
 
 class Result(Declared):
@@ -101,6 +109,25 @@ class Result(Declared):
             )
         values = tensor.double()
         return (values if missing is None else values.masked_fill(tensor == missing, np.nan)).numpy()
+
+    # The page
+
+    def page(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """This result as an HTML page to click through, written to `path` if given; see `lens_probes.page`."""
+        from lens_probes.pages import page  # the page stands above results
+
+        return page([self], path)
+
+    def shown(self) -> dict[str, Shown]:
+        """What the page draws: every quantity of this run that is no sum, unless a result says otherwise."""
+        schema_ = schema(type(self))
+        here = [name for name in schema_.axes if getattr(self, name) is not None]
+        names = [name for name in (*here, *schema_.derived) if not self.quantity(name).is_sum]
+        return {name: Shown(self.quantity(name), schema_.every[name], self.known(name)) for name in names}
+
+    def findings(self) -> list[str]:
+        """What this result says, in sentences with n, interval and null; the page begins with them."""
+        return []
 
     # Figures
 

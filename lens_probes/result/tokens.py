@@ -1,7 +1,7 @@
 """Results with one number per token, or per layer and token: summaries, comparisons and figures by word class."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
@@ -73,6 +73,25 @@ class WordResult(Result):
         if quantity is not None and quantity not in tuple(known):
             raise ValueError(f"quantity must be one of {', '.join(known)}; got {brief(quantity)}")
         return known[0] if quantity is None else quantity
+
+    def findings(self) -> list[str]:
+        """Content against function words: in the last layer, and in how many layers they differ."""
+        quantity = self.quantity(self.asked(None))
+        try:
+            table = self.compare()
+        except ValueError as error:  # a text without one of the classes is no mistake
+            return [f"Content and function words were not compared: {error}."]
+        last: dict[str, Any] = table.iloc[-1].to_dict()
+        apart, layers = np.count_nonzero(table["q"] < 0.05), self.labels("layer") if "layer" in self.over else None
+        kind = "type" if quantity.by_id else "word"
+        n = " and ".join(amount(int(last[f"{each}_{kind}s"]), f"{each} {kind}") for each in ("content", "function"))
+        where = f"In the last layer, {layers[-1]}, the" if layers else "The"
+        in_layers = f" q < 0.05 in {apart} of {len(table)} layers." if layers else f" p = {last['p']:.3g}."
+        return [
+            f"{where} {quantity.says} is larger for a content word than for a function word with probability "
+            f"{last['effect']:.2f} ({_interval_of(last)}; {n} of {amount(int(last['content_prompts']), 'prompt')})."
+            f"{in_layers} The null: {table.attrs['null']}."
+        ]
 
     def compared(self) -> list[str]:
         """The quantities that this run has and that are numbers: the ids of vocabulary entries have no median."""
@@ -280,6 +299,12 @@ class LayerTokenResult(WordResult):
         if not quantity.logarithmic or quantity.missing is None:
             return quantity, 0
         return quantity._replace(says=f"1 + {quantity.says}", low=quantity.low + 1, high=quantity.high + 1), 1
+
+
+def _interval_of(row: Mapping[str, Any]) -> str:
+    """The 95 % interval of a comparison, in words."""
+    known = math.isfinite(row["low"]) and math.isfinite(row["high"])
+    return f"95 % interval {row['low']:.2f} to {row['high']:.2f}" if known else "no interval: it needs five prompts"
 
 
 def _span(positions: Sequence[int]) -> str:

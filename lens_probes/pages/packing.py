@@ -1,0 +1,242 @@
+"""Results as data for the page: names, labels and texts as JSON, numbers as deflated base64 arrays.
+
+Numbers are exact (float32, whole numbers) where there are few. Where there are many they are rounded to one of 65,534
+even steps between their smallest and largest value, and attention and other numbers per pair of tokens to one of 254:
+less than the eye can tell on a colour scale. The page says so beside what is rounded.
+"""
+
+import base64
+import inspect
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Shaped
+
+from lens_probes.messages import brief
+from lens_probes.result import Result, Shown
+from lens_probes.result.tokens import LayerTokenResult, WordResult
+from lens_probes.text.prompts import PairTable, PromptTable, Table, Tokens
+
+EXACT = 2**13  # numbers of a quantity that are sent as they are
+MOST = 2**18  # numbers of a quantity that are drawn at all,
+MOST_PAIRS = 2**21  # and of one that has a number per pair of tokens or prompts
+UNLABELLED = {"k"}  # axes that are drawn by number
+
+Packed = dict[str, Any]
+
+
+def packed(results: Result | Sequence[Result], title: str = "") -> Packed:
+    """Results as JSON-able data: what the page shows of them, and nothing else.
+
+    Results of the same prompts share their tokens, and so one selection on the page.
+
+    >>> import lens_probes as lp
+    >>> data = packed(lp.RankShift().run(lp.tiny.bridge(), "Time flies like an arrow."))
+    >>> [each["name"] for each in data["results"][0]["quantities"]][:3]
+    ['rank', 'score', 'norm']
+    """
+    asked = [results] if isinstance(results, Result) else list(results)
+    for each in asked:
+        if not isinstance(each, Result):
+            raise TypeError(f"a page must be of results; got {brief(each)}: pass what run returned")
+    if not asked:
+        raise ValueError("a page must have a result or more; got none: pass what run returned")
+    texts = _texts([table for each in asked for table in _tables(each, Tokens).values()])
+    models = dict.fromkeys(each.provenance.model for each in asked if each.provenance.model)
+    return {
+        "format": 1,
+        "title": title or f"lens_probes on {', '.join(models) or 'a model'}",
+        "texts": [_tokens(table) for table in texts],
+        "results": [_result(each, texts) for each in asked],
+    }
+
+
+# Results
+
+
+def _result(result: Result, texts: Sequence[Tokens]) -> Packed:
+    by, kind = result.provenance, type(result)
+    shown, left_out = {}, []
+    for name, each in result.shown().items():
+        refused = _refused(result, each)
+        if refused:
+            left_out.append(f"{name} [{' '.join(each.axes)}]: {refused}")
+        else:
+            shown[name] = each
+    card = (inspect.getmodule(kind).__doc__ or "").strip()  # pyright: ignore[reportOptionalMemberAccess]
+    question = card.splitlines()[0].split(": ", 1)[-1] if card else ""
+    return {
+        "name": kind.__name__.removesuffix("Result"),
+        "question": f"{question[:1].upper()}{question[1:]}",
+        "probe": by.probe,
+        "conditions": result.conditions(),
+        "run": by.describe() if by.model else "",
+        "settings": {
+            "class of the model": by.model_class,
+            "reads": ", ".join(by.hooks),
+            "versions": ", ".join(f"{package} {version}" for package, version in by.versions),
+        },
+        "findings": result.findings(),
+        "labels": {axis: list(labels) for axis in _axes(shown) if isinstance(labels := result.labels(axis), tuple)},
+        "tokens": {name: _rows(table, texts) for name, table in _tables(result, Tokens).items()},
+        "prompts": next((_prompts(table) for table in _tables(result, PromptTable).values()), None),
+        "pairs": next((_pairs(table) for table in _tables(result, PairTable).values()), None),
+        "vocab": {str(i): text for i, text in getattr(result, "vocab", {}).items()},
+        "quantities": [_quantity(name, each) for name, each in shown.items()],
+        "classes": _classes(result),
+        "left_out": left_out,
+    }
+
+
+def _refused(result: Result, shown: Shown) -> str:
+    """Why a quantity is not drawn; empty if it is."""
+    bare = [axis for axis in shown.axes if axis not in UNLABELLED and result.labels(axis) is None]
+    if bare:
+        return f"no labels for {', '.join(bare)}"
+    if shown.values.size > (MOST_PAIRS if _many(shown.axes) else MOST):
+        return f"{shown.values.size:,} numbers are too many for a page: run it with fewer prompts or layers"
+    return ""
+
+
+def _many(axes: Sequence[str]) -> bool:
+    return "pair" in axes or "other_prompt" in axes
+
+
+def _axes(shown: dict[str, Shown]) -> list[str]:
+    return list(dict.fromkeys(axis.removeprefix("other_") for each in shown.values() for axis in each.axes))
+
+
+def _tables(result: Result, kind: type[Table]) -> dict[str, Any]:
+    """The label tables of a kind by field."""
+    return {name: table for name, table in vars(result).items() if type(table) is kind and len(table)}
+
+
+def _quantity(name: str, shown: Shown) -> Packed:
+    quantity, axes, values = shown
+    symmetric = (
+        len(axes) > 1
+        and axes[-1] == f"other_{axes[-2]}"
+        and np.array_equal(values, values.swapaxes(-1, -2), equal_nan=True)
+    )
+    if symmetric:
+        values = values[..., *np.tril_indices(values.shape[-1])]
+    return {
+        "name": name,
+        "says": quantity.says,
+        "unit": quantity.unit,
+        "title": quantity.title,
+        "low": quantity.low if math.isfinite(quantity.low) else None,
+        "high": quantity.high if math.isfinite(quantity.high) else None,
+        "null": quantity.null,
+        "into": quantity.into,
+        "low_on_top": quantity.low_on_top,
+        "logarithmic": quantity.logarithmic,
+        "axes": list(axes),
+        "shape": list(shown.values.shape),
+        "symmetric": symmetric,
+        "values": numbers(values, coarse=_many(axes)),
+    }
+
+
+def _classes(result: Result) -> list[Packed]:
+    """Medians by word class with their intervals: over layers, or one per class."""
+    if not isinstance(result, WordResult) or not hasattr(result, "by_word_class"):
+        return []
+    try:
+        table = result.by_word_class()  # pyright: ignore[reportAttributeAccessIssue]
+    except ValueError:  # no token of this run belongs to a word
+        return []
+    over_layers = isinstance(result, LayerTokenResult)
+    return [
+        {
+            "quantity": quantity,
+            "word_class": word_class,
+            "n": int(rows["words" if "words" in rows else "types"].max()),
+            "layers": over_layers,
+            **{name: _plain(rows[name]) for name in ("median", "low", "high")},
+        }
+        for (quantity, word_class), rows in table.groupby(["quantity", "word_class"], sort=False, observed=True)
+    ]
+
+
+def _plain(values: Any) -> list[float | None]:
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
+
+
+# Texts and labels
+
+
+def _texts(tables: Sequence[Tokens]) -> list[Tokens]:
+    """The distinct tables of tokens; one that is a part of another stands in it."""
+    distinct: list[Tokens] = []
+    for table in sorted(tables, key=len, reverse=True):
+        if not any(_places(table).items() <= _places(other).items() for other in distinct):
+            distinct.append(table)
+    order = {id(table): number for number, table in enumerate(tables)}
+    return sorted(distinct, key=lambda table: order[id(table)])
+
+
+def _places(table: Tokens) -> dict[tuple[int, int], tuple[int, str]]:
+    places = zip(table.prompt.tolist(), table.position.tolist(), strict=True)
+    return dict(zip(places, zip(table.id.tolist(), table.text, strict=True), strict=True))
+
+
+def _rows(table: Tokens, texts: Sequence[Tokens]) -> Packed:
+    """Which table of the page a result's tokens stand in, and which of its rows they are (None: all)."""
+    own = _places(table)
+    number = next(n for n, other in enumerate(texts) if own.items() <= _places(other).items())
+    if len(table) == len(texts[number]):
+        return {"text": number, "rows": None}
+    row_of = {place: row for row, place in enumerate(_places(texts[number]))}
+    return {"text": number, "rows": [row_of[place] for place in own]}
+
+
+def _tokens(table: Tokens) -> Packed:
+    return {
+        "prompt": table.prompt.tolist(),
+        "position": table.position.tolist(),
+        "id": table.id.tolist(),
+        "text": list(table.text),
+        "word_class": list(table.word_class),
+        "special": table.special.int().tolist(),
+        "topic": list(table.topic),
+    }
+
+
+def _prompts(table: PromptTable) -> Packed:
+    return {"text": list(table.text), "topic": list(table.topic)}
+
+
+def _pairs(table: PairTable) -> Packed:
+    return {name: numbers(getattr(table, name).double().numpy()) for name in ("prompt", "query", "key")}
+
+
+# Numbers
+
+
+def numbers(values: Float64[np.ndarray, "..."], *, coarse: bool = False) -> Packed:
+    """An array as base64 of deflated little-endian numbers; `low + step * code` where it is rounded.
+
+    >>> packed_numbers = numbers(np.array([1.0, 2.0, np.nan]))
+    >>> packed_numbers["type"], packed_numbers["missing"]
+    ('uint16', 65535)
+    """
+    known = values[np.isfinite(values)]
+    if not coarse and not np.isinf(values).any() and (known == np.round(known)).all() and (np.abs(known) < 2**31).all():
+        small = not len(known) or (known.min() >= 0 and known.max() < 65535)
+        kind, missing = ("uint16", 65535) if small else ("int32", -(2**31))
+        return {"type": kind, "data": _base64(np.nan_to_num(values, nan=missing), kind), "missing": missing}
+    if not coarse and values.size <= EXACT:
+        return {"type": "float32", "data": _base64(values, "float32")}
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    kind, missing = ("uint8", 255) if coarse else ("uint16", 65535)
+    step = (high - low) / (missing - 1) or 1.0
+    codes = np.where(np.isfinite(values), np.round((values - low) / step), missing)
+    return {"type": kind, "data": _base64(codes, kind), "missing": missing, "low": low, "step": step}
+
+
+def _base64(values: Shaped[np.ndarray, "..."], kind: str) -> str:
+    return base64.b64encode(zlib.compress(values.astype(np.dtype(kind).newbyteorder("<")).tobytes())).decode()
