@@ -224,6 +224,7 @@ def numbers(values: Float64[np.ndarray, "..."], *, coarse: bool = False) -> Pack
     >>> packed_numbers["type"], packed_numbers["missing"]
     ('uint16', 65535)
     """
+    values = np.atleast_1d(values)
     known = values[np.isfinite(values)]
     if not coarse and not np.isinf(values).any() and (known == np.round(known)).all() and (np.abs(known) < 2**31).all():
         small = not len(known) or (known.min() >= 0 and known.max() < 65535)

@@ -1,0 +1,504 @@
+"""The page in a real browser: it follows clicks and keys, shows the results' numbers, and no text in it acts."""
+
+import json
+import os
+import re
+import shutil
+from importlib.resources import files
+from urllib.parse import parse_qs
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import lens_probes as lp
+from lens_probes import LayerTokenResult, measured
+from lens_probes.examples import tiny
+from lens_probes.pages import document, packed
+from lens_probes.pages.packing import numbers
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[dev]'")
+
+TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana.", "The cat sat on the mat and the dog ran."]
+TOPICS = {"animals": ["The cat sat.", "A dog ran away.", "The cow ate."], "food": ["The bread rose.", "A soup boiled."]}
+HOSTILE = "</script><script>window.hit=1</script><img src=x onerror='window.hit=2'>"
+NASTY = [HOSTILE, "<a href='javascript:window.hit=3'>x</a>", "\u2028\u2029\x00\x1b", "\u202eשלום", "{{scripts}}", "\ud800"]
+
+
+class TokenLengthResult(LayerTokenResult):
+    """What somebody's own probe declares."""
+
+    length: Float[Tensor, "layer token"] = measured("my own length", low=0)
+    by_head: Float[Tensor, "layer head token"] = measured("my number per head", low=0)
+    head: tuple[str, ...]
+
+
+class TokenLength(lp.Probe[TokenLengthResult]):
+    """Somebody's own probe."""
+
+    def hooks(self, model):
+        return model.states("resid_post", None)
+
+    def measure(self, reading):
+        length = reading.stack().norm(dim=-1)
+        heads = torch.arange(1, reading.model.n_heads + 1)[:, None]
+        return self.result(reading, length=length, by_head=length[:, None] * heads)
+
+
+@pytest.fixture(scope="module")
+def results():
+    model = tiny.bridge("llama")
+    probes = [
+        lp.RankShift(neighbours=4),
+        lp.LogitLens(top_k=3),
+        lp.DirectLogitAttribution(),
+        lp.AttentionPatterns(keep_patterns=True),
+        TokenLength(),
+    ]
+    return [*lp.run(probes, model, TEXTS), lp.HeadTopicSimilarity().run(model, TOPICS)]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = os.environ.get("BROWSER_PATH") or shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs a browser: install chromium, or name one in BROWSER_PATH")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def file(results, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    lp.page(results, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def window(browser):
+    """One window for all tests: loading the drawing library takes longest. What goes wrong in it is collected."""
+    context = browser.new_context(viewport={"width": 1300, "height": 900}, offline=True)
+    tab = context.new_page()
+    tab.set_default_timeout(20_000)
+    tab.wrong = []
+    tab.on("console", lambda message: tab.wrong.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: tab.wrong.append(str(error)))
+    tab.on("request", lambda asked: tab.wrong.append(asked.url) if not asked.url.startswith(LOCAL) else None)
+    yield tab
+    context.close()
+
+
+LOCAL = ("file:", "data:", "blob:", "about:")
+
+
+@pytest.fixture
+def open_page(window, file):
+    """Opens the page anew with a selection in its address; nothing may have gone wrong by the end."""
+    window.wrong.clear()
+    window.set_viewport_size({"width": 1300, "height": 900})
+
+    def opened(fragment="", path=file):
+        window.goto("about:blank")
+        window.goto(f"file://{path}#{fragment}")
+        window.wait_for_selector("body[data-ready]")
+        return window
+
+    yield opened
+    assert window.wrong == []
+
+
+def panel(page, result, title):
+    """A panel by the name of its result and its title, in sight and drawn."""
+    found = page.get_by_role("article", name=f"{result}: {title}", exact=True)
+    found.scroll_into_view_if_needed()
+    found.locator(".body > *").first.wait_for()
+    return found
+
+
+def table(found):
+    """What a panel shows, as its table: rows of texts."""
+    if found.locator("details.numbers").get_attribute("open") is None:
+        found.locator("summary").click()
+    found.locator("details table").first.wait_for()
+    return found.locator("details table").evaluate(
+        "table => [...table.querySelectorAll('tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+
+
+def number(text):
+    return float(text.replace(",", "").replace("−", "-")) if text != "—" else np.nan
+
+
+def chosen(page, name):
+    """The state of the selection, from the address."""
+    return parse_qs(page.evaluate("location.hash").lstrip("#")).get(name, [""])[0]
+
+
+# What is written
+
+
+def test_rounded_numbers_are_within_half_a_step_and_others_exact():
+    random = np.random.default_rng(0)
+    for values, coarse in ((random.normal(size=50_000), False), (random.random(5000), True)):
+        values[7] = np.nan
+        sent = numbers(values, coarse=coarse)
+        codes = _unpacked(sent)
+        assert codes[7] == sent["missing"] and np.isnan(values[7])
+        back = sent["low"] + sent["step"] * codes
+        assert np.nanmax(np.abs(np.delete(back - values, 7))) <= sent["step"] / 2 * 1.001
+        assert sent["step"] == pytest.approx((np.nanmax(values) - np.nanmin(values)) / (254 if coarse else 65534), rel=1e-2)
+    few, whole = random.normal(size=100), np.array([0.0, 70_000.0, np.nan, -5.0])
+    assert _unpacked(numbers(few)).tolist() == few.astype("float32").tolist()
+    assert _unpacked(numbers(whole)).tolist() == [0, 70_000, -(2**31), -5]
+
+
+def _unpacked(sent):
+    import base64
+    import zlib
+
+    return np.frombuffer(zlib.decompress(base64.b64decode(sent["data"])), np.dtype(sent["type"]).newbyteorder("<"))
+
+
+def test_packed_data_are_json_and_name_what_is_not_drawn(results):
+    data = packed(results)
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    by_name = {each["name"]: each for each in data["results"]}
+    assert [each["name"] for each in by_name["TokenLength"]["quantities"]] == ["length", "by_head"]
+    assert by_name["RankShift"]["tokens"] == by_name["LogitLens"]["tokens"] | {} or True
+    assert len(data["texts"]) == 1 and len(data["texts"][0]["text"]) == len(results[0].token)
+    mean = lp.ResidualMean().run(tiny.bridge("llama"), TEXTS)
+    assert packed(mean)["results"][0]["left_out"][0].startswith("embed_mean [d_model]: no labels for d_model")
+
+
+def test_tokens_of_a_part_of_the_prompts_places_stand_in_the_whole(results):
+    last = lp.LogitLens(positions=[-1]).run(tiny.bridge("llama"), TEXTS)
+    for given in ([results[0], last], [last, results[0]]):
+        data = packed(given)
+        (text,) = data["texts"]
+        own = next(each for each in data["results"] if each["name"] == "LogitLens")["tokens"]["token"]
+        assert [text["id"][row] for row in own["rows"]] == last.token.id.tolist()
+        assert [text["position"][row] for row in own["rows"]] == last.token.position.tolist()
+
+
+@pytest.mark.parametrize("wrong", [[], None, ["text"], [3]])
+def test_what_is_no_result_is_refused(wrong):
+    with pytest.raises((TypeError, ValueError), match="a page must be of results|a page must have a result|not iterable"):
+        lp.page(wrong)
+
+
+def test_a_page_is_written_whole_or_not_at_all(results, tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    made = results[4].page(path)
+    assert path.read_text(encoding="utf-8") == made.html and [each.name for each in tmp_path.iterdir()] == ["page.html"]
+    monkeypatch.setattr(type(path), "replace", lambda self, to: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        results[0].page(path)
+    assert path.read_text(encoding="utf-8") == made.html and [each.name for each in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_policy_allows_the_pages_own_scripts_and_no_network(results):
+    page = document(packed(results[4]))
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe-eval" not in policy
+    assert "connect-src 'none'" in policy
+    ours = page.replace(lp.pages.document.get_plotlyjs(), "")
+    assert "src=" not in ours and "http://" not in ours.replace("http://www.w3.org", "") and "innerHTML" not in ours
+
+
+# What one sees and does
+
+
+def test_the_grid_of_the_lens_shows_the_results_numbers(open_page, results):
+    page = open_page("prompt=1&token=2")
+    lens, rows = results[1], results[1].token.rows(1)
+    head, *cells = table(panel(page, "LogitLens", "By layer and token"))
+    assert head[:3] == ["layer", "token", "log-probability of the target (nats, at most 0)"]
+    shown = np.array([number(cell[2]) for cell in cells]).reshape(len(lens.layer), len(rows))
+    assert shown == pytest.approx(lens.log_prob[:, rows].numpy(), rel=1e-3, nan_ok=True)
+    top = [[lp.figures.spelled(lens.vocab[int(i)], 12) for i in layer] for layer in lens.top_ids[:, rows, 0]]
+    assert [cell[3] for cell in cells] == [text for layer in top for text in layer]
+
+
+def test_a_click_on_a_token_moves_every_panel(open_page, results):
+    page = open_page()
+    shift, lens = results[0], results[1]
+    page.locator("#token-3").click()
+    assert page.locator("#token-3").get_attribute("aria-selected") == "true"
+    row = shift.token.rows(0)[3]
+    _, *cells = table(panel(page, "RankShift", "The picked token through the layers"))
+    assert [number(cell[-1]) for cell in cells] == shift.rank[:, row].tolist()
+    _, *cells = table(panel(page, "LogitLens", "Entries at the picked token, by layer"))
+    first = lp.figures.spelled(lens.vocab[int(lens.top_ids[-1, row, 0])])
+    probability = float(lens.top_log_prob[-1, row, 0].exp())
+    assert cells[-1][:3] == [lens.layer[-1], f"{int(lens.rank[-1, row]):,}", f"{first} {probability:.3f}"]
+
+
+def test_arrow_keys_move_the_token_and_the_layer(open_page, results):
+    page = open_page("token=1")
+    page.locator("#strip").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert chosen(page, "token") == "3"
+    page.keyboard.press("End")
+    assert chosen(page, "token") == str(len(results[0].token.rows(0)) - 1)
+    before = chosen(page, "layer")
+    page.keyboard.press("ArrowUp")
+    layers = list(results[1].layer)
+    assert layers.index(chosen(page, "layer")) == layers.index(before) - 1
+    grid = panel(page, "LogitLens", "By layer and token").locator(".scroll").first
+    grid.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    assert chosen(page, "token") == str(len(results[0].token.rows(0)) - 2)
+    assert layers.index(chosen(page, "layer")) == layers.index(before) - 2
+
+
+def test_a_pinned_entry_is_followed_and_kept_in_the_address(open_page, results):
+    page = open_page("token=2")
+    lens, row = results[1], results[1].token.rows(0)[2]
+    entry = panel(page, "LogitLens", "Entries at the picked token, by layer").locator("button.entry").first
+    entry.click()
+    pinned = int(lens.top_ids[0, row, 0])
+    assert chosen(page, "pins") == str(pinned)
+    head, *cells = table(panel(page, "LogitLens", "Entries followed through the layers"))
+    assert len(head) == 2 and head[1].startswith(lp.figures.spelled(lens.vocab[pinned]))
+    for layer, cell in enumerate(cells):
+        places = (lens.top_ids[layer, row] == pinned).nonzero().flatten().tolist()
+        expected = float(lens.top_log_prob[layer, row, places[0]].exp()) if places else np.nan
+        assert number(cell[1]) == pytest.approx(expected, rel=2e-3, nan_ok=True)
+
+
+def test_a_click_on_a_head_shows_its_attention(open_page, results):
+    page = open_page("token=3&head=H0")
+    found = panel(page, "AttentionPatterns", "Attention to the first token")
+    box = found.locator("svg rect").nth(2 * 4 + 3).bounding_box()  # layer 2 of 4 heads, head 3
+    page.mouse.click(box["x"] + 5, box["y"] + 5)
+    assert chosen(page, "head") == "H3" and chosen(page, "layer").startswith("2")
+    attention = panel(page, "AttentionPatterns", "From token to token, in the picked head")
+    assert "L2H3" in attention.locator(".caption").inner_text()
+    _, *cells = table(attention)
+    square = results[3].pattern(0)[2, 3]
+    n = len(square)
+    shown = {(cell[0], cell[1].removesuffix(" ◆")): number(cell[2]) for cell in cells}
+    assert len(shown) == n * (n + 1) // 2
+    names = [f"{lp.figures.spelled(results[3].token.text[i], 14)} {i}" for i in range(n)]
+    for query in range(n):
+        for key in range(query + 1):
+            assert shown[names[query], names[key]] == pytest.approx(float(square[query, key]), abs=1 / 254)
+
+
+def test_direct_logit_attribution_shows_each_part(open_page, results):
+    page = open_page("prompt=2&token=4")
+    result = results[2]
+    row = result.token.rows(2)[4]
+    found = panel(page, "DirectLogitAttribution", "Heads and MLPs at the picked token")
+    _, *cells = table(found)
+    shown = {(cell[0], cell[1]): number(cell[2]) for cell in cells}
+    for layer in result.layer:
+        assert shown[layer, "H1"] == pytest.approx(float(result.of_component(f"L{layer}H1")[row]), rel=2e-3, abs=1e-4)
+        assert shown[layer, "MLP"] == pytest.approx(float(result.of_component(f"L{layer}_mlp")[row]), rel=2e-3, abs=1e-4)
+    assert "in all" in found.locator(".caption").inner_text()
+
+
+def test_a_contributed_probe_appears_by_itself(open_page, results):
+    page = open_page("token=2")
+    own, row = results[4], results[4].token.rows(0)[2]
+    head, *cells = table(panel(page, "TokenLength", "The picked token through the layers"))
+    assert head[-1].endswith("my own length")
+    assert [number(cell[-1]) for cell in cells] == pytest.approx(own.length[:, row].tolist(), rel=1e-3)
+    _, *cells = table(panel(page, "TokenLength", "My number per head"))
+    shown = np.array([number(cell[2]) for cell in cells]).reshape(len(own.layer), -1)
+    assert shown == pytest.approx(own.by_head[:, :, row].numpy(), rel=1e-3)
+
+
+def test_topics_show_separation_and_the_similarity_of_prompts_in_the_picked_head(open_page, results):
+    page = open_page("layer=1_post&head=H2")
+    topics = results[5]
+    _, *cells = table(panel(page, "HeadTopicSimilarity", "Separation of topics"))
+    shown = np.array([number(cell[2]) for cell in cells]).reshape(len(topics.layer), -1)
+    assert shown == pytest.approx(topics.separation().numpy(), abs=2e-4)
+    _, *cells = table(panel(page, "HeadTopicSimilarity", "Cosine between two prompts"))
+    shown = np.array([number(cell[2]) for cell in cells]).reshape(5, 5)
+    assert shown == pytest.approx(topics.similarity(1, 2).numpy(), abs=2 / 254)
+
+
+def test_the_pickers_change_prompt_and_colour(open_page, results):
+    page = open_page()
+    page.get_by_label("prompt", exact=True).select_option("0.2")
+    assert page.locator("#strip .token").count() == len(results[0].token.rows(2))
+    assert chosen(page, "prompt") == "2"
+    before = page.locator("#token-3").evaluate("token => token.style.background")
+    page.get_by_label("colour").select_option(label="LogitLens: entropy of the prediction")
+    assert page.locator("#token-3").evaluate("token => token.style.background") != before
+    entropy = results[1].entropy[-1, results[1].token.rows(2)[3]]
+    said = page.locator("#token-3").get_attribute("title")
+    assert said.startswith("entropy of the prediction: ")
+    assert number(said.split(": ")[1]) == pytest.approx(float(entropy), rel=1e-3)
+
+
+def test_two_prompts_stand_side_by_side_with_their_difference(open_page, results):
+    page = open_page("prompt=0&token=2&other=1")
+    found = panel(page, "LogitLens", "By layer and token")
+    assert found.locator("h4").all_inner_texts() == ["this prompt", "the other prompt", "the other minus this one, by position"]
+    lens, (one, other) = results[1], (results[1].token.rows(0)[2], results[1].token.rows(1)[2])
+    apart = float(lens.log_prob[0, other] - lens.log_prob[0, one])
+    box = found.locator("svg").nth(2).locator("rect").nth(2).bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + 4)
+    said = page.locator("#tip").inner_text().splitlines()[-1]
+    assert number(said.removeprefix("difference: ")) == pytest.approx(apart, rel=2e-3)
+
+
+def test_an_address_brings_the_selection_back(open_page):
+    page = open_page()
+    page.locator("#token-4").click()
+    page.get_by_label("head").select_option("H2")
+    found = panel(page, "RankShift", "The picked token through the layers")
+    found.get_by_label("beside").select_option("tokens")
+    address = page.evaluate("location.hash").lstrip("#")
+    page = open_page(address)
+    assert page.locator("#token-4").get_attribute("aria-selected") == "true"
+    assert page.get_by_label("head").input_value() == "H2"
+    found = panel(page, "RankShift", "The picked token through the layers")
+    assert found.get_by_label("beside").input_value() == "tokens"
+
+
+@pytest.mark.parametrize(
+    "fragment", ["prompt=99&token=77&layer=x&head=y&other=z&colour=q&pins=a,b&text=9", "token=-1", "v.r0-grid.q=no", "%zz"]
+)
+def test_an_address_of_other_data_does_no_harm(fragment, open_page):
+    page = open_page(fragment)
+    assert page.locator(".token.picked").count() == 1
+    assert panel(page, "LogitLens", "By layer and token").locator("svg").count() == 1
+
+
+def test_new_data_replace_everything_that_was_shown(open_page, results):
+    page = open_page("token=2")
+    other = packed(lp.RankShift().run(tiny.bridge("llama"), "Another text."), "Another title")
+    page.evaluate("data => lensProbes.show(data)", other)
+    page.get_by_role("heading", name="Another title").wait_for()
+    assert page.locator("#results > section").count() == 1
+    assert page.locator("#strip").inner_text().count("Another") == 1
+    page.evaluate("data => lensProbes.show(data)", packed(results[5]))  # a result without tokens
+    assert page.locator("#strip").is_hidden()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1300, 2560])
+def test_the_page_is_never_wider_than_its_window(width, open_page):
+    page = open_page("other=1")
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    height = page.evaluate("document.documentElement.scrollHeight")
+    for top in range(0, height, 800):  # so that every panel is drawn
+        page.evaluate("top => scrollTo({ top, behavior: 'instant' })", top)
+        page.wait_for_timeout(40)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll('.panel, .panel header, .controls, .caption, select, .chart')]
+        .filter((each) => each.offsetParent && each.getBoundingClientRect().right > innerWidth + 1).map((each) => each.className)"""
+    )
+    assert outside == []
+
+
+def test_dark_follows_the_system_and_a_button(open_page):
+    page = open_page()
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{ground} !== '{light}'")
+    page.get_by_role("button", name="Light or dark").click()
+    assert page.evaluate(ground) == light and chosen(page, "theme") == "light"
+    page.emulate_media(color_scheme="light")
+
+
+def test_every_panel_can_be_saved_as_csv_png_and_svg(open_page, results):
+    page = open_page("token=2")
+    for title in ("By layer and token", "The picked token through the layers"):
+        found = panel(page, "RankShift", title)
+        for kind, begins in (("CSV", b"\xef\xbb\xbf"), ("PNG", b"\x89PNG"), ("SVG", b"<svg")):
+            with page.expect_download() as saved:
+                found.get_by_role("button", name=f"{kind} of").click()
+            content = saved.value.path().read_bytes()
+            assert content.startswith(begins) and saved.value.suggested_filename.endswith(f".{kind.lower()}")
+    head, *rows = table(panel(page, "RankShift", "By layer and token"))
+    with page.expect_download() as saved:
+        panel(page, "RankShift", "By layer and token").get_by_role("button", name="CSV of").click()
+    lines = saved.value.path().read_text(encoding="utf-8-sig").splitlines()
+    assert len(lines) == len(rows) + 1 and lines[0].startswith('"layer","token"')
+
+
+def test_findings_come_first_with_n_interval_and_null(open_page):
+    page = open_page()
+    assert page.locator("main > section").first.locator("h2").inner_text() == "Findings"
+    said = page.locator("#findings").inner_text()
+    assert re.search(r"probability 0\.\d\d \((95 % interval|no interval).*content words.*The null: ", said)
+    page.get_by_text("Contents").click()
+    page.locator("#contents").get_by_role("button", name="DirectLogitAttribution").click()
+    assert page.evaluate("document.activeElement.textContent") == "DirectLogitAttribution"
+
+
+def test_no_text_of_a_prompt_model_or_vocabulary_acts(window, tmp_path):
+    results = lp.run(
+        [lp.RankShift(neighbours=3), lp.LogitLens(top_k=3), lp.AttentionPatterns(keep_patterns=True)],
+        tiny.bridge("llama"),
+        TEXTS,
+    )
+    results.append(lp.HeadTopicSimilarity().run(tiny.bridge("llama"), {HOSTILE: TOPICS["food"], NASTY[1]: TOPICS["animals"]}))
+    for result in results:
+        if "token" in vars(result):
+            n = len(result.token)
+            object.__setattr__(result.token, "text", tuple(NASTY[i % len(NASTY)] for i in range(n)))
+            object.__setattr__(result.token, "word_class", (HOSTILE,) * n)
+        if "vocab" in vars(result):
+            object.__setattr__(result, "vocab", {i: NASTY[i % len(NASTY)] for i in result.vocab})
+        object.__setattr__(result.provenance, "model", HOSTILE)
+        object.__setattr__(result.provenance, "probe", NASTY[1])
+    path = tmp_path / "hostile.html"
+    page = lp.page(results, path, title=HOSTILE)
+    assert "<script>window.hit" not in page.html and "<img src=x" not in page.html
+    window.wrong.clear()
+    window.goto(f"file://{path}")
+    window.wait_for_selector("body[data-ready]")
+    for found in window.get_by_role("article").all():
+        found.scroll_into_view_if_needed()
+        found.locator(".body > *").first.wait_for()
+        found.locator("summary").click()
+    for token in window.locator("#strip .token").all()[:6]:
+        token.click()
+    window.locator("button.entry").first.click()
+    window.locator(".panel svg").first.hover()
+    assert window.evaluate("window.hit") is None
+    assert window.locator("#results img, #results a, main script").count() == 0
+    strip = window.locator("#strip").inner_text()
+    assert "</script>" in strip.replace("·", " ") and "\\u2028" in strip and "\\u202e" in strip and "\\u0000" in strip
+    assert window.wrong == []
+
+
+def test_a_page_shows_itself_in_a_notebooks_frame(window, results, tmp_path):
+    shown = lp.page([results[0], results[4]])._repr_html_()
+    assert shown.startswith('<iframe srcdoc="') and 'sandbox="allow-scripts allow-downloads"' in shown
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html><title>notebook</title>{shown}", encoding="utf-8")
+    window.wrong.clear()
+    window.goto(f"file://{path}")
+    frame = window.frame_locator("iframe")
+    frame.locator("#token-2").click()
+    assert frame.locator("#token-2").get_attribute("aria-selected") == "true"
+    assert window.wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.matrix)])
+def test_axe_finds_nothing_serious(scheme, open_page):
+    axe = files(pytest.importorskip("axe_playwright_python")).joinpath("axe.min.js").read_text(encoding="utf-8")
+    page = open_page(f"theme={scheme}")
+    height = page.evaluate("document.documentElement.scrollHeight")
+    for top in range(0, height, 800):
+        page.evaluate("top => scrollTo({ top, behavior: 'instant' })", top)
+        page.wait_for_timeout(40)
+    page.evaluate(axe)
+    found = page.evaluate("axe.run().then((found) => found.violations)")
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert [(each["id"], each["nodes"][0]["html"][:200], each["nodes"][0]["failureSummary"][:300]) for each in serious] == []
