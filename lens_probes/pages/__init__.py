@@ -7,7 +7,7 @@ A panel follows from the axes of a quantity, so a probe of your own has its pane
 declared quantities it says in `Result.shown`, and its findings in `Result.findings`.
 """
 
-from lens_probes.pages.document import Page, document, page
 from lens_probes.pages.packing import packed
+from lens_probes.pages.writing import Page, document, page
 
 __all__ = ["Page", "document", "packed", "page"]

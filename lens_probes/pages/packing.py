@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 from lens_probes.messages import brief
-from lens_probes.result import Result, Shown
+from lens_probes.result import PairResult, Result, Shown
 from lens_probes.result.tokens import LayerTokenResult, WordResult
 from lens_probes.text.prompts import PairTable, PromptTable, Table, Tokens
 
@@ -44,7 +44,7 @@ def packed(results: Result | Sequence[Result], title: str = "") -> Packed:
             raise TypeError(f"a page must be of results; got {brief(each)}: pass what run returned")
     if not asked:
         raise ValueError("a page must have a result or more; got none: pass what run returned")
-    texts = _texts([table for each in asked for table in _tables(each, Tokens).values()])
+    texts = _texts([table for each in asked for table in _token_tables(each).values()])
     models = dict.fromkeys(each.provenance.model for each in asked if each.provenance.model)
     return {
         "format": 1,
@@ -81,7 +81,7 @@ def _result(result: Result, texts: Sequence[Tokens]) -> Packed:
         },
         "findings": result.findings(),
         "labels": {axis: list(labels) for axis in _axes(shown) if isinstance(labels := result.labels(axis), tuple)},
-        "tokens": {name: _rows(table, texts) for name, table in _tables(result, Tokens).items()},
+        "tokens": {name: _rows(table, texts) for name, table in _token_tables(result).items()},
         "prompts": next((_prompts(table) for table in _tables(result, PromptTable).values()), None),
         "pairs": next((_pairs(table) for table in _tables(result, PairTable).values()), None),
         "vocab": {str(i): text for i, text in getattr(result, "vocab", {}).items()},
@@ -112,6 +112,14 @@ def _axes(shown: dict[str, Shown]) -> list[str]:
 def _tables(result: Result, kind: type[Table]) -> dict[str, Any]:
     """The label tables of a kind by field."""
     return {name: table for name, table in vars(result).items() if type(table) is kind and len(table)}
+
+
+def _token_tables(result: Result) -> dict[str, Tokens]:
+    """The tokens of a result, and those that are looked at where they are others."""
+    tables = {name: table for name, table in _tables(result, Tokens).items() if name == "token"}
+    if isinstance(result, PairResult) and result.keys() is not result.token:
+        tables["key"] = result.keys()
+    return tables
 
 
 def _quantity(name: str, shown: Shown) -> Packed:

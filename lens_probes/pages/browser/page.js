@@ -43,7 +43,7 @@ function settle() {
 function drawPickers() {
   const place = at("pickers");
   const held = document.activeElement?.getAttribute("aria-label");
-  const prompts = page.texts.flatMap((each) => [...each.prompts.keys()].map((prompt) => [`${each.number}.${prompt}`, `${prompt}: ${each.line(prompt)}`]));
+  const prompts = page.texts.filter((each) => page.results.some((result) => result.text === each)).flatMap((each) => [...each.prompts.keys()].map((prompt) => [`${each.number}.${prompt}`, `${prompt}: ${each.line(prompt)}`]));
   const made = [];
   if (prompts.length) {
     made.push(choice("prompt", prompts, `${state.text}.${state.prompt}`, (to) => pickPrompt(...to.split(".").map(Number))));
@@ -115,7 +115,7 @@ function panelElement(panel) {
   panel.caption = element("p", { class: "caption" });
   panel.body = element("div", { class: "body" });
   const shown = element("div", { class: "scroll tall", tabindex: 0, role: "group", "aria-label": `Table: ${panel.title}` });
-  panel.details = element("details", { class: "numbers", ontoggle: () => { if (panel.details.open) shown.replaceChildren(tableOf(panel.table(), panel.title)); } },
+  panel.details = element("details", { class: "numbers", ontoggle: () => { if (panel.details.open && panel.table) shown.replaceChildren(tableOf(panel.table(), panel.title)); } },
     element("summary", {}, "Table"), shown);
   const save = ["CSV", "PNG", "SVG"].map((format) => element("button", { type: "button", "aria-label": `${format} of ${panel.title}`,
     onclick: () => exported(panel, format.toLowerCase()) }, format));

@@ -36,7 +36,8 @@ function isOnlyNull(quantity) {
 
 function generalTitle(quantities) {
   const axes = quantities[0].axes.map((axis) => axis.replace("kv_head", "key/value head").replace("other_", "other "));
-  return quantities.length === 1 ? quantities[0].heading : `By ${axes.join(", ")}`;
+  const by = axes.length > 1 ? `${axes.slice(0, -1).join(", ")} and ${axes.at(-1)}` : axes[0];
+  return quantities.length === 1 ? quantities[0].heading : `By ${by}`;
 }
 
 /** The quantity that a panel shows, and the picker for it if there are several. */
@@ -256,19 +257,27 @@ function layerLabel(label) {
 function pairs(panel) {
   const { result } = panel, quantity = shownOf(panel), all = result.pairsOf?.get(state.prompt);
   if (result.text !== text() || !all) return nothing(panel, "This result has no number for this prompt.");
-  const rows = tokensShown(), first = rowsOf().indexOf(rows[0]), place = placeOf(quantity);
+  const rows = tokensShown(), first = rowsOf().indexOf(rows[0]), place = placeOf(quantity), keys = keysOf(result, rows);
   const values = new Map(all.map(([query, key, pair]) => [query * 65536 + key, quantity.at({ ...place, pair })]));
-  const at = (query, key) => values.get((query + first) * 65536 + key + first);
+  const at = (query, key) => values.get((query + first) * 65536 + key + (keys === rows ? first : 0));
   const sink = sinkOf(all, values), name = `L${/\d+/.exec(result.labels.layer?.[place.layer] ?? "")?.[0] ?? ""}${result.labels.head?.[place.head] ?? ""}`;
-  const columns = rows.map((row, i) => `${tokenName(row)}${i + first === sink?.key ? " ◆" : ""}`);
+  const names = keys === rows ? rows.map(tokenName) : keys;
+  const columns = names.map((label, i) => `${label}${(keys === rows ? i + first : i) === sink?.key ? " ◆" : ""}`);
   const spec = { label: `${quantity.heading} in ${name}`, rows: rows.map(tokenName), columns, rowTitle: "from", columnTitle: "to",
-    scale: scaleOf(quantity), value: at, picked: [state.token - first, state.token - first], square: true,
+    scale: scaleOf(quantity), value: at, picked: keys === rows ? [state.token - first, state.token - first] : null, square: true,
     onpick: (query) => select({ token: query + first }),
-    tip: (query, key) => [`${name}: from ${tokenName(rows[query])}`, `to ${tokenName(rows[key])}`, `${quantity.says}: ${written(at(query, key))}`] };
-  caption(panel, `${quantity.title}, in ${name}.${sink ? ` ◆ sink: ${tokenName(rowsOf()[sink.key])} gets ${written(sink.mean)} of a query on average.` : ""}`, quantity);
+    tip: (query, key) => [`${name}: from ${tokenName(rows[query])}`, `to ${names[key]}`, `${quantity.says}: ${written(at(query, key))}`] };
+  caption(panel, `${quantity.title}, in ${name}.${sink ? ` ◆ sink: ${keys === rows ? tokenName(rowsOf()[sink.key]) : names[sink.key]} gets ${written(sink.mean)} of a query on average.` : ""}`, quantity);
   grid(panel.body, spec);
-  panel.body.append(strips(quantity, at, rows, state.token - first));
+  if (keys === rows) panel.body.append(strips(quantity, at, rows, state.token - first));
   return () => gridTable(spec);
+}
+
+/** The tokens that are looked at: those that look, or where a result says so the names of others. */
+function keysOf(result, rows) {
+  if (!result.tokens.key) return rows;
+  const other = page.texts[result.tokens.key.text];
+  return (other.prompts.get(state.prompt) ?? []).map((row) => `${visible(other.text[row], 14)} ${other.position[row]}`);
 }
 
 function placeOf(quantity) {

@@ -50,8 +50,10 @@ class Page:
         return f"Page({self.n_results} results, {len(self.html.encode()) / 1e6:.1f} MB)"
 
     def _repr_html_(self) -> str:
+        # In ASCII, so that the scripts have their hashes whatever the encoding of the document around the frame.
+        own = html.escape(self.html).encode("ascii", "xmlcharrefreplace").decode()
         return (
-            f'<iframe srcdoc="{html.escape(self.html)}" sandbox="allow-scripts allow-downloads" title="lens_probes" '
+            f'<iframe srcdoc="{own}" sandbox="allow-scripts allow-downloads" title="lens_probes" '
             f'style="width:100%;height:{FRAME}px;border:1px solid #999"></iframe>'
         )
 
