@@ -3,7 +3,7 @@
 const FONT = "Helvetica, Arial, sans-serif";
 const LETTER = 6.3; // pixels, of labels at 11 px
 
-const lettersOf = (label) => [...label].reduce((sum, each) => sum + (each.codePointAt(0) > 0x1100 ? 2 : 1), 0);
+const lettersOf = (label) => [...label].reduce((sum, each) => sum + (each.codePointAt(0) > 0x2e7f ? 2 : 1), 0);
 
 function cut(text, room) {
   const most = Math.floor(room / LETTER);
