@@ -10,6 +10,7 @@ decides near ties, and it depends on the shape of a batch.
 
 import dataclasses
 import hashlib
+import json
 import re
 import sys
 import tempfile
@@ -27,6 +28,7 @@ import lens_probes
 from lens_probes.examples import tiny
 from lens_probes.messages import brief
 from lens_probes.model import ImageView, ModelView, StackView, undisturbed, view_of
+from lens_probes.pages import packed
 from lens_probes.probe import Experiment, Hooks, Probe, names_of
 from lens_probes.reading import Reading, pad
 from lens_probes.result import Result, schema
@@ -207,6 +209,8 @@ def check_result(result: Result) -> None:
         drawn = result.figure()
     assert isinstance(drawn, go.Figure), f"figure() gave a {type(drawn).__name__}"
     assert len(result.to_frame()), "to_frame() is empty"
+    data = packed(result)
+    assert json.loads(json.dumps(data, allow_nan=False)) == data, "a page of it is no JSON"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.safetensors"
         result.save(path)

@@ -120,11 +120,13 @@ def panel(page, result, title):
     found = page.get_by_role("article", name=f"{result}: {title}", exact=True)
     found.scroll_into_view_if_needed()
     found.locator(".body > *").first.wait_for()
+    page.locator("body:not([data-drawing])").wait_for()
     return found
 
 
 def table(found):
     """What a panel shows, as its table: rows of texts."""
+    found.page.locator("body:not([data-drawing])").wait_for()
     if found.locator("details.numbers").get_attribute("open") is None:
         found.locator("summary").click()
     found.locator("details table").first.wait_for()

@@ -84,7 +84,7 @@ def _result(result: Result, texts: Sequence[Tokens]) -> Packed:
         "tokens": {name: _rows(table, texts) for name, table in _token_tables(result).items()},
         "prompts": next((_prompts(table) for table in _tables(result, PromptTable).values()), None),
         "pairs": next((_pairs(table) for table in _tables(result, PairTable).values()), None),
-        "vocab": {str(i): text for i, text in getattr(result, "vocab", {}).items()},
+        "vocab": _vocab(result, shown),
         "quantities": [_quantity(name, each) for name, each in shown.items()],
         "classes": _classes(result),
         "left_out": left_out,
@@ -147,6 +147,14 @@ def _quantity(name: str, shown: Shown) -> Packed:
         "symmetric": symmetric,
         "values": numbers(values, coarse=_many(axes)),
     }
+
+
+def _vocab(result: Result, shown: dict[str, Shown]) -> dict[str, str]:
+    """The texts of the vocabulary entries that are shown, by id."""
+    texts: Any = getattr(result, "vocab", {})
+    drawn = [each.values for each in shown.values() if each.quantity.into == "vocab"]
+    ids = {int(i) for values in drawn for i in np.unique(values[np.isfinite(values)])}
+    return {str(i): texts[i] for i in sorted(ids) if isinstance(texts, tuple) or i in texts}
 
 
 def _classes(result: Result) -> list[Packed]:

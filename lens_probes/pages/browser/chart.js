@@ -28,7 +28,7 @@ function drawChart(body, traces, layout, label) {
   place.setAttribute("aria-label", `${label}. The numbers are in the table below.`);
   const named = traces.filter((trace) => trace.showlegend !== false && trace.name);
   const wide = named.reduce((sum, trace) => sum + trace.name.length * 6.2 + 56, 0);
-  const room = (body.clientWidth || 500) - 60;
+  const room = widthOf(body) - 60;
   const rows = layout.showlegend === false ? 0 : room < 380 ? named.length : Math.ceil(wide / room);
   Plotly.react(place, traces, {
     font: { family: FONT, color: ink, size: 12 }, paper_bgcolor: paper, plot_bgcolor: paper,
@@ -50,7 +50,7 @@ function lineChart(body, { label, x, lines, xTitle, yTitle, upsideDown, logarith
   const shapes = at === undefined ? [] : [{ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1,
     line: { color: theme().mark, width: 1.5, dash: "dot" } }];
   const y = axisOf(added ? `1 + ${yTitle}` : yTitle, { autorange: upsideDown ? "reversed" : true, ...(logarithmic ? { type: "log" } : {}) });
-  drawChart(body, traces, { xaxis: axisOf(xTitle, { type: "category", nticks: Math.max(4, Math.round((body.clientWidth || 500) / 55)) }), yaxis: y, shapes }, label);
+  drawChart(body, traces, { xaxis: axisOf(xTitle, { type: "category", nticks: Math.max(4, Math.round(widthOf(body) / 55)) }), yaxis: y, shapes }, label);
   body.querySelector(".chart").dataset.lines = lines.length;
 }
 

@@ -3,15 +3,17 @@
 const FARTHEST = 16; // nats: colours end there, or the first layers would leave none for the others
 const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
 
+/** An array as it was sent: its values are computed where they are read. */
 async function unpacked(packed) {
-  const bytes = Uint8Array.from(atob(packed.data), (character) => character.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const codes = new ARRAYS[packed.type](await new Response(stream).arrayBuffer());
-  if (packed.type === "float32") return codes;
-  const values = new Float32Array(codes.length);
+  const letters = atob(packed.data), bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i += 1) bytes[i] = letters.charCodeAt(i);
+  const inflating = new DecompressionStream("deflate"), writer = inflating.writable.getWriter();
+  writer.write(bytes);
+  writer.close();
+  const codes = new ARRAYS[packed.type](await new Response(inflating.readable).arrayBuffer());
   const { missing, low = 0, step = 1 } = packed;
-  for (let i = 0; i < codes.length; i += 1) values[i] = codes[i] === missing ? NaN : low + step * codes[i];
-  return values;
+  const read = packed.type === "float32" ? (i) => codes[i] : (i) => (codes[i] === missing ? NaN : low + step * codes[i]);
+  return { read, length: codes.length };
 }
 
 /** A quantity: its declaration, and `at({axis: index})`. */
@@ -39,7 +41,7 @@ class Quantity {
       const n = shape[last];
       index = index * ((n * (n + 1)) / 2) + (i * (i + 1)) / 2 + j;
     }
-    return this.values[index];
+    return this.values.read(index);
   }
 
   /** The bounds of its colours: those declared, or what 2 % of its values lie beyond. */
@@ -47,9 +49,9 @@ class Quantity {
     if (!this.spanned) {
       const step = Math.max(1, Math.floor(this.values.length / 20000));
       const some = [];
-      for (let i = 0; i < this.values.length; i += step) if (Number.isFinite(this.values[i])) some.push(this.values[i]);
-      some.sort((a, b) => a - b);
-      const quantile = (share) => some[Math.round(share * (some.length - 1))] ?? 0;
+      for (let i = 0; i < this.values.length; i += step) some.push(this.values.read(i));
+      const known = Float64Array.from(some.filter(Number.isFinite)).sort();
+      const quantile = (share) => known[Math.round(share * (known.length - 1))] ?? 0;
       const signed = this.low === null ? quantile(0) < 0 && (this.high === null || this.high > 0) && quantile(1) > 0
         : this.low < 0 && (this.high === null || this.high > 0);
       const far = this.unit === "nats" && !this.logarithmic ? FARTHEST : Infinity;
@@ -97,8 +99,9 @@ class Result {
       const [prompt, query, key] = await Promise.all(["prompt", "query", "key"].map((name) => unpacked(packed.pairs[name])));
       result.pairsOf = new Map();
       for (let i = 0; i < prompt.length; i += 1) {
-        if (!result.pairsOf.has(prompt[i])) result.pairsOf.set(prompt[i], []);
-        result.pairsOf.get(prompt[i]).push([query[i], key[i], i]);
+        const number = prompt.read(i);
+        if (!result.pairsOf.has(number)) result.pairsOf.set(number, []);
+        result.pairsOf.get(number).push([query.read(i), key.read(i), i]);
       }
     }
     return result;

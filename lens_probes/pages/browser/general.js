@@ -71,7 +71,7 @@ function generalGrid(panel, quantity, [down, across], place) {
   }
   const topics = order?.map((i) => named(result.prompts.topic[i], 16)), groups = topics?.some((each) => each) ? topics : undefined;
   const index = (i) => (order ? order[i] : i);
-  const spec = { label: quantity.heading, rows: rows.map((_, i) => rows[index(i)]), columns: columns.map((_, i) => columns[index(i)]),
+  const spec = { label: quantity.heading, key: [quantity.id, place, first], rows: rows.map((_, i) => rows[index(i)]), columns: columns.map((_, i) => columns[index(i)]),
     rowTitle: down.replace("_", " "), columnTitle: across.replace("_", " "), scale: scaleOf(quantity), widest: 44, rowGroups: groups, columnGroups: groups,
     square: down === "prompt" && across === "other_prompt",
     value: (r, c) => quantity.at({ ...place, [down]: index(r), [across]: index(c) + first }), ...pickIn(result, down, across) };

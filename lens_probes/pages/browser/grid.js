@@ -76,13 +76,28 @@ function legend(svg, scale, x, y) {
       drawn("text", { x: at, y: y + 22, fill: ink, "font-size": 10.5, "text-anchor": anchor }, written(Number(value.toPrecision(3))))));
 }
 
-/** Draw a grid into a panel's body; `spec.onpick(row, column)` is told of clicks and arrow keys. */
+/** Draw a grid into a panel's body; `spec.onpick(row, column)` is told of clicks and arrow keys.
+ *
+ * Specs of one `key` differ in the pick only: then the cells stay, and only labels and marks are drawn again.
+ */
 function grid(body, spec) {
-  const at = layoutOf(spec, body.clientWidth || 600);
+  const width = widthOf(body), key = JSON.stringify([spec.key, isDark(), width]), before = grids.get(body);
+  const same = spec.key !== undefined && before?.key === key && body.contains(before.area);
+  const now = same ? Object.assign(before, { spec }) : fresh(body, spec, width, key);
+  now.marks.replaceChildren();
+  labels(now.marks, spec, now.at);
+  marked(now.marks, spec, now.at);
+  if (spec.picked && now.at.width > width) intoSight(now.area, now.at.left + spec.picked[1] * now.at.w, now.at.w);
+}
+
+const grids = new WeakMap(); // what stands in a body: { key, spec, at, area, marks }
+
+function fresh(body, spec, width, key) {
+  const at = layoutOf(spec, width);
   const svg = drawn("svg", { width: at.width, height: at.height, viewBox: `0 0 ${at.width} ${at.height}`,
     "font-family": FONT, "aria-hidden": "true" });
-  const cells = drawn("g", { "font-size": 10.5, "text-anchor": "middle" });
-  const gap = at.h > 6 ? 1 : 0;
+  const cells = drawn("g", { "font-size": 10.5, "text-anchor": "middle" }), marks = drawn("g");
+  const gap = gapOf(at);
   for (let r = 0; r < at.n; r += 1) {
     for (let c = 0; c < at.m; c += 1) {
       const value = spec.value(r, c);
@@ -93,19 +108,27 @@ function grid(body, spec) {
       if (label) cells.append(drawn("text", { x: x + at.w / 2, y: y + 13, fill: inkOn(fill) }, label));
     }
   }
-  svg.append(cells);
-  labels(svg, spec, at);
+  svg.append(cells, marks);
   borders(svg, spec, at);
-  const outline = (r, c, more) => svg.append(drawn("rect", { x: at.left + c * at.w, y: at.top + r * at.h,
-    width: at.w - gap, height: at.h - gap, fill: "none", stroke: theme().mark, ...more }));
-  for (const [r, c] of spec.outlined ?? []) outline(r, c, { "stroke-width": 1.5, "stroke-dasharray": "3 2" });
-  if (spec.picked) outline(...spec.picked, { "stroke-width": 2.5, class: "picked" });
   legend(svg, spec.scale, at.left, at.top + at.h * at.n + 12);
   const area = element("div", { class: "scroll", tabindex: 0, role: "group",
     "aria-label": `${spec.label}. ${spec.onpick ? "Arrow keys move the selection." : ""} The numbers are in the table below.` }, svg);
-  listen(area, svg, spec, at);
+  const now = { key, spec, at, area, marks };
+  grids.set(body, now);
+  listen(now, svg);
   body.replaceChildren(area);
-  if (spec.picked) intoSight(area, at.left + spec.picked[1] * at.w, at.w);
+  return now;
+}
+
+const gapOf = (at) => (at.h > 6 ? 1 : 0);
+
+/** The picked cell, and those outlined. */
+function marked(marks, spec, at) {
+  const gap = gapOf(at);
+  const outline = (r, c, more) => marks.append(drawn("rect", { x: at.left + c * at.w, y: at.top + r * at.h,
+    width: at.w - gap, height: at.h - gap, fill: "none", stroke: theme().mark, ...more }));
+  for (const [r, c] of spec.outlined ?? []) outline(r, c, { "stroke-width": 1.5, "stroke-dasharray": "3 2" });
+  if (spec.picked) outline(...spec.picked, { "stroke-width": 2.5, class: "picked" });
 }
 
 function borders(svg, spec, at) {
@@ -115,31 +138,34 @@ function borders(svg, spec, at) {
   if (spec.rowGroups) grouped(spec.rowGroups, (_, __, first) => line(at.left, at.top + first * at.h, right, at.top + first * at.h));
 }
 
+/** The width of a panel's body as last measured: to ask for it while drawing would lay out the page each time. */
+const widths = new WeakMap();
+const widthOf = (body) => widths.get(body) || body.clientWidth || 600;
+
 function intoSight(area, x, width) {
   if (x < area.scrollLeft + 60 || x + width > area.scrollLeft + area.clientWidth) area.scrollLeft = x - area.clientWidth / 2;
 }
 
-function listen(area, svg, spec, at) {
+function listen(now, svg) {
+  const { at, area } = now;
   const cellOf = (event) => {
     const box = svg.getBoundingClientRect();
     const c = Math.floor((event.clientX - box.left - at.left) / at.w), r = Math.floor((event.clientY - box.top - at.top) / at.h);
-    return r >= 0 && c >= 0 && r < at.n && c < at.m && spec.value(r, c) !== undefined ? [r, c] : null;
+    return r >= 0 && c >= 0 && r < at.n && c < at.m && now.spec.value(r, c) !== undefined ? [r, c] : null;
   };
   svg.addEventListener("mousemove", (event) => {
-    const cell = cellOf(event);
+    const { spec } = now, cell = cellOf(event);
     if (cell) showTip(event, spec.tip ? spec.tip(...cell) : [`${spec.rows[cell[0]]}, ${spec.columns[cell[1]]}: ${written(spec.value(...cell))}`]);
     else hideTip();
   });
   svg.addEventListener("mouseleave", hideTip);
-  if (!spec.onpick) return;
-  svg.addEventListener("click", (event) => { const cell = cellOf(event); if (cell) spec.onpick(...cell); });
+  svg.addEventListener("click", (event) => { const cell = cellOf(event); if (cell) now.spec.onpick?.(...cell); });
   area.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-    if (!step) return;
+    if (!step || !now.spec.onpick) return;
     event.preventDefault();
-    const [r, c] = spec.picked ?? [0, 0];
-    const next = [Math.min(Math.max(r + step[0], 0), at.n - 1), Math.min(Math.max(c + step[1], 0), at.m - 1)];
-    spec.onpick(...next);
+    const [r, c] = now.spec.picked ?? [0, 0];
+    now.spec.onpick(Math.min(Math.max(r + step[0], 0), at.n - 1), Math.min(Math.max(c + step[1], 0), at.m - 1));
   });
 }
 

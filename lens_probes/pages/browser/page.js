@@ -41,7 +41,9 @@ function settle() {
 // Above the panels
 
 function drawPickers() {
-  const place = at("pickers");
+  const place = at("pickers"), key = JSON.stringify([state.text, state.prompt, state.other, state.colour, state.layer, state.head]);
+  if (drawPickers.key === key && drawPickers.page === page) return;
+  Object.assign(drawPickers, { key, page });
   const held = document.activeElement?.getAttribute("aria-label");
   const prompts = page.texts.filter((each) => page.results.some((result) => result.text === each)).flatMap((each) => [...each.prompts.keys()].map((prompt) => [`${each.number}.${prompt}`, `${prompt}: ${each.line(prompt)}`]));
   const made = [];
@@ -131,13 +133,14 @@ const watcher = new IntersectionObserver((entries) => {
     const panel = panels.find((each) => each.root === entry.target);
     if (!panel) continue;
     panel.inSight = entry.isIntersecting;
-    if (panel.inSight) drawPanel(panel);
+    widths.set(panel.body, panel.body.clientWidth);
   }
+  drawInSight();
 }, { rootMargin: "300px" });
 
 function drawPanel(panel) {
   const follows = JSON.stringify([panel.token ? [state.text, state.prompt, state.token, state.pins, state.other] : 0, state.layer, state.head, state.views,
-    isDark(), panel.body.clientWidth]);
+    isDark(), widthOf(panel.body)]);
   if (panel.drawn === follows) return;
   panel.drawn = follows;
   const held = panel.root.contains(document.activeElement) ? document.activeElement : null;
@@ -163,7 +166,27 @@ function refresh() {
   if (text()) drawStrip(at("strip"));
   at("strip").hidden = !text();
   drawPickers();
-  for (const panel of panels) if (panel.inSight) drawPanel(panel);
+  drawInSight();
+}
+
+/** Panels in sight: grids and tables at once, then charts, which take longest, one after the other. */
+function drawInSight() {
+  const seen = panels.filter((panel) => panel.inSight), mine = Symbol("turn");
+  for (const panel of seen) widths.set(panel.body, panel.body.clientWidth);
+  const charts = seen.filter((panel) => panel.chart || panel.body.querySelector(".chart"));
+  for (const panel of seen) if (!charts.includes(panel)) drawPanel(panel);
+  drawInSight.turn = mine;
+  document.body.dataset.drawing = "yes";
+  const next = () => {
+    if (drawInSight.turn !== mine) return; // the selection has moved on
+    const panel = charts.shift();
+    if (!panel) delete document.body.dataset.drawing;
+    else {
+      drawPanel(panel);
+      setTimeout(next);
+    }
+  };
+  requestAnimationFrame(() => setTimeout(next));
 }
 
 function toggleTheme() {

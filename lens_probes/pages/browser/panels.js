@@ -13,10 +13,10 @@ function panelsOf(result) {
     const key = axes.replaceAll(" ", "-");
     if (axes === "layer token" && numbers.length) {
       add("grid", "By layer and token", gridOfPrompt, { quantities: numbers, wide: true, token: true });
-      add("path", "The picked token through the layers", pathOfToken, { quantities: numbers, token: true });
+      add("path", "The picked token through the layers", pathOfToken, { quantities: numbers, token: true, chart: true });
     } else if (axes === "layer token k" && quantities.some((each) => each.into)) {
       add("entries", "Entries at the picked token, by layer", entriesOfToken, { quantities, wide: true, token: true });
-      add("followed", "Entries followed through the layers", followed, { quantities, token: true });
+      add("followed", "Entries followed through the layers", followed, { quantities, token: true, chart: true });
     } else if (axes === "component token") {
       add("components", "Heads and MLPs at the picked token", components, { quantities: numbers, token: true });
     } else if (axes.endsWith(" pair")) {
@@ -68,7 +68,7 @@ function gridSpec(panel, quantity, prompt) {
   const numbers = result.over("layer", "token").filter((each) => !each.into);
   const entry = (layer, token, k = 0) => result.vocab[top.at({ layer, token, k })] ?? "";
   return {
-    label: `${quantity.heading}: ${text().line(prompt)}`,
+    label: `${quantity.heading}: ${text().line(prompt)}`, key: [quantity.id, text().number, prompt, rows[0]],
     rows: result.names("layer", quantity.size("layer")), columns: rows.map(tokenName), rowTitle: "layer", columnTitle: "token",
     scale: scaleOf(quantity), value: (layer, c) => quantity.at({ layer, token: own[c] }),
     text: top && ((layer, c) => visible(entry(layer, own[c]), 12)), textTitle: top?.says,
@@ -263,12 +263,13 @@ function pairs(panel) {
   const sink = sinkOf(all, values), name = `L${/\d+/.exec(result.labels.layer?.[place.layer] ?? "")?.[0] ?? ""}${result.labels.head?.[place.head] ?? ""}`;
   const names = keys === rows ? rows.map(tokenName) : keys;
   const columns = names.map((label, i) => `${label}${(keys === rows ? i + first : i) === sink?.key ? " ◆" : ""}`);
-  const spec = { label: `${quantity.heading} in ${name}`, rows: rows.map(tokenName), columns, rowTitle: "from", columnTitle: "to",
+  const spec = { label: `${quantity.heading} in ${name}`, key: [quantity.id, text().number, state.prompt, place, first], rows: rows.map(tokenName), columns, rowTitle: "from", columnTitle: "to",
     scale: scaleOf(quantity), value: at, picked: keys === rows ? [state.token - first, state.token - first] : null, square: true,
     onpick: (query) => select({ token: query + first }),
     tip: (query, key) => [`${name}: from ${tokenName(rows[query])}`, `to ${names[key]}`, `${quantity.says}: ${written(at(query, key))}`] };
   caption(panel, `${quantity.title}, in ${name}.${sink ? ` ◆ sink: ${keys === rows ? tokenName(rowsOf()[sink.key]) : names[sink.key]} gets ${written(sink.mean)} of a query on average.` : ""}`, quantity);
   grid(panel.body, spec);
+  panel.body.querySelector(".strips")?.remove();
   if (keys === rows) panel.body.append(strips(quantity, at, rows, state.token - first));
   return () => gridTable(spec);
 }
@@ -307,7 +308,7 @@ function strips(quantity, at, rows, picked) {
       const fill = scale(found);
       return element("span", { class: "token", dir: "auto", title: written(found), style: { background: fill, color: inkOn(fill) } }, visible(text().text[row], 16));
     }));
-  return element("div", {}, strip("from it", (i) => at(picked, i)), strip("to it", (i) => at(i, picked)));
+  return element("div", { class: "strips" }, strip("from it", (i) => at(picked, i)), strip("to it", (i) => at(i, picked)));
 }
 
 // Numbers per token or per result

@@ -33,19 +33,30 @@ function colourOf(quantity, row) {
 
 function drawStrip(place) {
   const quantity = colouring().find((each) => each.id === state.colour);
-  const held = document.activeElement === place;
+  const key = JSON.stringify([state.text, state.prompt, state.colour, quantity?.axes.includes("layer") ? state.layer : "", isDark()]);
+  if (drawStrip.key !== key || drawStrip.page !== page) drawTokens(place, quantity);
+  Object.assign(drawStrip, { key, page });
+  for (const token of place.querySelectorAll(".picked")) markToken(token, false);
+  const picked = place.children[state.token];
+  if (!picked) return;
+  markToken(picked, true);
+  place.setAttribute("aria-activedescendant", picked.id);
+  if (rowsOf().length > 20) place.scrollTop = picked.offsetTop - place.clientHeight / 2;
+}
+
+function markToken(token, picked) {
+  token.classList.toggle("picked", picked);
+  token.setAttribute("aria-selected", String(picked));
+}
+
+function drawTokens(place, quantity) {
   place.replaceChildren(...rowsOf().map((row, index) => {
     const [value, scale] = colourOf(quantity, row);
     const fill = scale ? scale(value) : theme().paper;
-    return element("span", { role: "option", id: `token-${index}`, class: index === state.token ? "token picked" : "token",
-      "aria-selected": String(index === state.token), dir: "auto", style: { background: fill, color: inkOn(fill) },
+    return element("span", { role: "option", id: `token-${index}`, class: "token", "aria-selected": "false", dir: "auto", style: { background: fill, color: inkOn(fill) },
       title: quantity ? `${quantity.says}: ${written(value)}` : null, onclick: () => select({ token: index }) },
       visible(text().text[row], 30));
   }));
-  place.setAttribute("aria-activedescendant", `token-${state.token}`);
-  if (held) place.focus();
-  const picked = place.children[state.token];
-  if (picked && place.scrollHeight > place.clientHeight) place.scrollTop = picked.offsetTop - place.clientHeight / 2;
 }
 
 /** Arrow keys, Home and End move the pick; up and down move the layer. */
