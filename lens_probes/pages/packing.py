@@ -22,7 +22,7 @@ from lens_probes.text.prompts import PairTable, PromptTable, Table, Tokens
 
 EXACT = 2**13  # numbers of a quantity that are sent as they are
 MOST = 2**18  # numbers of a quantity that are drawn at all,
-MOST_PAIRS = 2**21  # and of one that has a number per pair of tokens or prompts
+MOST_PAIRS = 3 * 2**20  # and of one that has a number per pair of tokens or prompts
 UNLABELLED = {"k"}  # axes that are drawn by number
 
 Packed = dict[str, Any]
