@@ -30,7 +30,8 @@ def test_a_wheel_carries_the_package_with_its_types_and_nothing_else(built):
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lens_probes").rglob("*.py")}
-    assert modules <= set(names)
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "lens_probes/pages/browser").iterdir()}
+    assert modules <= set(names) and len(page) >= 14 and page <= set(names)
     assert {"lens_probes/py.typed", "lens_probes/examples/topics.tsv"} <= set(names)
     assert all(name.startswith(("lens_probes/", "lens_probes-")) for name in names)
 

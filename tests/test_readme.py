@@ -13,20 +13,20 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("n_blocks", [1, pytest.param(9, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("n_blocks", [1, pytest.param(10, marks=pytest.mark.matrix)])
 def test_the_python_of_the_readme_runs_from_top_to_bottom(n_blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in BLOCKS[:n_blocks]:
         exec(block, names)
 
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 10
     assert isinstance(names["result"], lp.RankShiftResult)
-    if n_blocks == 9:
+    if n_blocks == 10:
         both: Any = names["both"]
         assert both.layout.yaxis2.autorange == "reversed" and both.layout.xaxis.title.text == "layer (read point)"
         assert {trace.xaxis for trace in both.data} == {"x", "x2"}
-    assert (tmp_path / "ranks.safetensors").is_file() == (n_blocks == 9)
+    assert (tmp_path / "ranks.safetensors").is_file() == (n_blocks == 10)
 
 
 def test_the_corpus_of_the_readme_runs_on_any_model_and_leaves_nothing(tmp_path, monkeypatch):
