@@ -34,7 +34,7 @@ from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Hooks, Probe, result_class
 from lens_probes.reading import Reading
-from lens_probes.result import measured, schema, summed
+from lens_probes.result import Shown, measured, schema, summed
 from lens_probes.result.schema import Quantity
 from lens_probes.result.tokens import LayerTokenResult
 from lens_probes.settings import Positive, described
@@ -72,6 +72,10 @@ class SummaryResult(LayerTokenResult):
     count: Float64[Tensor, "quantities word_class layer"] = summed("number of tokens with a value")
     total: Float64[Tensor, "quantities word_class layer"] = summed("sum of values")
     histogram: Float64[Tensor, "quantities word_class layer bin"] = summed("number of tokens in a bin")
+
+    def shown(self) -> dict[str, Shown]:
+        """Nothing by token: the page draws the classes of words over layers."""
+        return {}
 
     def compared(self) -> list[str]:
         """The quantities of the probe."""

@@ -404,6 +404,16 @@ def test_new_data_replace_everything_that_was_shown(open_page, results):
     assert page.locator("#strip").is_hidden()
 
 
+def test_a_corpus_shows_its_word_classes_over_layers(open_page):
+    summary = lp.Summary(lp.RankShift()).run(tiny.bridge("llama"), lp.demo.sentences()[:12])
+    page = open_page()
+    page.evaluate("data => lensProbes.show(data)", packed(summary))
+    head, *cells = table(panel(page, "Summary", "Word classes through the layers"))
+    medians = summary.by_word_class().query("quantity == 'rank' and word_class == 'content'")["median"]
+    (column,) = [i for i, name in enumerate(head) if name.startswith("content (")]
+    assert [number(cell[column]) for cell in cells] == pytest.approx(medians.tolist(), rel=1e-3)
+
+
 @pytest.mark.parametrize("width", [360, pytest.param(768, marks=MATRIX), pytest.param(1300, marks=MATRIX), 2560])
 def test_the_page_is_never_wider_than_its_window(width, open_page):
     page = open_page("other=1")

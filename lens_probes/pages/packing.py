@@ -80,7 +80,7 @@ def _result(result: Result, texts: Sequence[Tokens]) -> Packed:
             "versions": ", ".join(f"{package} {version}" for package, version in by.versions),
         },
         "findings": result.findings(),
-        "labels": {axis: list(labels) for axis in _axes(shown) if isinstance(labels := result.labels(axis), tuple)},
+        "labels": {axis: list(own) for axis in _axes(shown) if isinstance(own := result.labels(axis), tuple)},
         "tokens": {name: _rows(table, texts) for name, table in _token_tables(result).items()},
         "prompts": next((_prompts(table) for table in _tables(result, PromptTable).values()), None),
         "pairs": next((_pairs(table) for table in _tables(result, PairTable).values()), None),
@@ -106,7 +106,8 @@ def _many(axes: Sequence[str]) -> bool:
 
 
 def _axes(shown: dict[str, Shown]) -> list[str]:
-    return list(dict.fromkeys(axis.removeprefix("other_") for each in shown.values() for axis in each.axes))
+    axes = [axis.removeprefix("other_") for each in shown.values() for axis in each.axes]
+    return list(dict.fromkeys(["layer", *axes]))
 
 
 def _tables(result: Result, kind: type[Table]) -> dict[str, Any]:
@@ -169,6 +170,9 @@ def _classes(result: Result) -> list[Packed]:
     return [
         {
             "quantity": quantity,
+            "title": result.quantity(quantity).title,
+            "low_on_top": result.quantity(quantity).low_on_top,
+            "logarithmic": result.quantity(quantity).logarithmic,
             "word_class": word_class,
             "n": int(rows["words" if "words" in rows else "types"].max()),
             "layers": over_layers,

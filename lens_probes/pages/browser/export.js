@@ -13,10 +13,21 @@ async function svgOf(body) {
     const address = await Plotly.toImage(chart, { format: "svg" });
     return decodeURIComponent(address.slice(address.indexOf(",") + 1));
   }
-  const copy = body.querySelector("svg").cloneNode(true);
+  const parts = [...body.querySelectorAll("svg")].map((each) => each.cloneNode(true));
+  const copy = parts.length > 1 ? joined(parts) : parts[0];
   copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
   copy.prepend(drawn("rect", { width: "100%", height: "100%", fill: theme().paper }));
   return new XMLSerializer().serializeToString(copy);
+}
+
+/** Pictures side by side. */
+function joined(parts) {
+  let x = 0;
+  for (const part of parts) {
+    part.setAttribute("x", x);
+    x += Number(part.getAttribute("width"));
+  }
+  return drawn("svg", { width: x, height: Math.max(...parts.map((part) => Number(part.getAttribute("height")))) }, ...parts);
 }
 
 async function pngOf(svg, scale = 2) {

@@ -24,6 +24,9 @@ function panelsOf(result) {
     } else if (axes === "" || axes === "token") facts.push(...quantities);
     else if (numbers.length) add(key, generalTitle(numbers), general, { quantities: numbers, token: numbers[0].axes.includes("token") });
   }
+  if (!result.over("layer", "token").length && result.classes.some((each) => each.layers)) {
+    add("classes", "Word classes through the layers", classesOfCorpus, { chart: true });
+  }
   if (facts.length) add("facts", facts.some((each) => each.axes.length) ? "At the picked token" : "In one number", factsOf,
     { quantities: facts, token: facts.some((each) => each.axes.length) });
   return panels;
@@ -151,6 +154,19 @@ function pathOfToken(panel) {
   lineChart(panel.body, { label: `${quantity.heading} of ${tokenName(pickedRow())} by layer`, x: layers, lines, xTitle: "layer",
     yTitle: quantity.title, upsideDown: quantity.low_on_top, logarithmic: quantity.logarithmic, at: layerOf(result) });
   return () => chartTable(layers, lines, "layer", quantity.says);
+}
+
+/** Where no token is kept, as of a corpus: medians by word class. */
+function classesOfCorpus(panel) {
+  const { result } = panel, all = result.classes.filter((each) => each.layers);
+  const names = [...new Map(all.map((each) => [each.quantity, each.title]))];
+  const name = names.some(([known]) => known === view(panel.id, "q")) ? view(panel.id, "q") : names[0][0];
+  panel.controls.append(choice("show", names, name, (to) => setView(panel.id, "q", to)));
+  const shown = all.filter((each) => each.quantity === name), lines = classLines(shown, []), [{ title, low_on_top, logarithmic }] = shown;
+  const layers = result.labels.layer.map((label) => named(label));
+  caption(panel, `${title}: medians. Bands: 95 % intervals.`);
+  lineChart(panel.body, { label: title, x: layers, lines, xTitle: "layer", yTitle: title, upsideDown: low_on_top, logarithmic, at: layerOf(result) });
+  return () => chartTable(layers, lines, "layer", title);
 }
 
 function classLines(classes, nulls) {
