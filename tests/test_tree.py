@@ -30,6 +30,7 @@ LAYERS += (
     "corpus",
     "cluster",
     "pages",
+    "serving",
 )
 
 

@@ -85,17 +85,18 @@ def page(results: Result | Sequence[Result], path: str | os.PathLike[str] | None
     return built
 
 
-def document(data: dict[str, Any] | None, *, connect: str = "'none'") -> str:
+def document(data: dict[str, Any] | None, *, connect: str = "'none'", more: Sequence[str] = ()) -> str:
     """The HTML file of packed data; without data, one that waits for `lensProbes.show(data)`.
 
-    `connect`: where its scripts may send questions; nowhere unless a server says otherwise.
+    `connect`: where its scripts may send questions; nowhere unless a server says otherwise. `more`: what a server adds
+    to the page, each a script and a style sheet of `browser/`.
     """
     folder = files("lens_probes.pages").joinpath("browser")
 
     def read(name: str) -> str:
         return folder.joinpath(name).read_text(encoding="utf-8")
 
-    own = "\n".join(read(f"{name}.js") for name in SCRIPTS)
+    own = "\n".join(read(f"{name}.js") for name in (*SCRIPTS, *more))
     scripts = [get_plotlyjs(), f'(() => {{\n"use strict";\n{own}\n}})();\n']
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src 'unsafe-inline'; "
@@ -104,7 +105,7 @@ def document(data: dict[str, Any] | None, *, connect: str = "'none'") -> str:
     parts = {
         "policy": policy,
         "title": html.escape((data or {}).get("title", "lens_probes")),
-        "style": read("page.css"),
+        "style": "".join(read(f"{name}.css") for name in ("page", *more)),
         "data": embedded(data),
         "scripts": "".join(f"<script>{script}</script>\n" for script in scripts),
     }

@@ -4,6 +4,7 @@ const state = {
   text: 0, prompt: 0, token: 0, layer: "", head: "", colour: "", other: "", pins: [], views: {}, theme: "",
 };
 const listeners = [];
+const alsoKept = {}; // what a served page keeps in the address beside it: its question
 
 /** Change the selection; everything that follows it is told. */
 function select(change) {
@@ -23,7 +24,7 @@ function setView(panel, name, value) {
 
 function fragment() {
   const { text, prompt, token, layer, head, colour, other, pins, views, theme } = state;
-  const kept = { text, prompt, token, layer, head, colour, other, pins: pins.join(","), theme };
+  const kept = { ...alsoKept, text, prompt, token, layer, head, colour, other, pins: pins.join(","), theme };
   for (const [name, value] of Object.entries(views)) kept[`v.${name}`] = value;
   return new URLSearchParams(Object.entries(kept).filter(([, value]) => value !== "")).toString();
 }

@@ -1,0 +1,144 @@
+"""What is asked of the server, and how the model's probes answer it.
+
+A question is one text or two to compare, a target word if one is asked for, and topics if there are any. Each probe
+runs by itself: that costs a forward pass per probe, shows how far the question is, and lets it be cancelled between
+probes. A probe that refuses the texts is left out, and its sentence is shown.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from lens_probes.messages import brief
+from lens_probes.model import ModelView
+from lens_probes.pages.packing import MOST_PAIRS, packed
+from lens_probes.probe import Probe, result_class
+from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
+from lens_probes.probes.head_value_rank import HeadValueRank
+from lens_probes.probes.key_value_overlap import KeyValueOverlap
+from lens_probes.probes.logit_lens import LogitLens
+from lens_probes.probes.max_activating_examples import MaxActivatingExamples
+from lens_probes.probes.residual_mean import ResidualMean
+from lens_probes.probes.topic_activity import TopicActivity
+from lens_probes.result import PairResult
+from lens_probes.serving.questions import Step
+from lens_probes.text.prompts import tokenize
+from lens_probes.text.targets import target_of
+
+LETTERS = 8_000  # of a text
+TOKENS = 2_048  # of a text, where the model takes more
+TOPIC_PROMPTS = 200
+TOPIC_LETTERS = 500  # of a prompt of a topic
+OF_TOPICS = (HeadTopicSimilarity, TopicActivity)
+NOT_OF_A_TEXT = (ResidualMean, HeadValueRank, KeyValueOverlap, MaxActivatingExamples)  # of a corpus or weights, or slow
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question: texts (one, two to compare, or none beside topics), and what is asked of them."""
+
+    texts: tuple[str, ...] = ()
+    target: str = ""
+    layer: int | None = None  # of which attention is shown where that of all layers would be too much
+    topics: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, given: Any) -> "Asked":
+        """A question from JSON; raises one sentence if it is none.
+
+        >>> Asked.read({"texts": ["Time flies."], "target": " like"})
+        Asked(texts=('Time flies.',), target=' like', layer=None, topics={})
+        """
+        if not isinstance(given, dict):
+            raise ValueError(f"a question must be an object; got {brief(given)}: send texts, or topics")
+        known = [each.name for each in fields(cls)]
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"a question may have {', '.join(known)}; got {brief(unknown[0])}")
+        texts, target = given.get("texts", []), given.get("target", "")
+        layer, topics = given.get("layer"), given.get("topics", {})
+        if not isinstance(texts, list) or len(texts) > 2:
+            raise ValueError(f"texts must be a list of one or two; got {brief(texts)}")
+        if not isinstance(topics, dict) or not all(isinstance(each, list) for each in topics.values()):
+            raise ValueError(f"topics must be an object, topic -> list of texts; got {brief(topics)}")
+        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
+            raise ValueError(f"layer must be a whole number; got {brief(layer)}")
+        of_topics = [text for prompts in topics.values() for text in prompts]
+        if not texts and not of_topics:
+            raise ValueError("a question must have a text or topics; got neither: write a text")
+        if len(of_topics) > TOPIC_PROMPTS:
+            raise ValueError(f"topics must have at most {TOPIC_PROMPTS} texts; got {len(of_topics)}: leave some out")
+        for text in texts:
+            _check("a text", text, LETTERS)
+        for text in of_topics:
+            _check("a text of a topic", text, TOPIC_LETTERS)
+        for text in (target, *topics):
+            _check("a target and a topic", text, TOPIC_LETTERS)
+        return cls(tuple(texts), target, layer, {topic: tuple(prompts) for topic, prompts in topics.items()})
+
+
+def _check(what: str, text: Any, longest: int) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{what} must be text; got {brief(text)}")
+    if len(text) > longest:
+        raise ValueError(f"{what} must have at most {longest:,} characters; got {len(text):,}: shorten it")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{what} must be whole characters; got half of one (a lone surrogate): leave it out")
+
+
+class Answering:
+    """The probes of a model that fit short texts, and the data that a page shows of their results."""
+
+    def __init__(self, model: Any, probes: Sequence[Probe[Any]]) -> None:
+        self.view = ModelView(model)
+        self.of_topics = [probe for probe in probes if isinstance(probe, OF_TOPICS)]
+        self.of_texts = [probe for probe in probes if not isinstance(probe, (*OF_TOPICS, *NOT_OF_A_TEXT))]
+
+    def about(self) -> dict[str, Any]:
+        """What the page says of the model."""
+        view = self.view
+        return {"model": view.name, "class": view.class_name, "layers": view.n_layers, "letters": LETTERS}
+
+    def __call__(self, asked: Asked, step: Step) -> bytes:
+        """The answer as JSON: the data of the page, and the sentences of probes that were left out."""
+        step("reading the text", 0, 1)
+        runs = [*self._of_texts(asked), *((probe, asked.topics) for probe in self.of_topics if asked.topics)]
+        results, without = [], {}
+        for number, (probe, prompts) in enumerate(runs):
+            step(type(probe).__name__, number, len(runs))
+            try:
+                results.append(probe.run(self.view.model, prompts, progress=False))
+            except ValueError as error:
+                without[str(error)] = type(probe).__name__
+        if not results:
+            raise ValueError(next(iter(without), f"no probe fits {self.view.name} and this question: write a text"))
+        step("drawing", len(runs), len(runs))
+        answer = {
+            "page": packed(results, f"lens_probes on {self.view.name}"),
+            "without": [f"{name}: {sentence}" for sentence, name in without.items()],
+        }
+        return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+
+    def _of_texts(self, asked: Asked) -> Iterator[tuple[Probe[Any], list[str]]]:
+        """The probes of the texts, as they are asked: of the target if there is one, of one layer if texts are long."""
+        if not asked.texts:
+            return
+        texts, view = list(asked.texts), self.view
+        sizes = tokenize(texts, view).prompt.bincount().tolist()
+        if max(sizes) > TOKENS:
+            raise ValueError(f"a text must have at most {TOKENS:,} tokens; got {max(sizes):,}: shorten it")
+        pairs = sum(size * (size if view.encoder else size + 1) // (1 if view.encoder else 2) for size in sizes)
+        layer = view.n_layers // 2 if asked.layer is None else asked.layer
+        view.layers([layer])  # raises unless there is one
+        of_one = asked.layer is not None or pairs * view.n_layers * view.n_heads > MOST_PAIRS
+        for probe in self.of_texts:
+            has = {each.name for each in fields(probe)}  # pyright: ignore[reportArgumentType]
+            if of_one and issubclass(result_class(type(probe)), PairResult):
+                probe = replace(probe, layers=[layer])  # pyright: ignore[reportArgumentType]
+            if asked.target and "target" in has:
+                if isinstance(probe, LogitLens):
+                    yield probe, texts
+                    probe = replace(probe, top_k=0)
+                probe = replace(probe, target=asked.target)  # pyright: ignore[reportArgumentType, reportCallIssue]
+                target_of(probe, "target", view)  # raises unless it is a token
+            yield probe, texts
