@@ -7,7 +7,7 @@ this machine only, and answers its own page only.
 """
 
 from lens_probes.serving.answering import Answering
-from lens_probes.serving.application import application, listen, serve
+from lens_probes.serving.application import listen, serve
 from lens_probes.serving.questions import Questions
 
-__all__ = ["Answering", "Questions", "application", "listen", "serve"]
+__all__ = ["Answering", "Questions", "listen", "serve"]

@@ -39,7 +39,7 @@ class Asked:
     """A question: texts (one, two to compare, or none beside topics), and what is asked of them."""
 
     texts: tuple[str, ...] = ()
-    target: str = ""
+    target: str | int = ""  # a token by its text or id
     layer: int | None = None  # of which attention is shown where that of all layers would be too much
     topics: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -72,8 +72,10 @@ class Asked:
             _check("a text", text, LETTERS)
         for text in of_topics:
             _check("a text of a topic", text, TOPIC_LETTERS)
-        for text in (target, *topics):
-            _check("a target and a topic", text, TOPIC_LETTERS)
+        if isinstance(target, bool) or not isinstance(target, int):
+            _check("a target", target, TOPIC_LETTERS)
+        for topic in topics:
+            _check("a topic", topic, TOPIC_LETTERS)
         return cls(tuple(texts), target, layer, {topic: tuple(prompts) for topic, prompts in topics.items()})
 
 
@@ -135,7 +137,7 @@ class Answering:
             has = {each.name for each in fields(probe)}  # pyright: ignore[reportArgumentType]
             if of_one and issubclass(result_class(type(probe)), PairResult):
                 probe = replace(probe, layers=[layer])  # pyright: ignore[reportArgumentType]
-            if asked.target and "target" in has:
+            if asked.target != "" and "target" in has:
                 if isinstance(probe, LogitLens):
                     yield probe, texts
                     probe = replace(probe, top_k=0)

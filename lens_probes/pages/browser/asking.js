@@ -26,7 +26,7 @@ const labelled = (name, label, help) => element("div", { class: `box ${name}` },
 
 const form = element("form", { class: "asking", "aria-label": "Ask the model", onsubmit: ask, onkeydown: askKeys }, model,
   labelled("text", "Text"), labelled("second", "Second text, to compare (may be empty)"),
-  labelled("target", "Target word (may be empty)", "Any one token of the vocabulary. A leading space counts: most words begin with one."),
+  labelled("target", "Target word (may be empty)", "Any one token of the vocabulary, by its text or as #id. A leading space counts: most words begin with one."),
   element("details", { class: "box" }, element("summary", {}, "Topics, and attention of a long text"),
     labelled("topics", "Topics", "One text per line, as topic: text. Two topics or more, each with two texts or more."),
     labelled("layer", "Layer", "Attention and sources of one layer only. A text that is too long for all layers has the middle one without it.")),
@@ -40,7 +40,8 @@ function question() {
     if (!topic) throw new Error(`Each line of the topics must be topic: text; got ${visible(line, 60)}`);
     (Object.hasOwn(topics, topic) ? topics[topic] : (topics[topic] = [])).push(prompt);
   }
-  return { texts, target: boxes.target.value, layer: boxes.layer.value === "" ? null : Number(boxes.layer.value), topics };
+  const id = /^#(\d+)$/.exec(boxes.target.value)?.[1];
+  return { texts, target: id ? Number(id) : boxes.target.value, layer: boxes.layer.value === "" ? null : Number(boxes.layer.value), topics };
 }
 
 async function call(path, method = "GET", body = undefined) {
