@@ -10,6 +10,7 @@ machine), and bring JSON (which a form cannot). There are no cookies, and no oth
 """
 
 import json
+import os
 import re
 import socket
 import sys
@@ -163,9 +164,8 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port))
     except OSError as error:
-        raise ValueError(
-            f"--port {port} cannot be used ({error.strerror}): name another, or 0 for one that is free"
-        ) from error
+        why = os.strerror(error.errno or 0)  # strerror says the address again
+        raise ValueError(f"--port {port} cannot be used ({why}): name another, or 0 for one that is free") from error
 
 
 def server(questions: Questions, about: dict[str, Any]) -> uvicorn.Server:

@@ -87,6 +87,7 @@ async function ask(event) {
 
 /** Whether a question still waits or runs; shows how far it is, and raises its error. */
 async function isPending(own) {
+  if (asked !== own) return false;
   const { state: at, doing, part, parts, ahead, error } = await call(`questions/${own.id}`);
   if (asked !== own) return false;
   if (at === "failed") throw new Error(error);
@@ -115,7 +116,7 @@ function cancel() {
 /** The answer takes the place of the page's results. What was picked in an answer to the same question stays picked. */
 async function showAnswer(what, answer) {
   for (const chart of document.querySelectorAll(".js-plotly-plot")) Plotly.purge(chart);
-  const kept = new URLSearchParams(fragment()), same = JSON.stringify(what) === shown;
+  const kept = new URLSearchParams(location.hash.slice(1)), same = JSON.stringify(what) === shown;
   if (!same) for (const name of ["text", "prompt", "token", "other"]) kept.delete(name);
   if (!same && what.texts.length > 1) kept.set("other", "1");
   shown = JSON.stringify(what);
@@ -137,6 +138,7 @@ function fromLink() {
   const found = new URLSearchParams(location.hash.slice(1));
   for (const [name, own] of Object.entries(boxes)) own.value = found.get(`ask.${name}`) ?? "";
   if (!found.has("ask.text")) return;
+  for (const [name, own] of Object.entries(boxes)) alsoKept[`ask.${name}`] = own.value;
   try {
     shown = JSON.stringify(question());
   } catch {
@@ -155,7 +157,7 @@ async function begin() {
     for (const name of ["text", "second"]) boxes[name].maxLength = about.letters;
     const hash = location.hash;
     await show({ title: `lens_probes on ${about.model}`, texts: [], results: [] });
-    history.replaceState(null, "", hash || location.pathname);
+    history.replaceState(null, "", hash || location.pathname); // what it holds waits for the answer
   } catch (error) {
     problem.textContent = named(error.message, 2000);
   }
