@@ -359,32 +359,49 @@ def test_two_texts_are_answered_by_the_probes_that_fit_them_with_the_numbers_of_
     assert "attention" in [each["name"] for each in attention["quantities"]]
 
 
+def asked_of(answering, **question):
+    """The probes by name, as they would be run."""
+    return [(type(probe).__name__, probe, prompts) for probe, prompts in answering.runs(Asked.read(question))]
+
+
 def test_any_token_of_the_vocabulary_is_followed_by_its_text_or_id(answering):
-    view = answering.view
     id = 300
-    (text,) = view.token_texts([id])
+    (text,) = answering.view.token_texts([id])
     for target in (text, id):
-        answer, _ = steps_of(answering, texts=[TEXT], target=target)
-        conditions = [each["conditions"] for each in answer["page"]["results"] if each["name"] == "LogitLens"]
-        assert conditions == ["target: next token", f"target: {text!r}"]
-        (attribution,) = [each for each in answer["page"]["results"] if each["name"] == "DirectLogitAttribution"]
-        assert attribution["conditions"] == f"target: {text!r}"
+        runs = asked_of(answering, texts=[TEXT], target=target)
+        followed = [(name, probe.target) for name, probe, _ in runs if hasattr(probe, "target")]
+        assert followed == [
+            ("DirectLogitAttribution", target),
+            ("LogitLens", "next"),
+            ("LogitLens", target),
+            ("SourceAttribution", target),
+        ]
 
 
 def test_topics_are_compared_beside_a_text_or_alone(answering):
-    alone, _ = steps_of(answering, topics=TOPICS)
-    assert names(alone) == ["HeadTopicSimilarity", "TopicActivity"]
-    both, _ = steps_of(answering, texts=[TEXT], topics=TOPICS)
-    assert names(both)[-2:] == names(alone) and "RankShift" in names(both)
+    alone = asked_of(answering, topics=TOPICS)
+    assert [name for name, _, _ in alone] == ["HeadTopicSimilarity", "TopicActivity"]
+    assert alone[0][2] == {topic: tuple(texts) for topic, texts in TOPICS.items()}
+    both = asked_of(answering, texts=[TEXT], topics=TOPICS)
+    assert both[-2:] == alone and both[0][::2] == ("RankShift", [TEXT])
 
 
 def test_a_text_that_is_too_long_for_all_heads_is_answered_for_one_layer(answering, monkeypatch):
-    monkeypatch.setattr(serving.answering, "MOST_PAIRS", 100)
-    for asked, shown in ((None, "1"), (0, "0")):
-        answer, _ = steps_of(answering, texts=[TEXT], layer=asked)
-        layers = {each["name"]: each["labels"].get("layer") for each in answer["page"]["results"]}
-        assert layers["AttentionPatterns"] == layers["SourceAttribution"] == [shown]
-        assert len(layers["LogitLens"]) == 4
+    def layers(**question):
+        runs = asked_of(answering, texts=[TEXT], **question)
+        return {name: probe.layers for name, probe, _ in runs if hasattr(probe, "layers")}
+
+    everything = layers()
+    assert everything["AttentionPatterns"] is everything["SourceAttribution"] is everything["LogitLens"] is None
+    chosen = layers(layer=0)
+    assert chosen["AttentionPatterns"] == chosen["SourceAttribution"] == [0] and chosen["LogitLens"] is None
+    n = len(lp.text.prompts.tokenize(TEXT, answering.view))
+    room = answering.view.n_layers * answering.view.n_heads * n * (n + 1) // 2
+    monkeypatch.setattr(serving.answering, "MOST_PAIRS", room)
+    assert layers() == everything
+    monkeypatch.setattr(serving.answering, "MOST_PAIRS", room - 1)
+    middle = layers()
+    assert middle["AttentionPatterns"] == middle["SourceAttribution"] == [1] and middle["LogitLens"] is None
 
 
 @pytest.mark.parametrize(
@@ -422,24 +439,30 @@ def test_a_probe_that_refuses_the_text_is_left_out_and_named(answering, monkeypa
 
 def test_an_encoder_answers_what_it_can():
     model = Cell("bridge", "bert", False).build()
-    answer, _ = steps_of(serving.Answering(model, _probes(lp.ModelView(model), [])), texts=[TEXT], topics=TOPICS)
-    assert "LogitLens" in names(answer) and "DirectLogitAttribution" not in names(answer)
-    (lens,) = [each for each in answer["page"]["results"] if each["name"] == "LogitLens"]
-    assert lens["conditions"] == "target: token itself"
+    runs = asked_of(serving.Answering(model, _probes(lp.ModelView(model), [])), texts=[TEXT], topics=TOPICS)
+    assert {"AttentionPatterns", "RankShift", "TopicActivity"} <= {name for name, _, _ in runs}
+    assert "DirectLogitAttribution" not in [name for name, _, _ in runs]
+    assert [probe.target for name, probe, _ in runs if name == "LogitLens"] == ["own"]
 
 
 def test_eight_at_once_get_the_answers_to_their_own_questions(answering):
-    one_probe = serving.Answering(answering.view.model, [lp.AttentionPatterns()])
-    with served(one_probe) as client, ThreadPoolExecutor(8) as tabs:
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 
-        def answer(n):
-            id = ask(client, f"{'one two three four five six seven eight'.split()[n]} flies.")
+    def answer(asked, step):
+        step("reading", 0, 1)
+        lens = lp.LogitLens(target="own", layers=[-1]).run(answering.view.model, list(asked.texts))
+        return json.dumps("".join(lens.token.text)).encode()
+
+    with served(answer) as client, ThreadPoolExecutor(8) as tabs:
+
+        def asked_by(word):
+            id = ask(client, f"{word} flies")
             assert wait(client, id)["state"] == "done"
-            return client.get(f"/questions/{id}/answer").json()["page"]
+            return client.get(f"/questions/{id}/answer").json()
 
-        alone = tabs.map(answer, range(8))
-        first = ["".join(page["texts"][0]["text"]).split()[0].removeprefix("<|bos|>") for page in alone]
-        assert first == "one two three four five six seven eight".split()
+        assert [each.removeprefix("<|bos|>") for each in tabs.map(asked_by, words)] == [
+            f"{each} flies" for each in words
+        ]
         assert len(client.questions) == 0
 
 
@@ -451,8 +474,9 @@ def test_two_hundred_questions_in_a_row_leave_nothing_behind(answering):
         return Counter(type(each).__name__ for each in gc.get_objects()), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     with served(answering) as client:
+        objects, megabytes = state()
         for n in range(250):
-            if n == 50:
+            if n == 50:  # what is made once is there now
                 objects, megabytes = state()
             id = ask(client, f"{TEXT} {n}", **({"topics": TOPICS} if n % 10 == 0 else {}))
             assert wait(client, id)["state"] == "done"

@@ -104,7 +104,7 @@ class Answering:
     def __call__(self, asked: Asked, step: Step) -> bytes:
         """The answer as JSON: the data of the page, and the sentences of probes that were left out."""
         step("reading the text", 0, 1)
-        runs = [*self._of_texts(asked), *((probe, asked.topics) for probe in self.of_topics if asked.topics)]
+        runs = self.runs(asked)
         results, without = [], {}
         for number, (probe, prompts) in enumerate(runs):
             step(type(probe).__name__, number, len(runs))
@@ -120,6 +120,10 @@ class Answering:
             "without": [f"{name}: {sentence}" for sentence, name in without.items()],
         }
         return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+
+    def runs(self, asked: Asked) -> list[tuple[Probe[Any], Any]]:
+        """Each probe with its prompts; raises one sentence if this model cannot read them."""
+        return [*self._of_texts(asked), *((probe, asked.topics) for probe in self.of_topics if asked.topics)]
 
     def _of_texts(self, asked: Asked) -> Iterator[tuple[Probe[Any], list[str]]]:
         """The probes of the texts, as they are asked: of the target if there is one, of one layer if texts are long."""
