@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 
 import httpx
@@ -473,7 +474,8 @@ def test_two_hundred_questions_in_a_row_leave_nothing_behind(answering):
         pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
         return Counter(type(each).__name__ for each in gc.get_objects()), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    with served(answering) as client:
+    some = [lp.AttentionPatterns(keep_patterns=True), lp.LogitLens(top_k=3), lp.HeadTopicSimilarity()]
+    with served(serving.Answering(answering.view.model, some)) as client:
         objects, megabytes = state()
         for n in range(250):
             if n == 50:  # what is made once is there now
@@ -600,6 +602,11 @@ def test_a_text_is_typed_asked_and_clicked_through_with_the_keyboard_on_a_phone(
     tab.get_by_role("button", name="Ask").click()
     tab.get_by_text("Answered in").wait_for()
     assert tokens.nth(3).get_attribute("aria-selected") == "true" and tab.url == link
+
+    axe = files(pytest.importorskip("axe_playwright_python")).joinpath("axe.min.js").read_text(encoding="utf-8")
+    tab.evaluate(axe)
+    found = tab.evaluate("axe.run('.asking').then((found) => found.violations)")
+    assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
 
     text.fill("")
     tab.get_by_label("Second text").fill("")
