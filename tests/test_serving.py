@@ -88,7 +88,9 @@ def ask(client, *texts, **more):
 
 def wait(client, id):
     """How the question ended."""
+    deadline = time.monotonic() + 120
     while (told := client.get(f"/questions/{id}").json())["state"] in ("waiting", "running"):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     return told
 
