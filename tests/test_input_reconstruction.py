@@ -287,7 +287,7 @@ def test_two_models_are_compared_at_equal_loss():
     cosine = replace(one, provenance=replace(one.provenance, probe="InputReconstruction(loss='cosine')"))
     with pytest.raises(ValueError, match=r"compared with the same settings; got InputReconstruction.*loss='cosine'"):
         one.compare_with(cosine)
-    with pytest.raises(TypeError, match="takes another InputReconstructionResult; got a str"):
+    with pytest.raises(TypeError, match="of one class must be compared; got InputReconstructionResult and str"):
         one.compare_with("x")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"quantity must be one of correct, decoded, .*; got 'accuracy'"):
         one.compare(quantity="accuracy")

@@ -120,7 +120,7 @@ def test_figures_name_the_quantity_and_draw_an_interval(pair: Any) -> None:
 
 def test_what_cannot_be_compared_is_refused_in_a_sentence(pair: Any) -> None:
     one, other = pair
-    with pytest.raises(TypeError, match="a LogitLensResult must be compared with another LogitLensResult"):
+    with pytest.raises(TypeError, match="of one class must be compared; got LogitLensResult and RankShiftResult"):
         lp.difference(one, lp.RankShift().run(lp.tiny.bridge(), TEXTS, progress=False))
     with pytest.raises(ValueError, match="got other token ids"):
         lp.difference(one, lens(lp.tiny.bridge(), ["another text"]))

@@ -284,7 +284,7 @@ class Result(Declared):
         """Raise unless another result asks the same of the same prompts, so that only the model differs."""
         kind = type(self).__name__
         if type(other) is not type(self):
-            raise TypeError(f"a {kind} must be compared with another {kind}; got a {type(other).__name__}")
+            raise TypeError(f"two results of one class must be compared; got {kind} and {type(other).__name__}")
         if _asked(self) != _asked(other):
             raise ValueError(
                 "two models must be compared on the same prompts; got other token ids: run both on the same prompts, "
