@@ -81,7 +81,7 @@ def test_the_layers_that_were_not_asked_for_come_together():
     torch.testing.assert_close(part.of_component("L1H3"), whole.of_component("L1H3"), rtol=0, atol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize("target", ["next", "final", 17])
+@pytest.mark.parametrize("target", ["next", *(pytest.param(each, marks=pytest.mark.matrix) for each in ("final", 17))])
 def test_positions_are_columns_of_the_whole_result(target, decoder):
     model = decoder.build(padding_side="left") if target == "final" else decoder.build()
     whole = lp.DirectLogitAttribution(target=target).run(model, LIKE)

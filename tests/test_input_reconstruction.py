@@ -34,8 +34,9 @@ def test_every_decoder_gives_its_input_back_token_by_token(decoder):
     assert (result.candidates[asked] > 0).all() and (result.candidates[~asked] == -1).all()
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("llama", marks=pytest.mark.matrix)])
-@pytest.mark.parametrize("layer", [0, pytest.param(2, marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("layer", [0, 2])
 def test_twenty_prompts_are_found_in_two_random_models(architecture, layer):
     ids = torch.randint(4, 400, (20, 4), generator=torch.Generator().manual_seed(layer))
     result = sequential(layer).run(tiny.bridge(architecture), ids, progress=False)
@@ -47,6 +48,7 @@ def test_it_finds_the_input_at_every_read_point():
         assert sequential(1, at=at).run(tiny.bridge("gpt2"), PROMPTS[0], progress=False).exact.tolist() == [1.0], at
 
 
+@pytest.mark.matrix
 def test_half_precision_finds_the_input_too():
     result = sequential(2).run(tiny.bridge("llama", dtype=torch.bfloat16), TEXT, progress=False)
     assert result.exact.tolist() == [1.0] and result.provenance.dtype == "bfloat16"
@@ -212,6 +214,7 @@ def test_special_tokens_are_given_and_not_counted():
     assert result.correct[special].isnan().all() and not result.correct[~special].isnan().any()
 
 
+@pytest.mark.matrix
 def test_a_prompt_has_the_same_numbers_in_any_company():
     model = tiny.bridge("qwen3")
     for search in (lp.InputReconstruction(1, **QUICK), sequential(1)):

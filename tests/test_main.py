@@ -19,7 +19,10 @@ def tiny_model(monkeypatch):
     monkeypatch.setattr(lp, "load_model", lambda name: tiny.bridge(name))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("neox", marks=pytest.mark.matrix), "bert"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["gpt2", pytest.param("neox", marks=pytest.mark.matrix), pytest.param("bert", marks=pytest.mark.matrix)],
+)
 @pytest.mark.usefixtures("tiny_model")
 def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp_path, capsys):
     out = tmp_path / "page.html"
@@ -80,6 +83,7 @@ def test_help_comes_without_importing_transformerlens():
         assert option in run.stdout
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("tiny_model")
 def test_a_text_without_function_words_is_drawn_and_not_compared(tmp_path, capsys):
     texts = tmp_path / "texts.txt"

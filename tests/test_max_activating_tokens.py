@@ -175,6 +175,7 @@ def test_the_highest_of_the_ascents_is_taken(monkeypatch):
     assert ends.shape == (6,) and result.ascended.item() == pytest.approx(float(ends.max())) and ends.argmax() != 0
 
 
+@pytest.mark.matrix
 def test_the_sum_of_all_neurons_is_added_in_float32():
     rough = tiny.bridge("gpt2", dtype=torch.bfloat16)
     quick = {"position": None, "steps": 1, "restarts": 1}

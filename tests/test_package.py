@@ -81,6 +81,7 @@ def test_a_warning_is_an_error_in_these_tests():
         warnings.warn("deliberate", stacklevel=1)
 
 
+@pytest.mark.matrix
 def test_tests_that_fail_name_the_releases_they_ran_with(tmp_path):
     (tmp_path / "test_it.py").write_text("def test_it():\n    assert False\n")
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-c", os.devnull, "test_it.py"]

@@ -269,6 +269,7 @@ def test_arrow_keys_move_the_token_and_the_layer(open_page, results):
     assert layers.index(chosen(page, "layer")) == layers.index(before) - 2
 
 
+@pytest.mark.matrix
 def test_a_pinned_entry_is_followed_and_kept_in_the_address(open_page, results):
     page = open_page("token=2")
     lens, row = results[1], results[1].token.rows(0)[2]
@@ -303,6 +304,7 @@ def test_a_click_on_a_head_shows_its_attention(open_page, results):
             assert shown[names[query], names[key]] == pytest.approx(float(square[query, key]), abs=1 / 254)
 
 
+@pytest.mark.matrix
 def test_direct_logit_attribution_shows_each_part(open_page, results):
     page = open_page("prompt=2&token=4")
     result = results[2]
@@ -329,6 +331,7 @@ def test_a_contributed_probe_appears_by_itself(open_page, results):
     assert shown == pytest.approx(own.by_head[:, :, row].numpy(), rel=1e-3)
 
 
+@pytest.mark.matrix
 def test_topics_show_separation_and_the_similarity_of_prompts_in_the_picked_head(open_page, results):
     page = open_page("layer=1_post&head=H2")
     topics = results[5]
@@ -383,6 +386,7 @@ def test_an_address_brings_the_selection_back(open_page):
     assert found.get_by_label("beside").input_value() == "tokens"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "fragment",
     ["prompt=99&token=77&layer=x&head=y&other=z&colour=q&pins=a,b&text=9", "token=-1", "v.r0-grid.q=no", "%zz"],
@@ -508,6 +512,7 @@ def test_no_text_of_a_prompt_model_or_vocabulary_acts(window, tmp_path):
     assert window.wrong == []
 
 
+@pytest.mark.matrix
 def test_a_page_shows_itself_in_a_notebooks_frame(window, results, tmp_path):
     shown = lp.page([results[0], results[4]])._repr_html_()
     assert shown.startswith('<iframe srcdoc="') and 'sandbox="allow-scripts allow-downloads"' in shown
@@ -521,6 +526,7 @@ def test_a_page_shows_itself_in_a_notebooks_frame(window, results, tmp_path):
     assert window.wrong == []
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=MATRIX)])
 def test_axe_finds_nothing_serious(scheme, open_page):
     axe = files(pytest.importorskip("axe_playwright_python")).joinpath("axe.min.js").read_text(encoding="utf-8")

@@ -141,9 +141,7 @@ def test_two_models_are_compared_prompt_by_prompt():
         one.compare_with(lp.PositionReach(projections=2, layers=[0]).run(model, texts, progress=False))
     with pytest.raises(ValueError, match=r"must be compared with the same settings; got .*: run one of them again"):
         one.compare_with(lp.PositionReach(projections=3, layers=[0, 2]).run(model, texts, progress=False))
-    with pytest.raises(
-        TypeError, match="of one class must be compared; got PositionReachResult and str"
-    ):
+    with pytest.raises(TypeError, match="of one class must be compared; got PositionReachResult and str"):
         one.compare_with("x")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="must be compared on the same prompts; got other token ids"):
         one.compare_with(reach.run(model, [*texts[:-1], "Bees find their den."], progress=False))

@@ -57,7 +57,9 @@ def brute_force_ranks(states, vocabulary, ids, metric):
 # Against references
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+@pytest.mark.parametrize(
+    "metric", ["cosine", *(pytest.param(m, marks=pytest.mark.matrix) for m in ("euclidean", "dot"))]
+)
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_ranks_equal_a_brute_force_reference_in_float64_on_every_architecture(architecture, metric):
     model = bridge(architecture)
@@ -220,6 +222,7 @@ def test_the_reference_is_the_unembedding_or_the_embedding_where_they_differ(ref
     assert ((result.rank[2] >= at_least) & (result.rank[2] <= at_most)).all()
 
 
+@pytest.mark.matrix
 def test_it_keeps_the_contract_when_centred():
     for architecture in ("gpt2", "bert"):
         model = tiny.bridge(architecture)

@@ -94,7 +94,13 @@ def changed_tensors(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
                 yield {name: torch.full_like(tensor, wrong)}
 
 
-@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        each if each in ("LogitLens", "TopicActivity") else pytest.param(each, marks=pytest.mark.matrix)
+        for each in ASKED
+    ],
+)
 def test_a_changed_file_can_be_drawn_or_is_refused_by_its_name(asked, gpt2, tmp_path):
     parts = Parts(ASKED[asked](gpt2), tmp_path / "changed.safetensors")
     refused = 0

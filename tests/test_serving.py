@@ -574,6 +574,7 @@ class Slow:
         return self.answer(asked, step)
 
 
+@pytest.mark.matrix
 def test_a_text_is_typed_asked_and_clicked_through_with_the_keyboard_on_a_phone(tab):
     tab.goto(tab.address)
     tab.get_by_text("tiny-llama (TransformerBridge, 3 layers)").wait_for()

@@ -234,6 +234,7 @@ def test_it_is_saved_and_drawn_like_any_result(tmp_path: Any) -> None:
     assert "samples of at most 30 words per class" in figure.layout.title.text and len(figure.data) > 4
 
 
+@pytest.mark.matrix
 def test_it_keeps_the_contract() -> None:
     check_probe(lp.Summary(lp.RankShift(), words=6))
     check_probe(lp.Summary(lp.LogitLens(top_k=0)))

@@ -208,6 +208,7 @@ def test_building_leaves_the_callers_random_numbers_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.matrix
 def test_another_process_builds_the_same_model_and_leaves_no_warning_and_no_folder():
     program = (
         "import tempfile, torch; from lens_probes import tiny\n"

@@ -21,7 +21,12 @@ def held_out_kl(model, translator=None, prompts=HELD_OUT):
 
 @pytest.mark.parametrize(
     "architecture",
-    ["gpt2", pytest.param("llama", marks=pytest.mark.matrix), pytest.param("gemma2", marks=pytest.mark.matrix), "bert"],
+    [
+        "gpt2",
+        pytest.param("llama", marks=pytest.mark.matrix),
+        pytest.param("gemma2", marks=pytest.mark.matrix),
+        pytest.param("bert", marks=pytest.mark.matrix),
+    ],
 )
 def test_it_comes_nearer_on_held_out_text_at_every_layer_but_the_last_which_it_leaves_alone(architecture):
     model = tiny.bridge(architecture)
@@ -40,6 +45,7 @@ def test_on_a_hookedtransformer_too():
     assert (held_out_kl(model, tuned)[:-1] < held_out_kl(model)[:-1]).all()
 
 
+@pytest.mark.matrix
 def test_it_undoes_a_planted_rotation():
     model = tiny.bridge("llama")
     random = torch.Generator().manual_seed(0)
