@@ -17,9 +17,10 @@ from lens_probes.model import ModelView
 
 HAS_HOOKED = version("transformer-lens").startswith("3.")
 
-# `make test` runs on a Bridge with raw weights of every architecture, as each is its own family, and on these with
-# processed weights: one per kind of norm that is folded. All other cells are marked `matrix`.
+# `make test` runs on a Bridge with raw weights of one architecture per family, and on these with processed weights: one
+# per kind of norm that is folded. All other cells are marked `matrix`.
 PROCESSED = ("gpt2", "llama")
+RELATIVES = ("opt", "qwen3", "roberta")  # of gpt2, llama and bert, which stand for their families
 FAST = "not matrix and not trials"  # as in pyproject.toml
 CELLS = ("cell", "decoder", "encoder", "raw", "rare")  # fixtures below
 PACKAGES = ("transformer-lens", "transformers", "torch", "numpy", "pandas", "plotly", "scipy", "jaxtyping", "beartype")
@@ -38,7 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _is_further(name: str, value: Any) -> bool:
     """Whether a parameter of a test is a model beyond those of `make test`."""
     if isinstance(value, Cell):
-        return value.maker != "bridge" or (value.processed and value.architecture not in PROCESSED)
+        further = value.maker != "bridge" or value.architecture in RELATIVES
+        return further or (value.processed and value.architecture not in PROCESSED)
+    if name == "architecture" and value in RELATIVES:
+        return True
     # Where TransformerLens has no HookedTransformer, None stands for its cells.
     return value == "hooked" if isinstance(value, str) else value is None and name in CELLS
 
