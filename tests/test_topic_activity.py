@@ -284,7 +284,8 @@ def test_what_cannot_be_asked_is_said():
     with pytest.raises(ValueError, match="statistic must be one of mean, std, rms, positive, mean_abs; got 'max'"):
         result.selectivity(statistic="max")
     sums = lp.TopicActivity(keep_rows=False).run(tiny.bridge("gpt2"), TOPICS)
-    for ask in (sums.selectivity, lambda: sums.most_active("food"), sums.contrast, lambda: sums.rms):
+    assert sums.rms is None and "rms" not in sums.shown()
+    for ask in (sums.selectivity, lambda: sums.most_active("food"), sums.contrast, lambda: sums.of_prompts("rms")):
         with pytest.raises(ValueError, match=r"run TopicActivity\(keep_rows=True\)"):
             ask()
     with pytest.raises(TypeError, match="unexpected keyword argument 'permutation'"):

@@ -74,9 +74,9 @@ class TopicActivityResult(TopicResult):
     mean_abs: Float[Tensor, "layer prompt unit"] | None = measured("mean absolute activation", low=0, default=None)
 
     @derived("root mean square of the activation", low=0)
-    def rms(self) -> Float[Tensor, "layer prompt unit"]:
-        """Root mean square of a prompt's activations."""
-        return self.of_prompts("rms")
+    def rms(self) -> Float[Tensor, "layer prompt unit"] | None:
+        """Root mean square of a prompt's activations; None without statistics per prompt."""
+        return None if self.mean is None else self.of_prompts("rms")
 
     @derived("mean activation of a topic")
     def topic_mean(self) -> Float[Tensor, "layer topic unit"]:

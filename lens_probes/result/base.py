@@ -121,8 +121,7 @@ class Result(Declared):
     def shown(self) -> dict[str, Shown]:
         """What the page draws: every quantity of this run that is no sum, unless a result says otherwise."""
         schema_ = schema(type(self))
-        here = [name for name in schema_.axes if getattr(self, name) is not None]
-        names = [name for name in (*here, *schema_.derived) if not self.quantity(name).is_sum]
+        names = [name for name in schema_.every if not self.quantity(name).is_sum and getattr(self, name) is not None]
         return {name: Shown(self.quantity(name), schema_.every[name], self.known(name)) for name in names}
 
     def findings(self) -> list[str]:
