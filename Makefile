@@ -12,8 +12,8 @@ demo: .venv/demo
 # Two processes of one thread: tiny models gain nothing from a second.
 TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2 --dist worksteal
 
-# For everybody, after each change: one environment, a Bridge of every architecture, each probe and experiment with one
-# setting, and all tests that need no model. Seven and a half minutes on two cores beside another test run.
+# For everybody, after each change: one environment, a Bridge of each architecture family, each probe and experiment with
+# one setting, and all tests that need no model. Under six minutes on two cores.
 test: .venv/dev
 	$(call TESTS,.venv)
 
