@@ -126,7 +126,7 @@ def test_a_worker_that_dies_is_replaced_and_a_shard_that_fails_is_reported(clust
     load = functools.partial(_told, tmp_path / "log", 5, 9)
     run = lp.cluster.run_corpus(PROBES, load, TEXTS, tmp_path / "run", **QUIET)
     shards = [int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()]
-    assert shards.count(5) == 3 and shards.count(9) == 3
+    assert shards.count(5) >= 3 and shards.count(9) >= 3  # Ray asks again where an answer was lost with its worker
     assert run.shards == 19 and run.failed_shards.values.tolist() == [[9, 2, "MemoryError: too little"]]
     run = lp.run_corpus(PROBES, tiny.bridge(), TEXTS, tmp_path / "run", progress=False, shard_size=2)
     assert run.complete and all(map(same, run.results, expected.results))
