@@ -93,7 +93,7 @@ def test_a_twin_that_was_trained_on_one_topic_is_found_on_that_topics_words(pair
     assert set(found.word_types()["type"][:5]) <= of_food | {"food"}
 
 
-def test_results_of_heads_and_of_prompts_have_a_difference_and_a_grid(pair: Any) -> None:
+def test_results_of_heads_and_of_prompts_have_a_difference_and_a_grid() -> None:
     results = [lp.ResidualUpdate().run(lp.tiny.bridge(seed=seed), TEXTS, progress=False) for seed in (0, 1)]
     found = lp.difference(*results, "agreement")
     own = (results[1].agreement.double() - results[0].agreement.double()).mean(1)

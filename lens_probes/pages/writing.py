@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from lens_probes.pages.packing import packed
 from lens_probes.result import Result
+from lens_probes.result.files import replace_by
 
 # In this order: each uses those before it.
 SCRIPTS = (
@@ -63,7 +64,7 @@ class Page:
         temporary = path.with_name(f".{path.name}.part")
         try:
             temporary.write_text(self.html, encoding="utf-8")
-            temporary.replace(path)
+            replace_by(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
