@@ -206,7 +206,7 @@ def test_a_page_is_written_whole_or_not_at_all(results, tmp_path, monkeypatch):
     path = tmp_path / "page.html"
     made = results[4].page(path)
     assert path.read_text(encoding="utf-8") == made.html and [each.name for each in tmp_path.iterdir()] == ["page.html"]
-    monkeypatch.setattr(type(path), "replace", lambda self, to: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", lambda one, to: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         results[0].page(path)
     assert path.read_text(encoding="utf-8") == made.html and [each.name for each in tmp_path.iterdir()] == ["page.html"]
