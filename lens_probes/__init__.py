@@ -20,13 +20,15 @@ from lens_probes.experiments.feature_visualization import FeatureVisualization, 
 from lens_probes.experiments.head_ablation import HeadAblation, HeadAblationResult
 from lens_probes.experiments.image_reconstruction import ImageReconstruction, ImageReconstructionResult
 from lens_probes.experiments.input_reconstruction import InputReconstruction, InputReconstructionResult
+from lens_probes.experiments.layer_skip import LayerSkip, LayerSkipResult
 from lens_probes.experiments.max_activating_tokens import MaxActivatingTokens, MaxActivatingTokensResult
 from lens_probes.experiments.position_reach import PositionReach, PositionReachResult
+from lens_probes.experiments.state_dimension import StateDimension, StateDimensionResult
 from lens_probes.experiments.tied_key_value import TiedKeyValue, TiedKeyValueResult
 from lens_probes.experiments.topic_ablation import TopicAblation, TopicAblationResult
 from lens_probes.experiments.tuned_lens import TunedLens, TunedLensResult
 from lens_probes.maths import inference
-from lens_probes.model import EncoderView, ModelView, greedy_targets, untrained
+from lens_probes.model import EncoderView, ModelView, greedy_targets, jacobian_lens, untrained
 from lens_probes.pages import Page, packed, page
 from lens_probes.probe import Experiment, Probe, TextExperiment, run
 from lens_probes.probes.attention_pair import AttentionPair, AttentionPairResult
@@ -37,7 +39,9 @@ from lens_probes.probes.embedding_density import EmbeddingDensity, EmbeddingDens
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity, HeadTopicSimilarityResult
 from lens_probes.probes.head_value_rank import HeadValueRank, HeadValueRankResult
 from lens_probes.probes.key_value_overlap import KeyValueOverlap, KeyValueOverlapResult
+from lens_probes.probes.lens_comparison import LensComparison, LensComparisonResult
 from lens_probes.probes.logit_lens import LogitLens, LogitLensResult
+from lens_probes.probes.massive_activations import MassiveActivations, MassiveActivationsResult
 from lens_probes.probes.max_activating_examples import MaxActivatingExamples, MaxActivatingExamplesResult
 from lens_probes.probes.rank_shift import RankShift, RankShiftResult
 from lens_probes.probes.residual_mean import ResidualMean, ResidualMeanResult
@@ -86,10 +90,16 @@ __all__ = [
     "InputReconstructionResult",
     "KeyValueOverlap",
     "KeyValueOverlapResult",
+    "LayerSkip",
+    "LayerSkipResult",
     "LayerTokenResult",
     "Layers",
+    "LensComparison",
+    "LensComparisonResult",
     "LogitLens",
     "LogitLensResult",
+    "MassiveActivations",
+    "MassiveActivationsResult",
     "MaxActivatingExamples",
     "MaxActivatingExamplesResult",
     "MaxActivatingTokens",
@@ -113,6 +123,8 @@ __all__ = [
     "Run",
     "SourceAttribution",
     "SourceAttributionResult",
+    "StateDimension",
+    "StateDimensionResult",
     "Summary",
     "SummaryResult",
     "Table",
@@ -136,6 +148,7 @@ __all__ = [
     "figures",
     "greedy_targets",
     "inference",
+    "jacobian_lens",
     "list_probes",
     "load",
     "load_model",

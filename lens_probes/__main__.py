@@ -27,6 +27,7 @@ PROMPTS_PER_TOPIC = 10
 N_LAYERS = 7
 NEIGHBOURS = 8
 PATTERNS = 1e8  # pairs of letters in all heads
+NEED_MORE = ("AttentionPair", "LensComparison")  # two keys, translators
 WIDTH = 100  # of what is printed
 
 
@@ -247,7 +248,7 @@ def _probes(view: lp.ModelView, texts: Sequence[str]) -> list[lp.Probe[Any]]:
     }
     if view.encoder:
         chosen["LogitLens"] = lp.LogitLens(target="own")
-    kinds = {name: kind for name, kind in lp.list_probes().items() if name not in chosen and name != "AttentionPair"}
+    kinds = {name: kind for name, kind in lp.list_probes().items() if name not in (*chosen, *NEED_MORE)}
     others = [kind() for name, kind in kinds.items() if _needs_nothing(name, kind)]
     return [probe for probe in (*chosen.values(), *others) if _reads(probe, view)]
 

@@ -1,5 +1,6 @@
 """Values and numbers as errors and titles show them: short, and never a whole model."""
 
+import math
 import reprlib
 
 import torch
@@ -35,3 +36,13 @@ def amount(n: int, noun: str, plural: str = "") -> str:
     ('1 prompt', '1,200 tokens', '2 queries')
     """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {plural or f'{noun}s'}"
+
+
+def interval(low: float, high: float, form: str = ".2f") -> str:
+    """A 95 % interval of prompts in words.
+
+    >>> interval(0.5, 0.75), interval(float("nan"), float("nan"))
+    ('95 % interval 0.50 to 0.75', 'no interval: it needs five prompts')
+    """
+    known = math.isfinite(low) and math.isfinite(high)
+    return f"95 % interval {low:{form}} to {high:{form}}" if known else "no interval: it needs five prompts"

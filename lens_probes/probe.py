@@ -116,6 +116,8 @@ def _shown(setting: Any) -> str:
     if isinstance(setting, Tensor):
         numbers = setting.detach().float().cpu().numpy().tobytes()
         return f"<content {hashlib.blake2b(numbers, digest_size=4).hexdigest()}>"
+    if isinstance(setting, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_shown(value)}' for key, value in setting.items())}}}"
     if not inspect.isfunction(setting):
         return repr(setting)
     if setting.__name__ != "<lambda>":

@@ -29,6 +29,10 @@ def _images() -> torch.Tensor:
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+def _doubled(state: torch.Tensor, label: str) -> torch.Tensor:
+    return 2 * state
+
+
 SENTENCES = lp.demo.sentences()[:8]
 DIRECTIONS = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
 STEM = lp.stems.orthogonal(tiny.bridge(), patch=4)
@@ -103,6 +107,11 @@ SETTINGS: dict[str, list[Case]] = {
         Case(lp.LogitLens(positions=-2)),
         Case(lp.LogitLens(), lambda: tiny.bridge("bart")),
     ],
+    "LayerSkip": [Case(lp.LayerSkip()), Case(lp.LayerSkip(layers=[1]), lambda: tiny.bridge("bert"))],
+    "LensComparison": [
+        Case(lp.LensComparison({"doubled": _doubled}, layers=[0, 2])),
+        Case(lp.LensComparison({"doubled": _doubled}), lambda: tiny.bridge("marian")),
+    ],
     "MaxActivatingTokens": [
         Case(lp.MaxActivatingTokens(1, (3, 5), steps=3, restarts=2)),
         Case(lp.MaxActivatingTokens(1, (3, 5), steps=3, restarts=2, position=None), lambda: tiny.bridge("bert")),
@@ -117,6 +126,11 @@ SETTINGS: dict[str, list[Case]] = {
         Case(lp.RankShift()),
         Case(lp.RankShift(at="attn_out", metric="dot", reference="unembed", layers=[2, 0])),
         Case(lp.RankShift(at="mlp_out", reference="embed_pos")),
+    ],
+    "ResidualUpdate": [
+        Case(lp.ResidualUpdate()),
+        Case(lp.ResidualUpdate(component="attention")),
+        Case(lp.ResidualUpdate(component="mlp", layers=[2, 0])),
     ],
     "ResidualMean": [Case(lp.ResidualMean(at="resid_post", layers=[1])), Case(lp.ResidualMean())],
     "TiedKeyValue": [

@@ -36,7 +36,11 @@ def test_it_prints_the_medians_and_writes_a_page_of_all_probes(architecture, tmp
     assert "heads tell 10 topics apart (q < 0.05, 100 prompts)" in printed
     names = [each["name"] for each in _data(out)["results"]]
     decoders_only = {"DirectLogitAttribution", "HeadValueRank", "SourceAttribution"}
-    drawn = set(lp.list_probes()) - {"CrossAttention"} - (decoders_only if architecture == "bert" else set())
+    drawn = (
+        set(lp.list_probes())
+        - {"CrossAttention", "LensComparison"}
+        - (decoders_only if architecture == "bert" else set())
+    )
     assert set(names) == drawn and len(names) == len(drawn) + 1  # RankShift twice, the second centred
 
 

@@ -227,7 +227,7 @@ def test_only_the_named_activations_are_kept_and_shown(own_gpt2: Any, passes: li
         (lambda model: lp.run([], model, "one"), "probes must be one or more; got none: pass a list"),
         (
             lambda model: lp.run(lp.ResidualUpdate(), model, "one"),
-            r"got one probe, ResidualUpdate\(layers=None\): write run\(\[",
+            r"got one probe, ResidualUpdate\(component='layer', layers=None\): write run\(\[",
         ),
         (
             lambda model: lp.run({"a": lp.ResidualUpdate()}, model, "one"),  # pyright: ignore[reportArgumentType]

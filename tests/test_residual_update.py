@@ -5,8 +5,16 @@ import torch
 
 import lens_probes as lp
 from lens_probes.examples import tiny
+from lens_probes.model import ModelView
 from lens_probes.probes.residual_update import prompt_sums
+from lens_probes.text.prompts import tokenize
 
+PARTS = {  # what adds to the stream, by Hugging Face's names
+    "gpt2": ("attn", "mlp"),
+    "neox": ("attention", "mlp"),
+    "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "bert": ("attention.output.dense", "output.dense"),
+}
 TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and nobody told the cat.", "A dog."]
 
 
@@ -31,6 +39,39 @@ def test_length_norm_and_cosine_are_those_of_the_difference_of_two_states(archit
     torch.testing.assert_close(result.norm[0].double(), before.norm(dim=-1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(result.cosine[0].double(), cosine, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(result.relative_length, result.length / result.norm)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "neox", "gemma2", "bert"])
+def test_attention_and_mlp_add_what_hugging_faces_modules_return(architecture):
+    ids, added = tokenize(TEXTS[0], ModelView(tiny.bridge(architecture))).id, {}
+    reference = tiny.huggingface(architecture)
+    attention, mlp = PARTS[architecture]
+    for name, part in reference.named_modules():
+        if name.endswith((f"1.{attention}", f"1.{mlp}")):
+            part.register_forward_hook(
+                lambda module, given, output, name=name: added.update(
+                    {name.rsplit(".1.")[1]: (output[0] if isinstance(output, tuple) else output)[0]}
+                )
+            )
+    with torch.no_grad():
+        reference(ids[None])
+    for component, name in (("attention", attention), ("mlp", mlp)):
+        result = lp.ResidualUpdate(component=component, layers=[1]).run(tiny.bridge(architecture), ids[None])
+        torch.testing.assert_close(result.length[0], added[name].norm(dim=-1), rtol=1e-4, atol=1e-4)
+        assert (
+            result.quantity("length").says
+            == f"length of {'attention' if component == 'attention' else 'the MLP'}'s step"
+        )
+
+
+def test_attention_and_mlp_together_are_the_layer():
+    model = tiny.bridge("neox")  # in parallel
+    layer, attention, mlp = lp.run(
+        [lp.ResidualUpdate(component=component) for component in ("layer", "attention", "mlp")], model, TEXTS
+    )
+    whole = (layer.cosine * layer.length).double()
+    parts = (attention.cosine * attention.length + mlp.cosine * mlp.length).double()  # along the same state
+    torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-4)
 
 
 def test_agreement_is_the_mean_over_pairs_within_a_prompt_and_its_control_over_pairs_of_different_prompts():

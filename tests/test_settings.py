@@ -26,9 +26,15 @@ from lens_probes.settings import (
     says,
 )
 
+
+def _doubled(state: torch.Tensor, label: str) -> torch.Tensor:
+    return 2 * state
+
+
 NEEDED: dict[str, tuple[Any, ...]] = {
     "AttentionPair": ("it", ("cat", "mat")),
     "ImageReconstruction": (1,),
+    "LensComparison": ({"doubled": _doubled},),
     "InputReconstruction": (1,),
     "MaxActivatingTokens": (1,),
     "FeatureVisualization": (1, [2]),

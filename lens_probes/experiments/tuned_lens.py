@@ -27,6 +27,7 @@ from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from lens_probes import figures
+from lens_probes.maths.ascent import seeded
 from lens_probes.maths.vocabulary import check_entries
 from lens_probes.messages import amount, brief
 from lens_probes.model import ModelView, undisturbed
@@ -48,6 +49,7 @@ class TunedLensResult(Result):
     learning_rate: float
     tokens_per_step: int
     seed: int
+    shuffled: bool = False
     text_hash: str  # of the prompts: a fit can resume only with the same ones
     maps: Float[Tensor, "layer input d_model"] = measured("affine map: the rows of A, then b")
     loss: Float[Tensor, "layer step"] = measured("mean KL(final || layer)", unit="nats", low=0)
@@ -98,6 +100,9 @@ class TunedLensResult(Result):
 class TunedLens(TextExperiment[TunedLensResult]):
     """Fit a tuned lens. `layers` are those of `LogitLens`; a step is one batch, of about `tokens_per_step` tokens.
 
+    `shuffled`: the null. Maps are fitted to the model's predictions at other tokens of the same step, drawn at random:
+    they can learn how frequent entries are, but nothing about a state.
+
     After an interrupt the result holds the fit so far. `run(..., resume=result)` continues it; the outcome equals one
     uninterrupted fit.
 
@@ -115,6 +120,7 @@ class TunedLens(TextExperiment[TunedLensResult]):
     learning_rate: Rate = 1e-3
     tokens_per_step: Positive = 256
     seed: Seed = 0
+    shuffled: bool = False
 
     def run(
         self, model: Any, prompts: Prompts, *, resume: TunedLensResult | None = None, **options: Unpack[Options]
@@ -147,7 +153,8 @@ class TunedLens(TextExperiment[TunedLensResult]):
             batch = next(batches)
             ids, mask = pad(batch, view)
             reading = Reading(view, batch, view.activations(ids, mask, hooks), mask)
-            loss, gradient = _gradients(reading, hooks, fit.maps)
+            pairs = seeded(f"step {step}", self.seed) if self.shuffled else None
+            loss, gradient = _gradients(reading, hooks, fit.maps, pairs)
             fit = _adam(fit, loss, gradient, self.learning_rate / (1 + step / 100) ** 0.5)
 
         with undisturbed(view.model):
@@ -160,6 +167,7 @@ class TunedLens(TextExperiment[TunedLensResult]):
             learning_rate=self.learning_rate,
             tokens_per_step=self.tokens_per_step,
             seed=self.seed,
+            shuffled=self.shuffled,
             text_hash=_text_hash(tokens),
             maps=fit.maps.cpu(),
             loss=fit.loss.cpu(),
@@ -181,9 +189,10 @@ class TunedLens(TextExperiment[TunedLensResult]):
                 f"resume must be the result of an earlier run, or of TunedLensResult.load(path); got {brief(resume)}"
             )
         resume.check_model(view, ())
-        own = (layer, self.learning_rate, self.tokens_per_step, self.seed, _text_hash(tokens))
-        theirs = (resume.layer, resume.learning_rate, resume.tokens_per_step, resume.seed, resume.text_hash)
-        names = ("layers", "learning_rate", "tokens_per_step", "seed", "text")
+        names = ("layers", "learning_rate", "tokens_per_step", "seed", "shuffled", "text")
+        own = (layer, self.learning_rate, self.tokens_per_step, self.seed, self.shuffled, _text_hash(tokens))
+        fitted = (resume.learning_rate, resume.tokens_per_step, resume.seed, resume.shuffled)
+        theirs = (resume.layer, *fitted, resume.text_hash)
         other = [name for name, one, another in zip(names, own, theirs, strict=True) if one != another]
         if other:
             raise ValueError(
@@ -224,12 +233,20 @@ def _adam(
 
 
 def _gradients(
-    reading: Reading, hooks: Sequence[str], maps: Float[Tensor, "layer input d_model"]
+    reading: Reading,
+    hooks: Sequence[str],
+    maps: Float[Tensor, "layer input d_model"],
+    pairs: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, " layer"], Float[Tensor, "layer input d_model"]]:
-    """The loss of every layer on a batch and its gradient. Layer by layer, so that memory holds the logits of one."""
+    """The loss of every layer on a batch and its gradient. Layer by layer, so that memory holds the logits of one.
+
+    Given `pairs`, states and final predictions are paired at random.
+    """
     model, own = reading.model, ~reading.tokens.special
     with torch.no_grad():
-        final_log_prob = model.unembed(reading[hooks[-1]][own]).log_softmax(-1)
+        last = reading[hooks[-1]][own]
+        last = last if pairs is None else last[torch.randperm(len(last), generator=pairs)]
+        final_log_prob = model.unembed(last).log_softmax(-1)
     losses, gradients = [], []
     for hook, start in zip(hooks[:-1], maps, strict=True):
         state, of = reading[hook][own].float(), start.clone().requires_grad_()

@@ -7,13 +7,14 @@ head.py       from states to logits                  sums.py       checks that p
 tokenizer.py  text to token ids and back             view.py       ModelView, ImageView and StemView, built from these
 prefix.py     the next token after a prefix          ablation.py   heads and neurons set to fixed values
 stacks.py     encoder-decoders, stack by stack       masking.py    attention to some of the tokens only
-untrained.py  a random-weights baseline
+untrained.py  a random-weights baseline             jacobian.py   TransformerLens's Jacobian lens as a translator
 """
 
 from lens_probes.model.ablation import Ablation
 from lens_probes.model.base import View
 from lens_probes.model.head import HEADLESS
-from lens_probes.model.hooks import READ_POINTS, ReadPoint
+from lens_probes.model.hooks import READ_POINTS, Part, ReadPoint
+from lens_probes.model.jacobian import JacobianTranslator, jacobian_lens
 from lens_probes.model.passes import differentiating, undisturbed
 from lens_probes.model.prefix import Continuation
 from lens_probes.model.stacks import DecoderView, EncoderView, StackView, greedy_targets, text_view, view_of
@@ -31,8 +32,10 @@ __all__ = [
     "DecoderView",
     "EncoderView",
     "ImageView",
+    "JacobianTranslator",
     "ModelView",
     "Norm",
+    "Part",
     "ReadPoint",
     "Spans",
     "StackView",
@@ -40,6 +43,7 @@ __all__ = [
     "View",
     "differentiating",
     "greedy_targets",
+    "jacobian_lens",
     "text_view",
     "tolerance",
     "undisturbed",

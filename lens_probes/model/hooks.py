@@ -49,10 +49,15 @@ DECODER_STACK_HOOKS: Mapping[str, str] = {
 }
 """For its decoder. Attention to the encoder's states has the same names, with `cross_attn` for `self_attn`."""
 
-ADDED: Mapping[tuple[str, bool], tuple[str, ...]] = {
+Part = Literal["layer", "attention", "mlp"]
+"""What adds to the residual stream: a whole layer, or one of its two parts."""
+
+ADDED: Mapping[tuple[Part, bool], tuple[str, ...]] = {
+    ("layer", False): ("resid_pre", "resid_post"),
+    ("layer", True): ("resid_pre", "resid_post"),
     ("attention", False): ("resid_pre", "resid_mid"),
     ("attention", True): ("resid_pre", "resid_post", "mlp_out"),
-    ("MLP", False): ("before_mlp", "after_mlp"),
-    ("MLP", True): ("resid_pre", "resid_post", "attn_out"),
+    ("mlp", False): ("before_mlp", "after_mlp"),
+    ("mlp", True): ("resid_pre", "resid_post", "attn_out"),
 }
 """The stream before and after a part, and what else is added between; True if attention and MLP run in parallel."""

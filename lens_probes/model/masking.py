@@ -59,7 +59,7 @@ class Masking:
         names = [hook(each) for each in self.layers for hook in (view.hook_scores, view.hook_value, view.hook_z)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*edit is discarded")  # TransformerLens 4; an error says so here
-            found = view.edited(ids, names, edits)
+            found = view.edited(ids, torch.ones_like(ids, dtype=torch.bool), names, edits)
         for layer in self.layers:
             scores, values, z = (found[hook(layer)][0] for hook in (view.hook_scores, view.hook_value, view.hook_z))
             pattern = scores.float().softmax(-1)

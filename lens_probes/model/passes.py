@@ -102,11 +102,16 @@ def _keeping(
     return [(name, hook_function(name)) for name in dict.fromkeys(names)]
 
 
-def _as_hooks(edits: Mapping[str, Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
+def _as_hooks(edits: Mapping[str, Edit]) -> list[tuple[str, Callable[..., Any]]]:
     """Edits as TransformerLens calls them, with the activation and its hook."""
 
-    def hook_function(edit: Edit) -> Callable[..., Tensor]:
-        return lambda activation, hook: edit(activation)
+    def hook_function(edit: Edit) -> Callable[..., Any]:
+        def replace(activation: Any, hook: Any) -> Any:
+            if isinstance(activation, tuple):  # the block of some models returns its state and more
+                return (edit(activation[0]), *activation[1:])
+            return edit(activation)
+
+        return replace
 
     return [(name, hook_function(edit)) for name, edit in edits.items()]
 
@@ -167,11 +172,17 @@ class Passes(View):
         return {name: found[name] for name in names}
 
     def edited(
-        self, ids: Int[Tensor, "prompt position"], names: Sequence[str], edits: Mapping[str, Edit]
+        self,
+        ids: Int[Tensor, "prompt position"],
+        mask: Bool[Tensor, "prompt position"],
+        names: Sequence[str],
+        edits: Mapping[str, Edit],
     ) -> dict[str, Tensor]:
-        """The named activations of unpadded prompts, those that are edited as they are after the edit."""
+        """The named activations of one padded batch, those that are edited as they are after the edit."""
+        given, options = self._inputs(ids, mask)
         with self._switched_on():
-            return self._named(names, self.run_until(ids, names, edits=edits, **self.adapter.options(names)))
+            found = run_until(self.model, given, names, edits, **options, **self.adapter.options(names))
+        return self._named(names, found)
 
     def logits(
         self,

@@ -7,7 +7,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_probes.model.hooks import ADDED
+from lens_probes.model.hooks import ADDED, Part
 from lens_probes.model.passes import undisturbed
 from lens_probes.model.weights import Weights
 
@@ -25,7 +25,7 @@ class Sums(Weights):
 
     def hooks_written(self, layer: int) -> list[str]:
         """The activations that `check_written` compares: heads, and the stream before and after attention."""
-        return [self.hook_z(layer), *self._added("attention", layer)]
+        return [self.hook_z(layer), *self.hooks_added("attention", layer)]
 
     def check_written(self, layer: int, activation: Callable[[str], Float[Tensor, "token ..."]]) -> None:
         """Raise unless the outputs of the heads, plus the bias, add up to what attention adds to the stream."""
@@ -51,14 +51,15 @@ class Sums(Weights):
 
     def check_neurons(self, layer: int) -> None:
         """Raise unless, on a few tokens, the outputs of the neurons, plus the bias, add up to what the MLP adds."""
-        names = [self.hook_neurons(layer), *self._added("MLP", layer)]
+        names = [self.hook_neurons(layer), *self.hooks_added("mlp", layer)]
         ids = torch.arange(8)[None] % self.d_vocab
         found = self.run_until(ids, names)
         value, *stream = (found[name].reshape(8, -1) for name in names)  # OPT's MLP lays prompts end to end
         written = value.float() @ self.W_out(layer).float() + self.neuron_bias(layer)
         self._check_added(written, stream, layer, "neurons", "the MLP", "ln2_post")
 
-    def _added(self, part: str, layer: int) -> list[str]:
+    def hooks_added(self, part: Part, layer: int) -> list[str]:
+        """The stream before and after a layer or a part of it, and what else is added between the two."""
         parallel = self._hook("resid_mid") not in self.hook_names
         return [self._hook(at, layer) for at in ADDED[part, parallel]]
 

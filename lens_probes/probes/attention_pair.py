@@ -42,7 +42,7 @@ from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.maths import inference
-from lens_probes.messages import amount, brief
+from lens_probes.messages import amount, brief, interval
 from lens_probes.model import ModelView, tolerance
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
@@ -120,11 +120,11 @@ class AttentionPairResult(Result):
         if not np.isfinite(table["effect"]).any():
             return []
         best: dict[str, Any] = table.loc[table["effect"].abs().idxmax()].to_dict()
-        interval = f" ({best['low']:.2f} to {best['high']:.2f})" if best["low"] == best["low"] else ""
         return [
             f"In {np.count_nonzero(table['q'] < 0.05)} of {len(table)} heads the cue moves attention between the keys "
             f"(q < 0.05, {amount(int(best['pairs']), 'pair')}), most in L{best['layer']}{best['head']}: "
-            f"{table.attrs['effect']} {best['effect']:.2f}{interval}. The null: {table.attrs['null']}."
+            f"{table.attrs['effect']} {best['effect']:.2f} ({interval(best['low'], best['high'])}). The null: "
+            f"{table.attrs['null']}."
         ]
 
     # Minimal pairs

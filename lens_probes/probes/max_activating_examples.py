@@ -231,7 +231,7 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
 
     def _read(self, reading: Reading, hook: str, rows: Int[Tensor, " token"]) -> Float[Tensor, "token unit"]:
         """Every unit's activation at these tokens, in this order."""
-        activation = reading[hook][rows.to(reading.model.device)].float()
+        activation = reading.at(hook, rows).float()
         if self.directions is not None:
             activation = activation @ directions_for(self, reading.model).T
         elif self.at == "head":
@@ -269,7 +269,7 @@ def at_least(
     >>> found.unit.tolist(), [each.tolist() for each in unpacked(found.packed)]
     ([1, 0, 1], [[5.0, 3.0, 4.0], [0, 1, 1]])
     """
-    at = (values >= least).flatten().nonzero().flatten()
+    at = torch.from_numpy(np.flatnonzero(values.numpy() >= least.numpy()))  # three times as quick as nonzero
     n_units = values.shape[1]
     return Found(at % n_units, packed(values.flatten()[at], places[at // n_units]))
 
@@ -320,15 +320,20 @@ def histogram(values: Float[Tensor, "token unit"]) -> Int[Tensor, "unit bin"]:
     >>> histogram(torch.tensor([[0.0, 1.0, 1.4, -1.0]]).T).nonzero()[:, 1].tolist(), edges()[[15, 32, 48]].tolist()
     ([15, 32, 48], [-1.5, 0.0, 1.0])
     """
-    half, code = BINS // 2, torch.arange(-512, 512)  # the first ten bits, of which the first is the sign
+    half, n_units, code = (
+        BINS // 2,
+        values.shape[1],
+        torch.arange(-512, 512),
+    )  # ten bits, of which the first is the sign
     size = ((code & 511) - 2 * (127 - OCTAVES)).clamp(0, half - 1)
     bin_of = torch.where(code < 0, half - 1 - size, half + size).int()
-    codes = (values + 0.0).view(torch.int32) >> 22  # -0 becomes 0
+    bin_of[0] = half  # -0 is 0 (and so is what is nearer to it than any float32 of full precision)
+    codes = values.contiguous().view(torch.int32) >> 22
     codes += 512
     bins = bin_of.index_select(0, codes.flatten()).view_as(codes)
-    n_units = values.shape[1]
     bins += torch.arange(0, n_units * BINS, BINS, dtype=torch.int32)
-    return bins.flatten().bincount(minlength=n_units * BINS).view(n_units, BINS)
+    counts, one = torch.zeros(n_units * BINS, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    return counts.index_add_(0, bins.flatten(), one.expand(bins.numel())).view(n_units, BINS)  # quicker than bincount
 
 
 def edges() -> Float64[Tensor, " bound"]:

@@ -1,13 +1,20 @@
 """ResidualUpdate: how far and in which direction does each layer move a state, and is it the same for all tokens?
 
-    step[layer, token]      = h_post[layer, token] - h_pre[layer, token]
+    step[layer, token]      = what the layer, its attention or its MLP adds to the state h before it
     length[layer, token]    = |step|                                                   at least 0
-    cosine[layer, token]    = step . h_pre / (|step| |h_pre|)                          -1 (erases) to 1 (amplifies)
+    cosine[layer, token]    = step . h / (|step| |h|)                                  -1 (erases) to 1 (amplifies)
     agreement[layer, prompt] = mean over pairs i != j of the prompt's tokens of cos(step_i, step_j)         -1 to 1
 
 The baseline of `agreement` is `agreement_between`: the same mean over pairs of tokens of different prompts. Both
 contain what all tokens of all prompts have in common; only their difference is specific to a prompt. Both exclude
-special tokens. Source: the open questions of "Paying Attention, Part 2" (github.com/danavery/attention-encodings).
+special tokens.
+
+A step is a difference of two states of the residual stream, so that it includes what a model does to outputs before it
+adds them (norms of Gemma, factors of Granite). Where attention and MLP run in parallel (NeoX), the output of the other
+one is subtracted. In BERT and RoBERTa a layer's step includes its norms, those of its parts do not.
+
+Source: the open questions of "Paying Attention, Part 2" (github.com/danavery/attention-encodings); by part: Csordás,
+Manning & Potts 2025, arXiv 2505.13898.
 """
 
 from typing import Unpack
@@ -22,10 +29,10 @@ from torch.nn.functional import cosine_similarity, normalize
 from lens_probes import figures
 from lens_probes.maths import inference
 from lens_probes.maths.similarity import mean_pairwise_cosine
-from lens_probes.model import ModelView
+from lens_probes.model import ModelView, Part
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import LayerTokenResult, derived, measured, summed
+from lens_probes.result import LayerTokenResult, Quantity, derived, measured, summed
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import PromptTable, prompt_table
 
@@ -33,6 +40,7 @@ from lens_probes.text.prompts import PromptTable, prompt_table
 class ResidualUpdateResult(LayerTokenResult):
     """Steps by layer and token, and their agreement by prompt. Memory scales with the number of tokens."""
 
+    component: Part = "layer"
     prompt: PromptTable
     length: Float[Tensor, "layer token"] = measured("length of the layer's step", low=0, logarithmic=True)
     norm: Float[Tensor, "layer token"] = measured("length of the state before the step", low=0, logarithmic=True)
@@ -73,6 +81,14 @@ class ResidualUpdateResult(LayerTokenResult):
             }
         )
 
+    def quantity(self, name: str) -> Quantity:
+        """What a tensor's numbers are; the step is that of attention or MLP where these were asked."""
+        asked = super().quantity(name)
+        return asked._replace(says=asked.says.replace("the layer", self._part()))
+
+    def _part(self) -> str:
+        return {"layer": "the layer", "attention": "attention", "mlp": "the MLP"}[self.component]
+
     def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
         """Relative length and cosine by word class, and the agreement of a prompt's steps beside its control."""
         table = self.agreement_table()
@@ -82,11 +98,15 @@ class ResidualUpdateResult(LayerTokenResult):
             figures.Line("tokens of different prompts", list(table["between_prompts"]), dashed=True),
         ]
         panels = self.class_panels("relative_length", "cosine") | {"mean cosine between steps (-1 to 1)": agreement}
-        return self.draw_classes(panels, "Length and direction of each layer's step: medians by word class", **look)
+        steps = {"layer": "each layer's step", "attention": "what attention adds", "mlp": "what each MLP adds"}
+        title = f"Length and direction of {steps[self.component]}: medians by word class"
+        return self.draw_classes(panels, title, **look)
 
 
 class ResidualUpdate(Probe[ResidualUpdateResult]):
     """Length and direction of each layer's step.
+
+    `component`: the step of the whole layer, or what its attention or its MLP adds.
 
     >>> import lens_probes as lp
     >>> result = lp.ResidualUpdate().run(lp.tiny.bridge(), ["Time flies like an arrow.", "Fruit flies too."])
@@ -94,11 +114,13 @@ class ResidualUpdate(Probe[ResidualUpdateResult]):
     ((3, 2), ('0', '1', '2'))
     """
 
+    component: Part = "layer"
     layers: Layers = None
 
     def hooks(self, model: ModelView) -> list[str]:
-        """The residual stream before and after every layer."""
-        return [model.hook(at, layer) for layer in model.layers(self.layers) for at in ("resid_pre", "resid_post")]
+        """The residual stream before and after every layer, or every attention or MLP."""
+        layers = model.layers(self.layers)
+        return list(dict.fromkeys(name for layer in layers for name in model.hooks_added(self.component, layer)))
 
     def measure(self, reading: Reading) -> ResidualUpdateResult:
         """Steps of the batch, layer by layer."""
@@ -107,8 +129,8 @@ class ResidualUpdate(Probe[ResidualUpdateResult]):
         count = torch.stack([own[tokens.prompt == prompt].sum() for prompt in prompts.prompt])
         length, norm, cosine, sums = [], [], [], []
         for layer in layers:
-            before = reading[model.hook("resid_pre", layer)].float().cpu()
-            step = reading[model.hook("resid_post", layer)].float().cpu() - before
+            before, after, *others = (reading[name].float().cpu() for name in model.hooks_added(self.component, layer))
+            step = after - before - sum(others)
             length.append(step.norm(dim=-1))
             norm.append(before.norm(dim=-1))
             cosine.append(cosine_similarity(step, before, dim=-1))

@@ -1,7 +1,7 @@
 """Results with one number per token, or per layer and token: summaries, comparisons and figures by word class."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from lens_probes import figures
 from lens_probes.maths import inference
-from lens_probes.messages import amount, brief
+from lens_probes.messages import amount, brief, interval
 from lens_probes.result.base import Result
 from lens_probes.result.schema import Quantity, schema
 from lens_probes.text.prompts import Tokens, whole_number
@@ -89,7 +89,8 @@ class WordResult(Result):
         in_layers = f" q < 0.05 in {apart} of {len(table)} layers." if layers else f" p = {last['p']:.3g}."
         return [
             f"{where} {quantity.says} is larger for a content word than for a function word with probability "
-            f"{last['effect']:.2f} ({_interval_of(last)}; {n} of {amount(int(last['content_prompts']), 'prompt')})."
+            f"{last['effect']:.2f} ({interval(last['low'], last['high'])}; {n} of "
+            f"{amount(int(last['content_prompts']), 'prompt')})."
             f"{in_layers} The null: {table.attrs['null']}."
         ]
 
@@ -299,12 +300,6 @@ class LayerTokenResult(WordResult):
         if not quantity.logarithmic or quantity.missing is None:
             return quantity, 0
         return quantity._replace(says=f"1 + {quantity.says}", low=quantity.low + 1, high=quantity.high + 1), 1
-
-
-def _interval_of(row: Mapping[str, Any]) -> str:
-    """The 95 % interval of a comparison, in words."""
-    known = math.isfinite(row["low"]) and math.isfinite(row["high"])
-    return f"95 % interval {row['low']:.2f} to {row['high']:.2f}" if known else "no interval: it needs five prompts"
 
 
 def _span(positions: Sequence[int]) -> str:
