@@ -10,11 +10,12 @@ decides near ties, and it depends on the shape of a batch.
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,18 @@ def check_declaration(asked: Probe[Any] | Experiment[Any]) -> None:
     assert not kind.__subclasses__(), f"{kind.__name__} must have no subclasses: add a field or wrap it"
     assert repr(asked).startswith(f"{kind.__name__}("), f"repr must be the call that makes it; got {asked!r}"
     if "content " not in repr(asked):  # a result as a setting prints as its name and content hash
-        again = eval(repr(asked), {**vars(lens_probes), kind.__name__: kind})
+        settings = [each for value in vars(asked).values() for each in _parts(value)]
+        functions = {each.__qualname__: each for each in settings if inspect.isfunction(each)}  # which print by name
+        again = eval(repr(asked), {**vars(lens_probes), kind.__name__: kind, **functions})
         assert repr(again) == repr(asked), f"repr must recreate it; {asked!r} makes {again!r}"
     text = sys.modules[kind.__module__].__doc__ or ""
     equation, source = r"^ {4,}\S.*=", r"arxiv|doi\.|https?://|github\.com|\bsource\b"
     assert re.search(equation, text, re.MULTILINE), f"the docstring of {kind.__module__} must have an indented equation"
     assert re.search(source, text, re.IGNORECASE), f"the docstring of {kind.__module__} must name a source"
+
+
+def _parts(setting: Any) -> list[Any]:
+    return list(setting.values()) if isinstance(setting, Mapping) else [setting]
 
 
 def check_batches(probe: Probe[Any], model: Any) -> None:
@@ -217,7 +224,7 @@ def check_result(result: Result) -> None:
         loaded = type(result).load(path)
     assert_same(result, loaded, "its own file", tolerance=0.0)
     assert loaded.provenance == result.provenance, "the provenance was not kept in the file"
-    assert loaded.figure() == drawn, "a loaded result draws another figure"
+    assert loaded.figure().to_json() == drawn.to_json(), "a loaded result draws another figure"
 
 
 def assert_same(one: Result, other: Result, what: str, *, tolerance: float = TOLERANCE) -> None:

@@ -127,8 +127,9 @@ class MassiveActivationsResult(LayerTokenResult):
                 figures.Line("largest of random directions", self.random_ratio.amax(1).tolist(), dashed=True),
             ],
             "attention received (0 to 1)": [
-                figures.Line("massive tokens", received["massive tokens"], colour=figures.CHOSEN),
-                figures.Line("all other tokens", received["all other tokens"], colour=figures.GREY),
+                figures.Line(name, line, colour=colour)
+                for (name, line), colour in zip(received.items(), (figures.CHOSEN, figures.GREY), strict=True)
+                if not np.isnan(line).all()  # where no token is massive
             ],
         }
         return figures.lines(
