@@ -58,11 +58,11 @@ def git(project: Path, *words: str) -> None:
 
 
 def test_the_version_is_the_last_tag_or_counts_from_it(project: Path) -> None:
-    assert metadata(project)["version"] == "0+unknown"
+    assert metadata(project)["version"] == "0.0+unknown"
     git(project, "init", "--initial-branch=main")
     git(project, "add", ".")
     git(project, "commit", "--message=First")
-    assert re.fullmatch(r"0\.1\.dev1\+g\w+", metadata(project)["version"])
+    assert re.fullmatch(r"0\.1\.dev1\+[\w.]+", metadata(project)["version"])
     git(project, "tag", "v1.2.0")
     assert metadata(project)["version"] == "1.2.0"
     git(project, "commit", "--allow-empty", "--message=Second")
@@ -142,7 +142,9 @@ def test_workflows_may_read_only_and_publishing_is_a_job_of_its_own(name: str) -
     assert about[True] == ({"push": {"tags": ["v*"]}} if name == "publish" else about[True])  # YAML reads `on` as true
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
+)
 def test_forms_of_issues_have_all_that_the_site_asks_for(path: Path) -> None:
     form = yaml.safe_load(path.read_text(encoding="utf-8"))
     fields = [each for each in form["body"] if each["type"] != "markdown"]

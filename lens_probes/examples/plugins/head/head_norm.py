@@ -42,8 +42,8 @@ class HeadNormResult(Result):
             return []
         layer, head = divmod(int(self.share.nan_to_num(-1).argmax()), len(self.head))
         return [
-            f"L{self.layer[layer]}{self.head[head]} writes most: {self.share[layer, head]:.2f} of the state's length on "
-            f"average over {int(self.count)} tokens; the layer's heads write {self.even[layer]:.2f} on average."
+            f"L{self.layer[layer]}{self.head[head]} writes most: on average over {int(self.count)} tokens "
+            f"{self.share[layer, head]:.2f} of the state's length; the mean of its layer is {self.even[layer]:.2f}."
         ]
 
 
@@ -70,15 +70,15 @@ class HeadNorm(Probe[HeadNormResult]):
         layers, total = model.layers(self.layers), []
         for layer in layers:
             model.check_written(layer, reading.__getitem__)
-            length = written(reading[model.hook_z(layer)].float(), model.W_O(layer).float())
+            length = lengths(reading[model.hook_z(layer)].float(), model.W_O(layer).float())
             state = reading[model.hook("resid_pre", layer)].float()
             total.append((length / state.norm(dim=-1)[:, None]).cpu()[own].double().sum(0))
         labels, count = tuple(map(str, layers)), own.sum().double()
         return self.result(reading, layer=labels, total=torch.stack(total), count=count)
 
 
-def written(
-    z: Float[Tensor, "token head d_head"], W_O: Float[Tensor, "head d_head d_model"]
+def lengths(
+    z: Float[Tensor, "token head d_head"], weights: Float[Tensor, "head d_head d_model"]
 ) -> Float[Tensor, "token head"]:
-    """The length of what each head writes for each token."""
-    return einsum(z, W_O, "token head d_head, head d_head d_model -> token head d_model").norm(dim=-1)
+    """The length of what each head writes for each token: its mixed values times its part of W_O."""
+    return einsum(z, weights, "token head d_head, head d_head d_model -> token head d_model").norm(dim=-1)

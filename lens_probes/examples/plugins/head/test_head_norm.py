@@ -1,8 +1,7 @@
 """HeadNorm: a case computed by hand, the cache of the model, the contract, and the page."""
 
-
 import torch
-from head_norm import HeadNorm, written
+from head_norm import HeadNorm, lengths
 
 import lens_probes as lp
 from lens_probes.testing import check_probe
@@ -12,8 +11,8 @@ TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana."]
 
 def test_lengths_are_those_computed_by_hand():
     z = torch.tensor([[[3.0, 0.0], [1.0, 1.0]]])  # one token, two heads
-    W_O = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [0.0, 4.0]]])
-    assert written(z, W_O).tolist() == [[3.0, 5.0]]
+    weights = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [0.0, 4.0]]])
+    assert lengths(z, weights).tolist() == [[3.0, 5.0]]
 
 
 def test_it_agrees_with_the_cache_of_the_model():

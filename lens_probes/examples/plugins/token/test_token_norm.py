@@ -1,6 +1,5 @@
 """TokenNorm: a case computed by hand, the cache of the model, the contract, and the page."""
 
-
 import torch
 from token_norm import TokenNorm, relative
 
@@ -32,5 +31,5 @@ def test_the_page_has_its_panels_and_begins_with_its_finding():
     result = TokenNorm().run(lp.tiny.bridge(), TEXTS)
     (data,) = lp.packed(result)["results"]
     assert [each["name"] for each in data["quantities"]] == ["ratio", "median"]
-    assert data["findings"][0].startswith("In layer 2_post the median state is ")
+    assert data["findings"][0].startswith("In 2_post the median state is ")
     assert not data["left_out"]

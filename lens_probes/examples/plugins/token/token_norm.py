@@ -33,8 +33,10 @@ class TokenNormResult(LayerTokenResult):
 
     def findings(self) -> list[str]:
         """What the page begins with: the growth, then content words against function words, as always."""
-        grown = f"In layer {self.layer[-1]} the median state is {self.median()[-1]:.2f} times as long as the first"
-        return [f"{grown} ({int((~self.token.special).sum())} tokens; 1 is no growth).", *super().findings()]
+        tokens, last = int((~self.token.special).sum()), self.layer[-1]
+        grown = f"In {last} the median state is {self.median()[-1]:.2f} times as long as at first"
+        own = [f"{grown} ({tokens} tokens; 1 is no growth)."] if tokens else []
+        return [*own, *super().findings()]
 
 
 class TokenNorm(Probe[TokenNormResult]):
