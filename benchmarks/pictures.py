@@ -19,7 +19,7 @@ def main() -> None:
     pairs = lp.demo.pronoun_pairs()
     attention = lp.AttentionPair(pairs.query, pairs.keys).run(model, pairs.texts)
     attention.figure_test(attention.contrast()).write_image(DOCS / "attention.png")
-    saved = Path(__file__).parent / "saved"
+    saved = lp.demo.saved()
     topics = lp.TopicAblationResult.load(saved / "topic_ablation_neuron.safetensors")
     topics.figure().write_image(DOCS / "topics.png")
     found = lp.InputReconstructionResult.load(saved / "reconstruction_gradient_trained_15.safetensors")

@@ -1,15 +1,13 @@
-"""What the reconstruction notebook loads: `python benchmarks/reconstruction_survey.py` saves it beside this file.
+"""What the reconstruction notebook loads: `python benchmarks/reconstruction_survey.py` saves it in `lp.demo.saved()`.
 
 SmolLM2 and an untrained twin, on the 20 shortest of the built-in sentences: what a sequential search finds from
 layers 0, 5, 15 and 29, what descent finds of the first twelve, and how far seven layers reach. About two hours on one
 core; not part of `make bench`.
 """
 
-from pathlib import Path
-
 import lens_probes as lp
 
-SAVED = Path(__file__).parent / "saved"
+SAVED = lp.demo.saved()
 LAYERS = (0, 5, 15, 29)
 
 

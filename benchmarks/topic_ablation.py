@@ -5,11 +5,9 @@ a topic: 421 passes over 100 prompts, for neurons and for heads, half an hour ea
 `make bench`.
 """
 
-from pathlib import Path
-
 import lens_probes as lp
 
-SAVED = Path(__file__).parent / "saved"
+SAVED = lp.demo.saved()
 NEURONS, HEADS = lp.TopicAblation(component="neuron", k=50), lp.TopicAblation(component="head", k=5)
 
 

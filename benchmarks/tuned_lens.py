@@ -4,11 +4,9 @@ Three layers of SmolLM2: a tuned lens is fitted on the first 40 of the built-in 
 other 26 is saved, plain and through the fitted maps. About a minute on one quiet core; not part of `make bench`.
 """
 
-from pathlib import Path
-
 import lens_probes as lp
 
-SAVED = Path(__file__).parent / "saved"
+SAVED = lp.demo.saved()
 LAYERS = (4, 12, 20)
 
 

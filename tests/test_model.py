@@ -14,6 +14,7 @@ from torch import Tensor
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import READ_POINTS, Continuation, ImageView, ModelView, ReadPoint, undisturbed
+from lens_probes.model.base import _versions
 from lens_probes.reading import pad
 from lens_probes.text.prompts import tokenize
 
@@ -347,6 +348,24 @@ def test_versions_are_those_of_the_installed_packages(gpt2: Any) -> None:
     assert versions["torch"] == torch.__version__.split("+")[0] or versions["torch"] == torch.__version__
     assert versions["transformers"] == transformers.__version__
     assert list(versions) == ["lens-probes", "transformer-lens", "transformers", "torch"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [
+        ("0.2.0", "0.2.0"),
+        ("0.2.1.dev7+g0a1b2c3", "0.2.1.dev0"),
+        ("0.2.1.dev8+g4d5e6f7.d20261126", "0.2.1.dev0"),
+        ("0.0+unknown", "0.0+unknown"),
+    ],
+)
+def test_a_run_goes_on_after_a_commit_and_not_after_a_release(
+    installed: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda package: installed)
+    versions = dict(_versions.__wrapped__())
+    assert versions.pop("lens-probes") == told
+    assert set(versions.values()) == {installed}  # those of others to the letter
 
 
 @pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), lambda: "gpt2"])

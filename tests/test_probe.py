@@ -3,7 +3,6 @@
 import inspect
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 import lens_probes as lp
+from lens_probes.new_probe import new_probe
 from lens_probes.probe import Experiment, Probe
 from lens_probes.registry import ENTRY_POINTS, _probes, list_probes, siblings
 from lens_probes.result import FORMAT, Result
@@ -28,7 +28,6 @@ NEEDED = {
     "MaxActivatingTokens": "layer",
 }
 PACKAGE = Path(lp.__file__).parent
-PLUGIN = Path(__file__).parent / "example_plugin"
 
 
 def written_in(folder: str, base: str) -> set[str]:
@@ -180,8 +179,8 @@ def test_an_entry_point_that_is_no_probe_is_refused_by_name(value: str) -> None:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example package installed in it, as pip installs it, without a network."""
-    source, target = (tmp_path_factory.mktemp(name) for name in ("source", "target"))
-    shutil.copytree(PLUGIN, source, dirs_exist_ok=True)
+    made, target = (tmp_path_factory.mktemp(name) for name in ("made", "target"))
+    source = new_probe("TokenNorm", where=made)
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)

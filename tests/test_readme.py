@@ -57,5 +57,6 @@ def test_every_file_that_a_page_points_to_exists(file):
 
 def test_the_walk_through_is_the_file_that_the_tests_install():
     shown = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    file = (ROOT / "tests" / "example_plugin" / "token_norm.py").read_text(encoding="utf-8")
+    plugins = ROOT / "lens_probes" / "examples" / "plugins"
+    file = (plugins / "token" / "token_norm.py").read_text(encoding="utf-8")
     assert f"```python\n{file}```" in shown

@@ -20,7 +20,7 @@ from lens_probes.result import FORMAT, Result
 from lens_probes.testing import TOPICS
 
 TEXT = "Time flies like an arrow."
-SAVED = Path(__file__).parent.parent / "benchmarks" / "saved"
+SAVED = lp.demo.saved()
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 

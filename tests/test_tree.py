@@ -27,6 +27,7 @@ LAYERS += (
     "weights",
     "two_models",
     "registry",
+    "new_probe",
     "corpus",
     "cluster",
     "pages",

@@ -246,6 +246,17 @@ def templates() -> list[str]:
     return [template for _, template, _ in _topic_rows()]
 
 
+def saved() -> Path:
+    """The folder of results that notebooks load, since it takes minutes or hours to compute them.
+
+    A program in `benchmarks/` makes each of them.
+
+    >>> (saved() / "reach_trained.safetensors").is_file()
+    True
+    """
+    return Path(str(files("lens_probes.examples"))) / "saved"
+
+
 class PronounPairs(NamedTuple):
     """Minimal pairs: prompts 0 and 1, 2 and 3, ... differ in one cue, which determines what `it` refers to.
 

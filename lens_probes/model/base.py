@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.metadata
+import re
 from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import cache, cached_property, partialmethod
 from numbers import Integral
@@ -178,4 +179,7 @@ class View:
 @cache
 def _versions() -> tuple[tuple[str, str], ...]:
     packages = ("lens-probes", "transformer-lens", "transformers", "torch")
-    return tuple((package, importlib.metadata.version(package)) for package in packages)
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    # Ours without the commit: a run goes on after the next one, and an editable install tells that of its installation.
+    versions["lens-probes"] = re.sub(r"\.dev\d+.*", ".dev0", versions["lens-probes"])
+    return tuple(versions.items())

@@ -8,16 +8,35 @@ alignmentforum.org/posts/8mizBCm3dyc432nK8; there the first token is left out of
 in the figure here.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_probes import Layers, LayerTokenResult, ModelView, Probe, Reading, measured
+from lens_probes.result import Quantity, Shown
 
 
 class TokenNormResult(LayerTokenResult):
     """The relative length of every state. It grows with the number of tokens."""
 
     ratio: Float[Tensor, "layer token"] = measured("length of the state / length of the first", low=0)
+
+    def median(self) -> Float[Tensor, " layer"]:
+        """Over the tokens that are not special; NaN if there are none."""
+        own = self.ratio[:, ~self.token.special]
+        return own.nanmedian(1).values if own.shape[1] else torch.full((len(own),), torch.nan)
+
+    def shown(self) -> dict[str, Shown]:
+        """What the page draws: what is declared, as always, and the median, which is not."""
+        quantity = Quantity("median length of the state / length of the first", low=0)
+        return super().shown() | {"median": Shown(quantity, ("layer",), self.median().double().numpy())}
+
+    def findings(self) -> list[str]:
+        """What the page begins with: the growth, then content words against function words, as always."""
+        tokens, last = int((~self.token.special).sum()), self.layer[-1]
+        grown = f"In {last} the median state is {self.median()[-1]:.2f} times as long as at first"
+        own = [f"{grown} ({tokens} tokens; 1 is no growth)."] if tokens else []
+        return [*own, *super().findings()]
 
 
 class TokenNorm(Probe[TokenNormResult]):
