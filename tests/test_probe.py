@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import lens_probes as lp
 from lens_probes.new_probe import new_probe
@@ -25,6 +26,7 @@ NEEDED = {
     "FeatureVisualization": "layer, units",
     "ImageReconstruction": "layer",
     "InputReconstruction": "layer",
+    "LensComparison": "translators",
     "MaxActivatingTokens": "layer",
 }
 PACKAGE = Path(lp.__file__).parent
@@ -70,7 +72,7 @@ def test_probes_experiments_and_results_stand_in_the_package_under_their_names()
     }
     assert set(siblings()) == written
     public = {name: kind for name, kind in siblings().items() if name in lp.__all__}
-    assert len(public) == 50
+    assert len(public) == 58
     for name, kind in public.items():
         assert getattr(lp, name) is kind
         assert not name.startswith("_")
@@ -96,17 +98,22 @@ def test_every_class_is_frozen_and_has_no_subclass(name: str) -> None:
         assert not kind.__dataclass_params__.eq
 
 
+def doubled(state: torch.Tensor, label: str) -> torch.Tensor:
+    return 2 * state
+
+
 @pytest.mark.parametrize("name", sorted(name for name in written_in("probes", "Probe")))
 def test_a_probe_prints_as_the_call_that_makes_it(name: str) -> None:
     kind: Any = list_probes()[name]
-    needed = {"AttentionPair": ("it", ("cat", "mat"))}.get(name, ())
-    made = eval(repr(kind(*needed)), {name: kind})
+    settings = {"AttentionPair": ("it", ("cat", "mat")), "LensComparison": ({"doubled": doubled},)}
+    needed, known = settings.get(name, ()), {name: kind, "doubled": doubled}
+    made = eval(repr(kind(*needed)), known)
     assert made == kind(*needed)
     assert repr(made) == repr(kind(*needed))
     if "layers" in kind.__dataclass_fields__:
         some = kind(*needed, layers=[0, 2])
         assert "layers=[0, 2]" in repr(some)
-        assert eval(repr(some), {name: kind}) == some
+        assert eval(repr(some), known) == some
 
 
 def test_a_probe_without_hooks_or_measure_cannot_be_made() -> None:
