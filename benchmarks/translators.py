@@ -1,13 +1,13 @@
 """Translators side by side on SmolLM2: `python benchmarks/translators.py` fits, compares and saves them.
 
 Six layers. On the first 40 of the built-in sentences it fits a tuned lens, its null (shuffled pairs), and
-TransformerLens's Jacobian lens; on the other 26 it compares them with the plain logit lens, and saves the comparison for
-notebooks/logit_lens.ipynb. The tuned lenses take minutes.
+TransformerLens's Jacobian lens; on the other 26 it compares them with the plain logit lens, and saves the comparison
+for notebooks/logit_lens.ipynb. The tuned lenses take minutes.
 
-The Jacobian lens takes some two minutes of a quiet core per prompt of 60 tokens (sentences joined by fours). TransformerLens
-calls a hundred prompts of 128 tokens usable, so `--prompts 10` is a lens of too little text, and says so in its name. It
-is kept prompt by prompt in `jacobian_lens.pt` beside this file: a run goes on where the last one stopped, and `--prompts 0`
-takes what is there. Not part of `make bench`.
+The Jacobian lens takes some two minutes of a quiet core per prompt of 60 tokens (sentences joined by fours).
+TransformerLens calls a hundred prompts of 128 tokens usable, so `--prompts 10` is a lens of too little text, and its
+name says so. It is kept prompt by prompt in `jacobian_lens.pt` beside this file: a run goes on where the last one
+stopped, and `--prompts 0` takes what is there. Not part of `make bench`.
 """
 
 import argparse

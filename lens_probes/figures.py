@@ -358,7 +358,7 @@ def lines(
             figure.add_trace(
                 go.Scatter(
                     x=list(x),
-                    y=list(line.y),
+                    y=[math.nan if y_title in logarithmic and y <= 0 else y for y in line.y],  # has no place there
                     name=name,
                     legendgroup=name,
                     showlegend=name not in shown,

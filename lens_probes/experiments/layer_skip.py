@@ -99,22 +99,26 @@ class LayerSkipResult(Result):
     def halves(self) -> pd.DataFrame:
         """One row per place: the mean divergence of the first half of the skipped layers minus that of the second.
 
-        Both are without what a random step of the same length does. Of an odd number, the middle layer is left out.
+        `random_first_half` and `random_second_half` are those of random steps. Of an odd number of layers, the middle
+        one is left out.
         """
-        half, of_half = len(self.skipped) // 2, []
+        half = len(self.skipped) // 2
         if not half:
             raise ValueError("two halves need two skipped layers or more; got one: pass more layers")
-        own, random = (self._by_text(name) for name in DIVERGENCES)
-        for part in (slice(None, half), slice(len(self.skipped) - half, None)):
-            of_half.append((own - random)[:, part].mean(1))
-        first, second = of_half
+        first, second, random_first, random_second = (
+            self._by_text(name)[:, part].mean(1)
+            for name in DIVERGENCES
+            for part in (slice(None, half), slice(len(self.skipped) - half, None))
+        )
         return paired(
             self.cells("place"),
             first - second,
-            says="excess divergence of the first half of the layers minus the second (nats)",
+            says="divergence of the first half of the layers minus the second (nats)",
             null="the two halves are exchangeable within each prompt",
             first_half=first.mean(1),
             second_half=second.mean(1),
+            random_first_half=random_first.mean(1),
+            random_second_half=random_second.mean(1),
             prompts=first.shape[1],
         )
 
@@ -123,13 +127,11 @@ class LayerSkipResult(Result):
         if len(self.skipped) < 2:
             return []
         return [
-            f"Skipping a layer at {'all' if place == PLACES[0] else 'earlier'} tokens changes the prediction of "
-            f"{place} by {first:.3g} nats in the first half of the layers and by {second:.3g} in the second "
-            f"(difference {effect:.3g}, {interval(low, high, '.3g')}; {amount(n, 'prompt')}), beyond what a random "
-            f"step of the same length changes."
-            for place, first, second, effect, low, high, n in self.halves()[
-                ["place", "first_half", "second_half", "effect", "low", "high", "prompts"]
-            ].itertuples(index=False)
+            f"Skipping one of the first half of the layers changes the prediction of {of['place']} by "
+            f"{of['first_half']:.3g} nats (a random step of the same length by {of['random_first_half']:.3g}), one of "
+            f"the second half by {of['second_half']:.3g} ({of['random_second_half']:.3g}): a difference of "
+            f"{of['effect']:.3g} ({interval(of['low'], of['high'], '.3g')}; {amount(of['prompts'], 'prompt')})."
+            for of in self.halves().to_dict("records")
         ]
 
     def figure(self, **look: Unpack[figures.Look]) -> go.Figure:
@@ -209,13 +211,15 @@ class LayerSkip(TextExperiment[LayerSkipResult]):
         every = range(view.n_layers)
         hooks = [view.hook(at, layer) for layer in every for at in ("resid_pre", "resid_post")]
         view.check_hooks(hooks)
-        parts = [_Part(view, tokens, hooks) for tokens in batches(study.tokens)]
 
         def skipped(layer: int) -> Float[Tensor, "place two reader prompt"]:
             """Changes of every layer and, last, the divergence; without the layer and with a random step."""
             return torch.cat([part.skipped(layer, self.seed) for part in parts], dim=-1)
 
-        found = torch.stack(study.each(skipped, view.layers(self.layers), doing="skipping", unit="layer"), dim=1)
+        with undisturbed(view.model):  # its modules are walked once, not in every pass
+            parts = [_Part(view, tokens, hooks) for tokens in batches(study.tokens)]
+            done = study.each(skipped, view.layers(self.layers), doing="skipping", unit="layer")
+        found = torch.stack(done, dim=1)
         change, divergence = found[..., :-1, :], found[..., -1, :]
         return LayerSkipResult(
             place=PLACES,
@@ -311,8 +315,7 @@ def _divergence(
     view: ModelView, was: Float[Tensor, "row d_model"], now: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, " row"]:
     """KL of the predictions from these last states, nats."""
-    with undisturbed(view.model):
-        first, second = (view.unembed(states).log_softmax(-1) for states in (was, now))
+    first, second = (view.unembed(states).log_softmax(-1) for states in (was, now))
     return kl_div(second, first, reduction="none", log_target=True).sum(-1).clamp(min=0)
 
 

@@ -10,7 +10,8 @@ p[i] = e[i] / sum e:
 r1 and r2 are the distances of a state to its two nearest neighbours. The first two ask in how many directions of the
 whole space there is variance; TwoNN asks how many dimensions the states fill locally, where they may lie on a bent
 surface. Its null, `gaussian`, is the same estimate for as many normal draws with the same covariance: TwoNN is too low
-in high dimensions, by as much there. Only the difference shows a bend.
+in high dimensions, by as much there. What is left of the difference is what no Gaussian has: a bent surface, or
+clusters, such as the states of one word.
 
 Special tokens are left out, and states that are equal count once (in the embedding all tokens of one id). The 95 %
 intervals take random halves of the prompts again and again; they are about other prompts of this kind. All three grow
