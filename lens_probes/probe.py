@@ -20,6 +20,7 @@ from lens_probes.model import ModelView, StackView, differentiating, text_view, 
 from lens_probes.reading import Cache, Reading, batches, cached, pad
 from lens_probes.result import Provenance, Result, provenance, schema
 from lens_probes.settings import Plain, check_settings, show_plain_fields, show_plain_types
+from lens_probes.stopping import may_stop
 from lens_probes.text.prompts import Prompts, Tokens, prompt_table, tokenize
 from lens_probes.text.words import WordClasses
 
@@ -318,6 +319,7 @@ def run(
     parts = [Parts() for _ in probes]
     with undisturbed(view.model):
         for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
+            may_stop()
             for done, part in zip(parts, measured_batch(probes, view, batch, names, parts), strict=True):
                 done.add(part)
     return [done.merged() for done in parts]

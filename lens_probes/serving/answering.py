@@ -1,13 +1,16 @@
 """What is asked of the server, and how the model's probes answer it.
 
-A question is one text or two to compare, a target word if one is asked for, and topics if there are any. Each probe
-runs by itself: that costs a forward pass per probe, shows how far the question is, and lets it be cancelled between
-probes. A probe that refuses the texts is left out, and its sentence is shown.
+A question is one text or two to compare, a target word if one is asked for, and topics if there are any. One that names
+a head asks for what its tokens attend to and add, for the page has all heads of short texts only. Each probe runs by
+itself: that costs a forward pass per probe, and shows how far the question is. It can be cancelled between the batches
+of a probe, the layers of a pass and the blocks of a vocabulary too. A probe that refuses the texts is left out, and its
+sentence is shown.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from lens_probes.messages import brief
@@ -23,6 +26,7 @@ from lens_probes.probes.residual_mean import ResidualMean
 from lens_probes.probes.topic_activity import TopicActivity
 from lens_probes.result import PairResult
 from lens_probes.serving.questions import Step
+from lens_probes.stopping import stopped_by
 from lens_probes.text.prompts import tokenize
 from lens_probes.text.targets import target_of
 
@@ -41,6 +45,7 @@ class Asked:
     texts: tuple[str, ...] = ()
     target: str | int = ""  # a token by its text or id
     layer: int | None = None  # of which attention is shown where that of all layers would be too much
+    head: int | None = None  # of that layer: its attention is asked for, and nothing else
     topics: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -48,7 +53,7 @@ class Asked:
         """A question from JSON; raises one sentence if it is none.
 
         >>> Asked.read({"texts": ["Time flies."], "target": " like"})
-        Asked(texts=('Time flies.',), target=' like', layer=None, topics={})
+        Asked(texts=('Time flies.',), target=' like', layer=None, head=None, topics={})
         """
         if not isinstance(given, dict):
             raise ValueError(f"a question must be an object; got {brief(given)}: send texts, or topics")
@@ -56,13 +61,16 @@ class Asked:
         if unknown := [name for name in given if name not in known]:
             raise ValueError(f"a question may have {', '.join(known)}; got {brief(unknown[0])}")
         texts, target = given.get("texts", []), given.get("target", "")
-        layer, topics = given.get("layer"), given.get("topics", {})
+        layer, head, topics = given.get("layer"), given.get("head"), given.get("topics", {})
         if not isinstance(texts, list) or len(texts) > 2:
             raise ValueError(f"texts must be a list of one or two; got {brief(texts)}")
         if not isinstance(topics, dict) or not all(isinstance(each, list) for each in topics.values()):
             raise ValueError(f"topics must be an object, topic -> list of texts; got {brief(topics)}")
-        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
-            raise ValueError(f"layer must be a whole number; got {brief(layer)}")
+        for name, number in (("layer", layer), ("head", head)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+                raise ValueError(f"{name} must be a whole number; got {brief(number)}")
+        if head is not None and (layer is None or not texts):
+            raise ValueError("a head must be one of a layer and of a text; got it without: send layer and texts")
         of_topics = [text for prompts in topics.values() for text in prompts]
         if not texts and not of_topics:
             raise ValueError("a question must have a text or topics; got neither: write a text")
@@ -76,7 +84,7 @@ class Asked:
             _check("a target", target, TOPIC_LETTERS)
         for topic in topics:
             _check("a topic", topic, TOPIC_LETTERS)
-        return cls(tuple(texts), target, layer, {topic: tuple(prompts) for topic, prompts in topics.items()})
+        return cls(tuple(texts), target, layer, head, {topic: tuple(prompts) for topic, prompts in topics.items()})
 
 
 def _check(what: str, text: Any, longest: int) -> None:
@@ -109,21 +117,28 @@ class Answering:
         for number, (probe, prompts) in enumerate(runs):
             step(type(probe).__name__, number, len(runs))
             try:
-                results.append(probe.run(self.view.model, prompts, progress=False))
+                with stopped_by(partial(step, type(probe).__name__, number, len(runs))):
+                    results.append(probe.run(self.view.model, prompts, progress=False))
             except ValueError as error:
                 without[str(error)] = type(probe).__name__
         if not results:
             raise ValueError(next(iter(without), f"no probe fits {self.view.name} and this question: write a text"))
         step("drawing", len(runs), len(runs))
+        keep = [] if asked.layer is None or asked.head is None else [(asked.layer, asked.head)]
+        with stopped_by(partial(step, "drawing", len(runs), len(runs))):
+            page = packed(results, f"lens_probes on {self.view.name}", keep=keep)
         answer = {
-            "page": packed(results, f"lens_probes on {self.view.name}"),
+            "page": page,
             "without": [f"{name}: {sentence}" for sentence, name in without.items()],
         }
         return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
 
     def runs(self, asked: Asked) -> list[tuple[Probe[Any], Any]]:
         """Each probe with its prompts; raises one sentence if this model cannot read them."""
-        return [*self._of_texts(asked), *((probe, asked.topics) for probe in self.of_topics if asked.topics)]
+        of_texts = self._of_texts(asked)
+        if asked.head is not None:
+            return [(probe, texts) for probe, texts in of_texts if _is_of_pairs(probe)]
+        return [*of_texts, *((probe, asked.topics) for probe in self.of_topics if asked.topics)]
 
     def _of_texts(self, asked: Asked) -> Iterator[tuple[Probe[Any], list[str]]]:
         """The probes of the texts, as they are asked: of the target if there is one, of one layer if texts are long."""
@@ -139,7 +154,7 @@ class Answering:
         of_one = asked.layer is not None or pairs * view.n_layers * view.n_heads > MOST_PAIRS
         for probe in self.of_texts:
             has = {each.name for each in fields(probe)}  # pyright: ignore[reportArgumentType]
-            if of_one and issubclass(result_class(type(probe)), PairResult):
+            if of_one and _is_of_pairs(probe):
                 probe = replace(probe, layers=[layer])  # pyright: ignore[reportArgumentType]
             if asked.target != "" and "target" in has:
                 if isinstance(probe, LogitLens):
@@ -148,3 +163,7 @@ class Answering:
                 probe = replace(probe, target=asked.target)  # pyright: ignore[reportArgumentType, reportCallIssue]
                 target_of(probe, "target", view)  # raises unless it is a token
             yield probe, texts
+
+
+def _is_of_pairs(probe: Probe[Any]) -> bool:
+    return issubclass(result_class(type(probe)), PairResult)
