@@ -319,7 +319,6 @@ def run(
     parts = [Parts() for _ in probes]
     with undisturbed(view.model):
         for batch in tqdm(of_run, desc="reading", unit="batch", disable=not progress or len(of_run) < 2):
-            may_stop()
             for done, part in zip(parts, measured_batch(probes, view, batch, names, parts), strict=True):
                 done.add(part)
     return [done.merged() for done in parts]
@@ -358,8 +357,13 @@ def measured_batch(
 
     `before`: what each has measured until now.
     """
+    may_stop("forward pass")
     reading = _read(view.of_batch(batch), batch, names, reads_head=any(probe.reads_head for probe in probes))
-    return [_measured(probe, reading, own.first) for probe, own in zip(probes, before, strict=True)]
+    results = []
+    for probe, own in zip(probes, before, strict=True):
+        may_stop(type(probe).__name__)
+        results.append(_measured(probe, reading, own.first))
+    return results
 
 
 def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: bool) -> Reading:

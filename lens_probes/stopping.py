@@ -1,25 +1,26 @@
 """Long work that somebody may stop: it calls `may_stop` between its steps, and who waits for it can end it there.
 
-stopped_by(check)   within it, `check` is called at each step; what it raises ends the work
+`stopped_by(check)`: within it, `check(doing)` is called at each step, and what it raises ends the work.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_CHECK: ContextVar[Callable[[], None] | None] = ContextVar("check", default=None)
+Check = Callable[[str], None]
+_CHECK: ContextVar[Check | None] = ContextVar("check", default=None)
 
 
 @contextmanager
-def stopped_by(check: Callable[[], None]) -> Iterator[None]:
-    """Calls `check` at each step of the work inside.
+def stopped_by(check: Check) -> Iterator[None]:
+    """Calls `check` at each step of the work inside, with what is done next, or "" if that is as before.
 
-    >>> def stop():
-    ...     raise InterruptedError("enough")
+    >>> def stop(doing):
+    ...     raise InterruptedError(f"no {doing}")
     >>> with stopped_by(stop):
-    ...     may_stop()
+    ...     may_stop("LogitLens")
     Traceback (most recent call last):
-    InterruptedError: enough
+    InterruptedError: no LogitLens
     """
     token = _CHECK.set(check)
     try:
@@ -28,7 +29,7 @@ def stopped_by(check: Callable[[], None]) -> Iterator[None]:
         _CHECK.reset(token)
 
 
-def may_stop() -> None:
-    """A step is done; does nothing unless somebody asked to be told."""
+def may_stop(doing: str = "") -> None:
+    """Between two steps; does nothing unless somebody asked to be told."""
     if check := _CHECK.get():
-        check()
+        check(doing)

@@ -604,7 +604,7 @@ def test_a_click_on_a_head_shows_its_output_on_each_prompt(open_page, results):
     page = open_page()
     topics = results[5]
     cell = panel(page, "HeadTopicSimilarity", "By layer and head").locator("svg rect").nth(1 * 4 + 2)
-    cell.evaluate("cell => cell.scrollIntoView({ block: 'center' })")
+    cell.evaluate("cell => cell.scrollIntoView({ block: 'center', behavior: 'instant' })")
     box = cell.bounding_box()  # layer 1, head 2
     page.mouse.click(box["x"] + 5, box["y"] + 5)
     found = panel(page, "HeadTopicSimilarity", "Output of a head on a prompt")

@@ -362,7 +362,8 @@ def test_two_texts_are_answered_by_the_probes_that_fit_them_with_the_numbers_of_
     assert {"AttentionPatterns", "ResidualUpdate"} <= set(names(answer)) and answer["without"] == []
     assert not {"HeadTopicSimilarity", "TopicActivity", "KeyValueOverlap", "ResidualMean"} & set(names(answer))
     apart = [name for name, _ in groupby(steps[1:])]  # a step is told again inside a probe
-    assert [steps[0][0], *(step[0] for step in apart)] == ["reading the text", *names(answer), "drawing"]
+    assert steps[0][0] == "reading the text"
+    assert [step[0] for step in apart] == ["forward pass", *names(answer), "drawing"]
     assert [step[1] for step in apart] == list(range(len(apart)))
     alone = lp.packed(lp.LogitLens().run(answering.view.model, texts))["results"][0]
     (own,) = [each for each in answer["page"]["results"] if each["name"] == "LogitLens"]
@@ -416,6 +417,28 @@ def test_a_text_that_is_too_long_for_all_heads_is_answered_for_one_layer(answeri
     assert middle["AttentionPatterns"] == middle["SourceAttribution"] == [1] and middle["LogitLens"] is None
 
 
+def test_of_a_long_text_the_vocabulary_is_asked_in_some_layers_evenly_spaced(answering, monkeypatch):
+    n = len(lp.text.prompts.tokenize(TEXT, answering.view))
+    for states, expected in ((3 * n, None), (3 * n - 1, [0, 2]), (1, [0, 2])):
+        monkeypatch.setattr(serving.answering, "STATES", states)
+        layers = {
+            name: probe.layers for name, probe, _ in asked_of(answering, texts=[TEXT]) if hasattr(probe, "layers")
+        }
+        assert layers["LogitLens"] == layers["RankShift"] == expected and layers["ResidualUpdate"] is None
+    answer, _ = steps_of(answering, texts=[TEXT])
+    (lens,) = [each for each in answer["page"]["results"] if each["name"] == "LogitLens"]
+    assert lens["labels"]["layer"] == ["0_pre", "0_post", "2_post"]
+
+
+def test_all_probes_of_a_text_read_one_forward_pass(answering, monkeypatch):
+    passes = []
+    monkeypatch.setattr(
+        lp.probe, "_read", lambda *args, _read=lp.probe._read, **kw: passes.append(1) or _read(*args, **kw)
+    )
+    steps_of(answering, texts=[TEXT], topics=TOPICS)
+    assert len(passes) == 2  # one of the text, one of the topics
+
+
 def test_one_head_is_asked_for_by_itself(answering, monkeypatch):
     runs = asked_of(answering, texts=[TEXT], layer=2, head=3, topics=TOPICS)
     assert [(name, probe.layers) for name, probe, _ in runs] == [("AttentionPatterns", [2]), ("SourceAttribution", [2])]
@@ -439,19 +462,19 @@ def test_a_question_is_stopped_inside_a_probe_and_leaves_the_model_as_it_was(ans
     before = [(name, module.training) for name, module in model.named_modules()]
     hooks = sum(len(module._forward_hooks) for module in model.modules())
 
-    def stopping(times):
+    def stopping(at, times):
         def step(doing, part, parts):
             told.append(doing)
-            if told.count("LogitLens") == times:
+            if told.count(at) == times:
                 raise Stopped
 
         return step
 
-    for times in (2, 4, 7):  # before a batch, between layers, between blocks of the vocabulary
+    for doing in ("forward pass", "LogitLens"):  # between layers, and between blocks of the vocabulary
         told.clear()
         with pytest.raises(Stopped):
-            answering(Asked.read({"texts": [TEXT]}), stopping(times))
-        assert told[-1] == "LogitLens" and "SourceAttribution" not in told
+            answering(Asked.read({"texts": [TEXT]}), stopping(doing, 2))
+        assert told[-2:] == [doing, doing] and "SourceAttribution" not in told
     assert [(name, module.training) for name, module in model.named_modules()] == before
     assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
     assert names(steps_of(answering, texts=[TEXT])[0])
@@ -684,6 +707,7 @@ def test_a_text_is_typed_asked_and_clicked_through_with_the_keyboard_on_a_phone(
 
 def test_the_picked_head_of_a_text_that_is_too_long_for_all_is_asked_for_with_a_button(tab, monkeypatch):
     view = tab.answering.view
+    tab.wrong.clear()
     n = len(lp.text.prompts.tokenize(TEXT, view))
     for module in (packing, serving.answering):
         monkeypatch.setattr(module, "MOST_PAIRS", n * (n + 1) // 2)  # room for one head

@@ -1,27 +1,32 @@
 """What is asked of the server, and how the model's probes answer it.
 
 A question is one text or two to compare, a target word if one is asked for, and topics if there are any. One that names
-a head asks for what its tokens attend to and add, for the page has all heads of short texts only. Each probe runs by
-itself: that costs a forward pass per probe, and shows how far the question is. It can be cancelled between the batches
-of a probe, the layers of a pass and the blocks of a vocabulary too. A probe that refuses the texts is left out, and its
-sentence is shown.
+a head asks for what its tokens attend to and add, for the page has all heads of short texts only. One forward pass
+serves all probes. A question can be cancelled between probes, layers of the pass and blocks of the vocabulary. A probe
+that refuses the texts is left out, and its sentence is shown; the others then run one by one.
+
+The vocabulary costs most: a product with every state. So of a long text some layers are read, evenly spaced.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from itertools import groupby
 from typing import Any
+
+import numpy as np
 
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.pages.packing import MOST_PAIRS, packed
-from lens_probes.probe import Probe, result_class
+from lens_probes.probe import Probe, result_class, run
 from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
 from lens_probes.probes.head_value_rank import HeadValueRank
 from lens_probes.probes.key_value_overlap import KeyValueOverlap
 from lens_probes.probes.logit_lens import LogitLens
 from lens_probes.probes.max_activating_examples import MaxActivatingExamples
+from lens_probes.probes.rank_shift import RankShift
 from lens_probes.probes.residual_mean import ResidualMean
 from lens_probes.probes.topic_activity import TopicActivity
 from lens_probes.result import PairResult
@@ -32,9 +37,13 @@ from lens_probes.text.targets import target_of
 
 LETTERS = 8_000  # of a text
 TOKENS = 2_048  # of a text, where the model takes more
+STATES = (
+    2**14
+)  # that are multiplied with the vocabulary: a text of more than about 500 tokens of SmolLM2 has fewer layers
 TOPIC_PROMPTS = 200
 TOPIC_LETTERS = 500  # of a prompt of a topic
 OF_TOPICS = (HeadTopicSimilarity, TopicActivity)
+OF_VOCABULARY = (RankShift, LogitLens)
 NOT_OF_A_TEXT = (ResidualMean, HeadValueRank, KeyValueOverlap, MaxActivatingExamples)  # of a corpus or weights, or slow
 
 
@@ -113,25 +122,32 @@ class Answering:
         """The answer as JSON: the data of the page, and the sentences of probes that were left out."""
         step("reading the text", 0, 1)
         runs = self.runs(asked)
-        results, without = [], {}
-        for number, (probe, prompts) in enumerate(runs):
-            step(type(probe).__name__, number, len(runs))
-            try:
-                with stopped_by(partial(step, type(probe).__name__, number, len(runs))):
-                    results.append(probe.run(self.view.model, prompts, progress=False))
-            except ValueError as error:
-                without[str(error)] = type(probe).__name__
-        if not results:
-            raise ValueError(next(iter(without), f"no probe fits {self.view.name} and this question: write a text"))
-        step("drawing", len(runs), len(runs))
-        keep = [] if asked.layer is None or asked.head is None else [(asked.layer, asked.head)]
-        with stopped_by(partial(step, "drawing", len(runs), len(runs))):
+        results, without, told = [], {}, _Told(step, len(runs))
+        with stopped_by(told):
+            for _, group in groupby(runs, key=lambda each: id(each[1])):  # those of the same prompts
+                probes, prompts = zip(*group, strict=True)
+                found, refused = self._run(list(probes), prompts[0])
+                results += found
+                without |= refused
+            if not results:
+                raise ValueError(next(iter(without), f"no probe fits {self.view.name} and this question: write a text"))
+            told("drawing")
+            keep = [] if asked.layer is None or asked.head is None else [(asked.layer, asked.head)]
             page = packed(results, f"lens_probes on {self.view.name}", keep=keep)
-        answer = {
-            "page": page,
-            "without": [f"{name}: {sentence}" for sentence, name in without.items()],
-        }
+        answer = {"page": page, "without": [f"{name}: {sentence}" for sentence, name in without.items()]}
         return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+
+    def _run(self, probes: list[Probe[Any]], prompts: Any) -> tuple[list[Any], dict[str, str]]:
+        """The results of all probes in one pass; where one refuses the prompts, of all others, and what it says."""
+        model, results, refused = self.view.model, [], {}
+        with suppress(ValueError):
+            return run(probes, model, prompts, progress=False), {}
+        for probe in probes:
+            try:
+                results.append(probe.run(model, prompts, progress=False))
+            except ValueError as error:
+                refused[str(error)] = type(probe).__name__
+        return results, refused
 
     def runs(self, asked: Asked) -> list[tuple[Probe[Any], Any]]:
         """Each probe with its prompts; raises one sentence if this model cannot read them."""
@@ -152,10 +168,13 @@ class Answering:
         layer = view.n_layers // 2 if asked.layer is None else asked.layer
         view.layers([layer])  # raises unless there is one
         of_one = asked.layer is not None or pairs * view.n_layers * view.n_heads > MOST_PAIRS
+        some = spread(view.n_layers, STATES // sum(sizes))
         for probe in self.of_texts:
             has = {each.name for each in fields(probe)}  # pyright: ignore[reportArgumentType]
             if of_one and _is_of_pairs(probe):
                 probe = replace(probe, layers=[layer])  # pyright: ignore[reportArgumentType]
+            if isinstance(probe, OF_VOCABULARY) and len(some) < view.n_layers:
+                probe = replace(probe, layers=some)
             if asked.target != "" and "target" in has:
                 if isinstance(probe, LogitLens):
                     yield probe, texts
@@ -163,6 +182,29 @@ class Answering:
                 probe = replace(probe, target=asked.target)  # pyright: ignore[reportArgumentType, reportCallIssue]
                 target_of(probe, "target", view)  # raises unless it is a token
             yield probe, texts
+
+
+class _Told:
+    """Tells a question what is done and which part of all that is, anew for each batch."""
+
+    def __init__(self, step: Step, probes: int) -> None:
+        self.step, self.parts = step, probes + 2  # the pass before, and drawing after
+        self.doing, self.part = "", 0
+
+    def __call__(self, doing: str) -> None:
+        """At each step of the work."""
+        if doing and doing != self.doing:
+            self.doing, self.part = doing, 0 if doing == "forward pass" else min(self.part + 1, self.parts - 1)
+        self.step(self.doing, self.part, self.parts)
+
+
+def spread(n: int, some: int) -> list[int]:
+    """At least two numbers of 0 to n - 1, the first and the last among them, evenly spaced; all if there are as many.
+
+    >>> spread(30, 4), spread(3, 9)
+    ([0, 10, 19, 29], [0, 1, 2])
+    """
+    return sorted(set(np.linspace(0, n - 1, max(2, min(some, n))).round().astype(int).tolist()))
 
 
 def _is_of_pairs(probe: Probe[Any]) -> bool:

@@ -184,13 +184,13 @@ class Result {
     return labels ? labels.map((label) => named(String(label))) : Array.from({ length: size }, (_, i) => String(i));
   }
 
-  /** The index of a layer or head that was picked in another result: of the same label, or of the same number. */
+  /** The index of a layer or head that was picked in another result: of the same label, or of the nearest number. */
   indexOf(axis, label) {
     const labels = this.labels[axis];
     if (!labels) return 0;
     if (labels.includes(label)) return labels.indexOf(label);
-    const found = labels.findLastIndex((each) => numberIn(each) === numberIn(label));
-    return found < 0 ? labels.length - 1 : found;
+    const apart = labels.map((each) => Math.abs((numberIn(each) ?? Infinity) - (numberIn(label) ?? 0)));
+    return apart.lastIndexOf(Math.min(...apart)); // the state after a layer, not that before it
   }
 }
 
