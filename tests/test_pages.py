@@ -484,6 +484,7 @@ def test_two_prompts_stand_side_by_side_with_their_difference(open_page, results
     assert number(said.removeprefix("difference: ")) == pytest.approx(apart, rel=2e-3)
 
 
+@pytest.mark.matrix
 def test_attention_paths_and_entries_of_two_prompts_are_compared(open_page, results):
     page = open_page("prompt=0&token=2&other=1&layer=1_post&head=H1")
     shift, lens, attention = results[0], results[1], results[3]
@@ -600,6 +601,7 @@ def test_the_examples_of_a_unit_stand_beside_random_tokens(open_page, units):
     assert [n for n in bars if n] == [n for n in units.histogram[1, 5].tolist() if n]
 
 
+@pytest.mark.matrix
 def test_a_click_on_a_head_shows_its_output_on_each_prompt(open_page, results):
     page = open_page()
     topics = results[5]

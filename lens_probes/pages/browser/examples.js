@@ -19,9 +19,9 @@ function examples(panel) {
   const picked = result.indexOf("unit", state.unit), unit = held.includes(picked) ? picked : held[0];
   panel.controls.append(choice("unit", held.map((each) => [units[each], named(units[each])]), units[unit],
     (to) => select({ unit: to })));
-  const missing = unit === picked ? "" : `It does not hold ${units[picked]} of this layer. `;
+  const missing = unit === picked ? "" : ` (the page does not hold ${units[picked]} of it)`;
   const place = { layer, unit }, share = result.over("layer", "unit")[0];
-  caption(panel, `${missing}${units[unit]} of layer ${layers[layer]}.${
+  caption(panel, `${units[unit]} of layer ${layers[layer]}${missing}.${
     share ? ` ${share.heading}: ${written(share.at(place))}.` : ""}`, value);
   const lists = [["the largest activations", listOf(result, place)], ["random tokens, the most active first",
     randomOf(result, place)]].filter(([, rows]) => rows.length);
@@ -66,7 +66,7 @@ function examplesTable(title, rows, value) {
   const line = (row) => element("tr", {}, element("th", { scope: "row" }, written(row.value)),
     element("td", {}, written(row.position)),
     element("td", { class: "context", dir: "auto" }, row.before, element("mark", {}, row.token), row.after));
-  const head = [value.says, "position", "context"].map((name) => element("th", { scope: "col" }, name));
+  const head = [nameOf(value), "position", "context"].map((name) => element("th", { scope: "col" }, name));
   return element("div", { class: "scroll tall", tabindex: 0, role: "group", "aria-label": title },
     element("table", { class: "examples" }, element("caption", { class: "unseen" }, title),
       element("thead", {}, element("tr", {}, head)), element("tbody", {}, rows.map(line))));
@@ -80,5 +80,8 @@ function histogram(body, result, place, value) {
   const bins = all.map((_, bin) => bin).slice(Math.max(first, 0), last + 1);
   barChart(body, { label: "Number of tokens by activation", values: bins.map((bin) => all[bin]), logarithmic: true,
     names: bins.map((bin) => `${written(edge.at({ edge: bin }))} to ${written(edge.at({ edge: bin + 1 }))}`),
-    xTitle: value.says.replace(/,.*/, ""), yTitle: counts.title });
+    xTitle: nameOf(value), yTitle: counts.title });
 }
+
+/** "activation" of "activation, the largest first". */
+const nameOf = (quantity) => quantity.says.replace(/,.*/, "");

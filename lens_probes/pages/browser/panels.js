@@ -25,7 +25,9 @@ function panelsOf(result) {
       add(key, "From token to token, in the picked head", pairs, token);
     } else if (axes === "" || axes === "token") facts.push(...quantities);
     else if (numbers.length) {
-      add(key, generalTitle(numbers), general, { quantities: numbers, token: numbers[0].axes.includes("token") });
+      const { axes: own } = numbers[0];
+      add(key, generalTitle(numbers), general,
+        { quantities: numbers, token: own.includes("token"), wide: own.includes("unit") });
     }
   }
   if (hasExamples) add("examples", "Examples of the picked unit", examples, { wide: true });
@@ -176,7 +178,7 @@ function pathOfToken(panel) {
     y: layers.map((_, layer) => quantity.at({ layer, token: other }) - thick.y[layer]) }];
   caption(panel, [`${quantity.title}. Thick: the picked token.`, nullOf && `Dashed: ${nullOf.says}.`,
     chosen === "classes" && "Bands: 95 % intervals of the medians.",
-    ...apart.map(({ y }) => `In ${layers[layerOf(result)]} the other prompt has ${written(y[layerOf(result)])} more.`),
+    ...apart.map(({ name, y }) => `In ${layers[layerOf(result)]}, ${name}: ${written(y[layerOf(result)])}.`),
   ].filter(Boolean).join(" "), quantity);
   lineChart(panel.body, { label: `${quantity.heading} of ${tokenName(pickedRow())} by layer`, x: layers, lines,
     xTitle: "layer", yTitle: quantity.title, upsideDown: quantity.low_on_top, logarithmic: quantity.logarithmic,
