@@ -16,6 +16,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,9 @@ def opened(tab: Page, name: str, file: Path) -> float:
     """From the address to the first frame in which all is drawn."""
     tab.add_init_script(WATCH % DRAWN[name])
     tab.goto(f"file://{file}")
-    tab.wait_for_function("globalThis.drawnAt")
-    return float(tab.evaluate("globalThis.drawnAt"))
+    while not (milliseconds := tab.evaluate("globalThis.drawnAt ?? 0")):  # wait_for_function needs eval
+        time.sleep(0.1)
+    return float(milliseconds)
 
 
 def done(tab: Page, act: str) -> float:
