@@ -263,6 +263,7 @@ def test_of_too_many_heads_a_page_holds_those_asked_for_and_those_with_the_highe
         (own,) = [each for each in sent["quantities"] if each["name"] == "attention"]
         assert own["in_cells"] and own["shape"] == list(attention.attention.shape)
         codes = _unpacked(own["values"]).reshape(2, -1)
+        assert len(own["values"]["low"]) == 2  # steps of its own for each head
         back = np.array(own["values"]["low"])[:, None] + np.array(own["values"]["step"])[:, None] * codes
         held = np.stack([attention.attention[cell].numpy() for cell in cells])
         assert np.abs(back - held).max() <= 1 / 500
