@@ -30,6 +30,7 @@ N_LAYERS = 7
 NEIGHBOURS = 8
 PATTERNS = 1e8  # pairs of letters in all heads whose attention is kept,
 LONG = 16 * PATTERNS  # and of a text of which only one layer is asked: a token is about four letters
+OF_PATTERNS = ("SourceAttribution", "MassiveActivations")
 NEED_MORE = ("AttentionPair", "LensComparison")  # two keys, translators
 WIDTH = 100  # of what is printed
 
@@ -283,8 +284,8 @@ def _probes(view: lp.ModelView, texts: Sequence[str]) -> list[lp.Probe[Any]]:
     if view.encoder:
         chosen["LogitLens"] = lp.LogitLens(target="own")
     kinds = {name: kind for name, kind in lp.list_probes().items() if name not in (*chosen, *NEED_MORE)}
-    of_layers = {"SourceAttribution": {"layers": middle}}
-    others = [kind(**of_layers.get(name, {})) for name, kind in kinds.items() if _needs_nothing(name, kind)]
+    asked = {name: {"layers": middle} for name in OF_PATTERNS}
+    others = [kind(**asked.get(name, {})) for name, kind in kinds.items() if _needs_nothing(name, kind)]
     return [probe for probe in (*chosen.values(), *others) if _reads(probe, view)]
 
 

@@ -192,6 +192,7 @@ def test_of_a_long_text_attention_and_sources_are_those_of_one_layer(gpt2):
 
     def asked(*texts):
         probes = {type(probe).__name__: probe for probe in _probes(view, texts)}
+        assert probes["MassiveActivations"].layers == probes["SourceAttribution"].layers
         return probes["AttentionPatterns"], probes["SourceAttribution"].layers
 
     short, many, long = asked("Time flies."), asked(*["Time flies. " * 20] * 200), asked("Time flies. " * 2000)

@@ -430,6 +430,17 @@ def test_of_a_long_text_the_vocabulary_is_asked_in_some_layers_evenly_spaced(ans
     assert lens["labels"]["layer"] == ["0_pre", "0_post", "2_post"]
 
 
+def test_of_a_long_text_patterns_are_summed_up_in_some_layers(answering, monkeypatch):
+    n = len(lp.text.prompts.tokenize(TEXT, answering.view))
+    room = answering.view.n_heads * n * (n + 1) // 2
+    for patterns, expected in ((3 * room, None), (3 * room - 1, [0, 2])):
+        monkeypatch.setattr(serving.answering, "PATTERNS", patterns)
+        layers = {
+            name: probe.layers for name, probe, _ in asked_of(answering, texts=[TEXT]) if hasattr(probe, "layers")
+        }
+        assert layers["MassiveActivations"] == expected and layers["LogitLens"] is layers["AttentionPatterns"] is None
+
+
 def test_all_probes_of_a_text_read_one_forward_pass(answering, monkeypatch):
     passes = []
     monkeypatch.setattr(

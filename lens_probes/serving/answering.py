@@ -5,7 +5,8 @@ a head asks for what its tokens attend to and add, for the page has all heads of
 serves all probes. A question can be cancelled between probes, layers of the pass and blocks of the vocabulary. A probe
 that refuses the texts is left out, and its sentence is shown; the others then run one by one.
 
-The vocabulary costs most: a product with every state. So of a long text some layers are read, evenly spaced.
+The vocabulary costs most: a product with every state. Patterns take most memory. So of a long text some layers are
+read, evenly spaced.
 """
 
 import json
@@ -25,6 +26,7 @@ from lens_probes.probes.head_topic_similarity import HeadTopicSimilarity
 from lens_probes.probes.head_value_rank import HeadValueRank
 from lens_probes.probes.key_value_overlap import KeyValueOverlap
 from lens_probes.probes.logit_lens import LogitLens
+from lens_probes.probes.massive_activations import MassiveActivations
 from lens_probes.probes.max_activating_examples import MaxActivatingExamples
 from lens_probes.probes.rank_shift import RankShift
 from lens_probes.probes.residual_mean import ResidualMean
@@ -43,6 +45,7 @@ STATES = (
 TOPIC_PROMPTS = 200
 TOPIC_LETTERS = 500  # of a prompt of a topic
 OF_TOPICS = (HeadTopicSimilarity, TopicActivity)
+PATTERNS = 2**25  # numbers in the attention patterns that are held to be summed up
 OF_VOCABULARY = (RankShift, LogitLens)
 NOT_OF_A_TEXT = (ResidualMean, HeadValueRank, KeyValueOverlap, MaxActivatingExamples)  # of a corpus or weights, or slow
 
@@ -168,13 +171,16 @@ class Answering:
         layer = view.n_layers // 2 if asked.layer is None else asked.layer
         view.layers([layer])  # raises unless there is one
         of_one = asked.layer is not None or pairs * view.n_layers * view.n_heads > MOST_PAIRS
-        some = spread(view.n_layers, STATES // sum(sizes))
+        of_vocabulary = spread(view.n_layers, STATES // sum(sizes))
+        of_patterns = spread(view.n_layers, PATTERNS // (pairs * view.n_heads))
         for probe in self.of_texts:
             has = {each.name for each in fields(probe)}  # pyright: ignore[reportArgumentType]
             if of_one and _is_of_pairs(probe):
                 probe = replace(probe, layers=[layer])  # pyright: ignore[reportArgumentType]
-            if isinstance(probe, OF_VOCABULARY) and len(some) < view.n_layers:
-                probe = replace(probe, layers=some)
+            elif isinstance(probe, OF_VOCABULARY) and len(of_vocabulary) < view.n_layers:
+                probe = replace(probe, layers=of_vocabulary)
+            elif isinstance(probe, MassiveActivations) and len(of_patterns) < view.n_layers:
+                probe = replace(probe, layers=of_patterns)
             if asked.target != "" and "target" in has:
                 if isinstance(probe, LogitLens):
                     yield probe, texts
