@@ -543,6 +543,8 @@ def test_a_text_of_1500_tokens_is_shown_in_windows(open_page, monkeypatch):
     page.get_by_label("head", exact=True).select_option(f"H{cell}")
     found = panel(page, "AttentionPatterns", "From token to token, in the picked head")
     _, *cells = table(found)
+    written = {label.split()[-1] for label in found.locator("svg text[transform]").all_text_contents()}
+    assert "1400" in written and not {"1399", "1401"} & written  # the picked one's label has room
     square = attention.pattern(0)[0, cell, 1370:1430, 1370:1430]
     assert [number(each[2]) for each in cells[:60]] == pytest.approx(
         square[np.tril_indices(60)][:60].tolist(), abs=1 / 254

@@ -30,12 +30,14 @@ function labels(svg, spec, at) {
     svg.append(drawn("text", { x, y, fill: ink, "font-size": 11, ...more }, content));
   text(at.left, 12, cut(`${spec.columnTitle} →`, at.width - at.left), { fill: faint });
   text(2, 12, cut(`${spec.rowTitle} ↓`, at.left - 4), { fill: faint });
+  // Every nth, and the picked one, which takes the room of its neighbours.
+  const isWritten = (i, picked, n) => i === picked || (i % n === 0 && !(Math.abs(i - picked) < n));
   const everyRow = Math.ceil(12 / at.h), everyColumn = Math.ceil(13 / at.w);
   if (spec.rowGroups) grouped(spec.rowGroups, (name, middle) =>
     text(at.left - 6, at.top + (middle + 0.5) * at.h + 4, cut(name, at.left - 8), { "text-anchor": "end" }));
   else spec.rows.forEach((label, r) => {
     const picked = spec.picked?.[0] === r;
-    if (r % everyRow && !picked) return;
+    if (!isWritten(r, spec.picked?.[0], everyRow)) return;
     text(at.left - 6, at.top + (r + 0.5) * at.h + 4, cut(label, at.left - 8),
       { "text-anchor": "end", "font-weight": picked ? "bold" : "normal" });
   });
@@ -46,7 +48,7 @@ function labels(svg, spec, at) {
   if (spec.columnGroups) grouped(spec.columnGroups, (name, middle) => slant(middle, name));
   else spec.columns.forEach((label, c) => {
     const weight = spec.picked?.[1] === c ? "bold" : "normal";
-    if (c % everyColumn && weight === "normal") return;
+    if (!isWritten(c, spec.picked?.[1], everyColumn)) return;
     if (at.slanted) slant(c, label, weight);
     else text(at.left + (c + 0.5) * at.w, at.top - 6, label, { "text-anchor": "middle", "font-weight": weight });
   });
