@@ -53,6 +53,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/reconstruction.py
 	.venv/bin/python benchmarks/seeds.py
 	.venv/bin/python benchmarks/corpus.py
+	.venv/bin/python benchmarks/page.py
 
 # What a release goes through before it is tagged, in environments of its own: about 15 minutes.
 rehearse:

@@ -28,7 +28,9 @@ N_SENTENCES = 16
 PROMPTS_PER_TOPIC = 10
 N_LAYERS = 7
 NEIGHBOURS = 8
-PATTERNS = 1e8  # pairs of letters in all heads
+PATTERNS = 1e8  # pairs of letters in all heads whose attention is kept,
+LONG = 16 * PATTERNS  # and of a text of which only one layer is asked: a token is about four letters
+OF_PATTERNS = ("SourceAttribution", "MassiveActivations")
 NEED_MORE = ("AttentionPair", "LensComparison")  # two keys, translators
 WIDTH = 100  # of what is printed
 
@@ -271,22 +273,25 @@ def _lines(path: Path) -> list[str]:
 def _probes(view: lp.ModelView, texts: Sequence[str]) -> list[lp.Probe[Any]]:
     """RankShift first, then all others that read this model; parallel blocks have no middle state."""
     at = "resid_mid" if "blocks.0.hook_resid_mid" in view.hook_names else "resid_post"
+    middle = [view.n_layers // 2] if max((_pairs(view, [text]) for text in texts), default=0) > LONG else None
+    keep = middle is not None or _pairs(view, texts) < PATTERNS
     chosen = {
         "RankShift": lp.RankShift(at=at, neighbours=NEIGHBOURS),
         "ResidualMean": lp.ResidualMean(at=at),
         "HeadValueRank": lp.HeadValueRank(layers=[view.n_layers // 2]),  # it takes longest
-        "AttentionPatterns": lp.AttentionPatterns(keep_patterns=_room_for_patterns(view, texts)),
+        "AttentionPatterns": lp.AttentionPatterns(keep_patterns=keep, layers=middle),
     }
     if view.encoder:
         chosen["LogitLens"] = lp.LogitLens(target="own")
     kinds = {name: kind for name, kind in lp.list_probes().items() if name not in (*chosen, *NEED_MORE)}
-    others = [kind() for name, kind in kinds.items() if _needs_nothing(name, kind)]
+    asked = {name: {"layers": middle} for name in OF_PATTERNS}
+    others = [kind(**asked.get(name, {})) for name, kind in kinds.items() if _needs_nothing(name, kind)]
     return [probe for probe in (*chosen.values(), *others) if _reads(probe, view)]
 
 
-def _room_for_patterns(view: lp.ModelView, texts: Sequence[str]) -> bool:
-    """Whether the patterns of all heads are few enough for a page, if a token is a letter or more."""
-    return sum(len(text) ** 2 for text in texts) * view.n_layers * view.n_heads < PATTERNS
+def _pairs(view: lp.ModelView, texts: Sequence[str]) -> int:
+    """Pairs of letters in all heads: more than pairs of tokens."""
+    return sum(len(text) ** 2 for text in texts) * view.n_layers * view.n_heads
 
 
 def _needs_nothing(name: str, kind: type[lp.Probe[Any]]) -> bool:

@@ -190,8 +190,8 @@ def _finish(
     wide = _asked(look, "width", width)
     text, top = _title(title, wide - 30)
     traces: Any = figure.data
-    scales = [trace.colorbar for trace in traces if trace.type == "heatmap" and trace.showscale is not False]
-    right = max(right, 112) if scales else right
+    coloured = [trace for trace in traces if trace.type == "heatmap" and trace.showscale is not False]
+    right = max(right, 112) if coloured else right
     down = [axis for axis in figure.select_yaxes() if axis.categoryarray]
     left = max([left, *(50 + 6.6 * _longest(axis.categoryarray) for axis in down)])
     left = min(left, wide / 3)
@@ -208,9 +208,13 @@ def _finish(
         axis.title.text = _broken(axis.title.text, length)
         if axis.categoryarray:
             axis.tickvals = _thinned(axis.categoryarray, length / 14)
-    for scale in scales:
-        scale.title.text = _broken(scale.title.text, tall - top - below)
+    for trace in coloured:
+        scale, length = trace.colorbar, max(1, tall - top - below)
+        scale.title.text = _broken(scale.title.text, length)
         scale.update(title_font_size=13, tickfont_size=11)
+        if scale.tickvals:
+            kept = _apart_by(scale.tickvals, 14 * (trace.zmax - trace.zmin) / length)
+            scale.update(tickvals=[scale.tickvals[i] for i in kept], ticktext=[scale.ticktext[i] for i in kept])
     figure.update_layout(
         width=wide,
         height=tall,
@@ -309,6 +313,19 @@ def _apart(labels: Iterable[str]) -> list[str]:
         again = (f"{label} ({n})" for n in range(2, len(apart) + 2))
         apart[label if label not in apart else next(each for each in again if each not in apart)] = None
     return list(apart)
+
+
+def _apart_by(ticks: Sequence[float], least: float) -> list[int]:
+    """The numbers of ticks that have at least this distance, from the first on.
+
+    >>> _apart_by([0, 1, 2, 5], 2)
+    [0, 2, 3]
+    """
+    kept = [0]
+    for number, tick in enumerate(ticks):
+        if tick - ticks[kept[-1]] >= least:
+            kept.append(number)
+    return kept
 
 
 def _round_numbers(low: int | float, high: int | float) -> list[float]:

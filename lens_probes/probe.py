@@ -20,6 +20,7 @@ from lens_probes.model import ModelView, StackView, differentiating, text_view, 
 from lens_probes.reading import Cache, Reading, batches, cached, pad
 from lens_probes.result import Provenance, Result, provenance, schema
 from lens_probes.settings import Plain, check_settings, show_plain_fields, show_plain_types
+from lens_probes.stopping import may_stop
 from lens_probes.text.prompts import Prompts, Tokens, prompt_table, tokenize
 from lens_probes.text.words import WordClasses
 
@@ -356,8 +357,13 @@ def measured_batch(
 
     `before`: what each has measured until now.
     """
+    may_stop("forward pass")
     reading = _read(view.of_batch(batch), batch, names, reads_head=any(probe.reads_head for probe in probes))
-    return [_measured(probe, reading, own.first) for probe, own in zip(probes, before, strict=True)]
+    results = []
+    for probe, own in zip(probes, before, strict=True):
+        may_stop(type(probe).__name__)
+        results.append(_measured(probe, reading, own.first))
+    return results
 
 
 def _read(view: ModelView, batch: Tokens, names: Sequence[str], *, reads_head: bool) -> Reading:

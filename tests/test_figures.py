@@ -335,3 +335,14 @@ def test_values_on_both_sides_of_0_have_a_scale_with_white_at_0(every):
             values = [value for row in trace.z for value in row if value is not None and math.isfinite(value)]
             if values and min(values) < 0 < max(values):
                 assert trace.zmin == -trace.zmax, name
+
+
+@pytest.mark.parametrize("highest", [5.0, 40.0, 1000.0, 49_151.0])
+def test_ticks_of_a_logarithmic_colour_bar_have_room_on_a_tiny_grid(highest):
+    drawn = {"x": ["a", "b"], "y": ["0"], "title": "t", "x_title": "x", "y_title": "y", "colour_title": "c"}
+    figure = figures.heatmap([[0.0, highest]], logarithmic=True, **drawn, height=220)
+    (trace,), layout = figure.data, figure.layout
+    length = layout.height - layout.margin.t - layout.margin.b
+    places = [tick / (trace.zmax - trace.zmin) * length for tick in trace.colorbar.tickvals]
+    assert trace.colorbar.ticktext[0] == "0" and len(places) == len(trace.colorbar.ticktext) > 1
+    assert min(after - before for before, after in pairwise(places)) >= 14

@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 import lens_probes as lp
-from lens_probes.__main__ import main
+from lens_probes.__main__ import _probes, main
 from lens_probes.examples import tiny
 
 
@@ -185,3 +185,17 @@ def _text(folder):
 def test_a_folder_is_no_page(tmp_path, capsys):
     assert main(["--out", str(tmp_path)]) == 2
     assert "is a folder: name a file in it" in capsys.readouterr().err
+
+
+def test_of_a_long_text_attention_and_sources_are_those_of_one_layer(gpt2):
+    view = lp.ModelView(gpt2)
+
+    def asked(*texts):
+        probes = {type(probe).__name__: probe for probe in _probes(view, texts)}
+        assert probes["MassiveActivations"].layers == probes["SourceAttribution"].layers
+        return probes["AttentionPatterns"], probes["SourceAttribution"].layers
+
+    short, many, long = asked("Time flies."), asked(*["Time flies. " * 20] * 200), asked("Time flies. " * 2000)
+    assert (short[0].keep_patterns, short[0].layers, short[1]) == (True, None, None)
+    assert (many[0].keep_patterns, many[0].layers, many[1]) == (False, None, None)
+    assert (long[0].keep_patterns, long[0].layers, long[1]) == (True, [1], [1])

@@ -1,5 +1,6 @@
 """The server: whom it answers, how questions wait, end and are forgotten, and the page that asks them."""
 
+import base64
 import gc
 import json
 import os
@@ -8,19 +9,23 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from conftest import Cell
 
 import lens_probes as lp
 from lens_probes import serving
 from lens_probes.__main__ import _probes, main
+from lens_probes.pages import packing
 from lens_probes.serving import application
 from lens_probes.serving.answering import Asked
 from lens_probes.serving.questions import Full
@@ -213,7 +218,10 @@ def test_a_huge_question_is_refused_whether_or_not_it_says_its_size(client):
         ({"texts": ["a"], "target": True}, "a target must be text; got True"),
         ({"texts": ["a"], "layer": "1"}, "layer must be a whole number; got '1'"),
         ({"texts": ["a"], "layer": True}, "layer must be a whole number; got True"),
-        ({"texts": ["a"], "model": "b"}, "a question may have texts, target, layer, topics; got 'model'"),
+        ({"texts": ["a"], "head": "H1", "layer": 1}, "head must be a whole number; got 'H1'"),
+        ({"texts": ["a"], "head": 1}, "a head must be one of a layer and of a text; got it without"),
+        ({"topics": {"a": ["b"]}, "head": 1, "layer": 1}, "a head must be one of a layer and of a text"),
+        ({"texts": ["a"], "model": "b"}, "a question may have texts, target, layer, head, topics; got 'model'"),
         ({"topics": ["a"]}, "topics must be an object"),
         ({"topics": {"a": "b"}}, "topics must be an object, topic -> list of texts; got {'a': 'b'}"),
         ({"topics": {"a": [None]}}, "a text of a topic must be text; got None"),
@@ -353,8 +361,10 @@ def test_two_texts_are_answered_by_the_probes_that_fit_them_with_the_numbers_of_
     assert {"RankShift", "LogitLens", "DirectLogitAttribution", "SourceAttribution"} <= set(names(answer))
     assert {"AttentionPatterns", "ResidualUpdate"} <= set(names(answer)) and answer["without"] == []
     assert not {"HeadTopicSimilarity", "TopicActivity", "KeyValueOverlap", "ResidualMean"} & set(names(answer))
-    assert [step[0] for step in steps] == ["reading the text", *names(answer), "drawing"]
-    assert [step[1] for step in steps[1:]] == list(range(len(steps) - 1))
+    apart = [name for name, _ in groupby(steps[1:])]  # a step is told again inside a probe
+    assert steps[0][0] == "reading the text"
+    assert [step[0] for step in apart] == ["forward pass", *names(answer), "drawing"]
+    assert [step[1] for step in apart] == list(range(len(apart)))
     alone = lp.packed(lp.LogitLens().run(answering.view.model, texts))["results"][0]
     (own,) = [each for each in answer["page"]["results"] if each["name"] == "LogitLens"]
     assert own["quantities"] == alone["quantities"]
@@ -405,6 +415,80 @@ def test_a_text_that_is_too_long_for_all_heads_is_answered_for_one_layer(answeri
     monkeypatch.setattr(serving.answering, "MOST_PAIRS", room - 1)
     middle = layers()
     assert middle["AttentionPatterns"] == middle["SourceAttribution"] == [1] and middle["LogitLens"] is None
+
+
+def test_of_a_long_text_the_vocabulary_is_asked_in_some_layers_evenly_spaced(answering, monkeypatch):
+    n = len(lp.text.prompts.tokenize(TEXT, answering.view))
+    for states, expected in ((3 * n, None), (3 * n - 1, [0, 2]), (1, [0, 2])):
+        monkeypatch.setattr(serving.answering, "STATES", states)
+        layers = {
+            name: probe.layers for name, probe, _ in asked_of(answering, texts=[TEXT]) if hasattr(probe, "layers")
+        }
+        assert layers["LogitLens"] == layers["RankShift"] == expected and layers["ResidualUpdate"] is None
+    answer, _ = steps_of(answering, texts=[TEXT])
+    (lens,) = [each for each in answer["page"]["results"] if each["name"] == "LogitLens"]
+    assert lens["labels"]["layer"] == ["0_pre", "0_post", "2_post"]
+
+
+def test_of_a_long_text_patterns_are_summed_up_in_some_layers(answering, monkeypatch):
+    n = len(lp.text.prompts.tokenize(TEXT, answering.view))
+    room = answering.view.n_heads * n * (n + 1) // 2
+    for patterns, expected in ((3 * room, None), (3 * room - 1, [0, 2])):
+        monkeypatch.setattr(serving.answering, "PATTERNS", patterns)
+        layers = {
+            name: probe.layers for name, probe, _ in asked_of(answering, texts=[TEXT]) if hasattr(probe, "layers")
+        }
+        assert layers["MassiveActivations"] == expected and layers["LogitLens"] is layers["AttentionPatterns"] is None
+
+
+def test_all_probes_of_a_text_read_one_forward_pass(answering, monkeypatch):
+    passes = []
+    monkeypatch.setattr(
+        lp.probe, "_read", lambda *args, _read=lp.probe._read, **kw: passes.append(1) or _read(*args, **kw)
+    )
+    steps_of(answering, texts=[TEXT], topics=TOPICS)
+    assert len(passes) == 2  # one of the text, one of the topics
+
+
+def test_one_head_is_asked_for_by_itself(answering, monkeypatch):
+    runs = asked_of(answering, texts=[TEXT], layer=2, head=3, topics=TOPICS)
+    assert [(name, probe.layers) for name, probe, _ in runs] == [("AttentionPatterns", [2]), ("SourceAttribution", [2])]
+    n = len(lp.text.prompts.tokenize(TEXT, answering.view))
+    monkeypatch.setattr(packing, "MOST_PAIRS", n * (n + 1) // 2)  # room for one head
+    answer, _ = steps_of(answering, texts=[TEXT], layer=2, head=3)
+    whole = lp.AttentionPatterns(layers=[2], keep_patterns=True).run(answering.view.model, TEXT)
+    for each in answer["page"]["results"]:
+        assert each["cells"] == [[0, 3]] and each["labels"]["layer"] == ["2"]
+    (attention,) = [each for each in answer["page"]["results"][0]["quantities"] if each["name"] == "attention"]
+    codes = np.frombuffer(zlib.decompress(base64.b64decode(attention["values"]["data"])), np.uint8)
+    (low,), (step,) = attention["values"]["low"], attention["values"]["step"]
+    assert low + step * codes == pytest.approx(whole.attention[0, 3].numpy(), abs=1 / 500)
+
+
+def test_a_question_is_stopped_inside_a_probe_and_leaves_the_model_as_it_was(answering, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    model, told = answering.view.model, []
+    before = [(name, module.training) for name, module in model.named_modules()]
+    hooks = sum(len(module._forward_hooks) for module in model.modules())
+
+    def stopping(at, times):
+        def step(doing, part, parts):
+            told.append(doing)
+            if told.count(at) == times:
+                raise Stopped
+
+        return step
+
+    for doing in ("forward pass", "LogitLens"):  # between layers, and between blocks of the vocabulary
+        told.clear()
+        with pytest.raises(Stopped):
+            answering(Asked.read({"texts": [TEXT]}), stopping(doing, 2))
+        assert told[-2:] == [doing, doing] and "SourceAttribution" not in told
+    assert [(name, module.training) for name, module in model.named_modules()] == before
+    assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
+    assert names(steps_of(answering, texts=[TEXT])[0])
 
 
 @pytest.mark.parametrize(
@@ -546,13 +630,15 @@ def tab(answering):
     path = os.environ.get("BROWSER_PATH") or shutil.which("chromium")
     if path is None:
         pytest.skip("needs a browser: install chromium, or name one in BROWSER_PATH")
-    few = [lp.RankShift(neighbours=2), lp.LogitLens(), lp.HeadTopicSimilarity(), lp.TopicActivity()]
+    few = [lp.RankShift(neighbours=2), lp.LogitLens(), lp.AttentionPatterns(keep_patterns=True)]
+    few += [lp.HeadTopicSimilarity(), lp.TopicActivity()]
     answering = Slow(serving.Answering(answering.view.model, few))
     with served(answering, answering.answer.about()) as client, sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 360, "height": 800})
         tab.set_default_timeout(60_000)
         tab.client, tab.address, tab.wrong = client, str(client.base_url), []
+        tab.answering = answering.answer
         tab.on(
             "console",
             lambda message: tab.wrong.append(f"{message.text} {message.location}") if message.type == "error" else None,
@@ -628,6 +714,36 @@ def test_a_text_is_typed_asked_and_clicked_through_with_the_keyboard_on_a_phone(
     tab.get_by_role("heading", name="TopicActivity").wait_for()
     assert tab.get_by_role("heading", name="LogitLens 2").count() == 1
     assert [each for each in tab.wrong if "400" not in each] == []  # the browser reports refused questions itself
+
+
+def test_the_picked_head_of_a_text_that_is_too_long_for_all_is_asked_for_with_a_button(tab, monkeypatch):
+    view = tab.answering.view
+    tab.wrong.clear()
+    n = len(lp.text.prompts.tokenize(TEXT, view))
+    for module in (packing, serving.answering):
+        monkeypatch.setattr(module, "MOST_PAIRS", n * (n + 1) // 2)  # room for one head
+    tab.goto("about:blank")
+    tab.goto(tab.address)
+    tab.get_by_text("tiny-llama (TransformerBridge, 3 layers)").wait_for()
+    tab.get_by_label("Text", exact=True).fill(TEXT)
+    tab.get_by_role("button", name="Ask", exact=True).click()
+    tab.get_by_text("Answered in").wait_for()
+    tab.locator("#token-3").click()
+    tab.get_by_label("layer", exact=True).select_option("2_post")
+    tab.get_by_label("head", exact=True).select_option("H3")
+    found = tab.get_by_role("article", name="AttentionPatterns: From token to token, in the picked head")
+    found.scroll_into_view_if_needed()
+    found.get_by_role("button", name="Ask for L2H3").click()
+    found.get_by_text("in L2H3").wait_for()
+    assert found.get_by_role("button", name="Ask for").count() == 0
+    assert tab.locator("#token-3").get_attribute("aria-selected") == "true"
+    found.get_by_text("Table").click()
+    rows = found.locator("details tbody tr").evaluate_all("rows => rows.map(row => Number(row.cells[2].textContent))")
+    own = lp.AttentionPatterns(layers=[2], keep_patterns=True).run(view.model, TEXT).pattern(0)[0, 3]
+    assert rows == pytest.approx(own[np.tril_indices(n)].tolist(), abs=1 / 254)
+    tab.get_by_label("head", exact=True).select_option("H0")
+    assert "The page does not hold L2H0. It holds:" in found.locator(".body").inner_text()
+    assert tab.wrong == []
 
 
 def test_a_closed_tab_cancels_its_question_at_once(tab):

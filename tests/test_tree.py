@@ -14,7 +14,7 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 # Each knows those before it, and none after it. `examples` make models for whoever asks, and know none of the others.
-LAYERS = ("messages", "settings", "text", "maths", "model", "figures", "result", "reading")
+LAYERS = ("messages", "stopping", "settings", "text", "maths", "model", "figures", "result", "reading")
 LAYERS += (
     "directions",
     "logit_direction",

@@ -29,6 +29,7 @@ from scipy import sparse, special, stats
 from torch import Tensor
 
 from lens_probes.messages import brief
+from lens_probes.stopping import may_stop
 from lens_probes.text.prompts import Tokens
 
 RESAMPLES = 1000
@@ -375,6 +376,7 @@ def _compared(
     n_types = [len(np.unique(item[own])) for own in (is_first, ~is_first)]
     effect, low, high, p = np.full((4, len(values)), np.nan)
     for i in np.flatnonzero(~np.isnan(values).any(axis=1)):
+        may_stop()
         tested = _tested(values[i], stratum, heavy, labels, clusters, lost_pair(*n_types))
         effect[i], low[i], high[i], p[i] = tested
     groups = {first: is_first, second: ~is_first}

@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lens_probes.stopping import may_stop
+
 Metric = Literal["cosine", "euclidean", "dot"]
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean", "dot")
 
@@ -267,6 +269,7 @@ def _blocks(
 ) -> Iterator[tuple[int, Float[Tensor, "entry d_model"]]]:
     """The vocabulary in float32, a block at a time, with the id of each block's first entry."""
     for start in range(0, len(vocabulary), ENTRIES):
+        may_stop()
         yield start, _entries(vocabulary[start : start + ENTRIES], origin)
 
 

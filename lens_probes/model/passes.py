@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lens_probes.model.adapters import adapter_of
 from lens_probes.model.base import View
+from lens_probes.stopping import may_stop
 
 FEW = 8  # tokens whose logits are compared with those that we read: they show a head that is read wrongly
 
@@ -94,6 +95,7 @@ def _keeping(
 
     def hook_function(name: str) -> Callable[..., None]:
         def keep(activation: Any, hook: Any) -> None:
+            may_stop()
             found[name] = activation[0] if isinstance(activation, tuple) else activation
             then()
 

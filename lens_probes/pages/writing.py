@@ -17,7 +17,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from lens_probes.pages.packing import packed
+from lens_probes.pages.packing import Keep, packed
 from lens_probes.result import Result
 from lens_probes.result.files import replace_by
 
@@ -32,9 +32,12 @@ SCRIPTS = (
     "grid",
     "chart",
     "strip",
-    "panels",
-    "general",
     "compare",
+    "panels",
+    "entries",
+    "pairs",
+    "examples",
+    "general",
     "page",
 )
 FRAME = 760  # pixels, in a notebook
@@ -69,10 +72,18 @@ class Page:
             temporary.unlink(missing_ok=True)
 
 
-def page(results: Result | Sequence[Result], path: str | os.PathLike[str] | None = None, *, title: str = "") -> Page:
+def page(
+    results: Result | Sequence[Result],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    title: str = "",
+    keep: Keep = (),
+) -> Page:
     """A page of one result or several, to look at in a browser without a network; written to `path` if given.
 
     Results of the same prompts follow one selection of token, layer and head. In a notebook the page shows itself.
+    Where all heads or units would be too many numbers, such as attention in a long text, the page holds some and says
+    which; `keep` names those that it must hold, such as [(5, "H3")].
 
     >>> import lens_probes as lp
     >>> results = lp.run([lp.RankShift(), lp.LogitLens()], lp.tiny.bridge(), "Time flies like an arrow.")
@@ -80,7 +91,7 @@ def page(results: Result | Sequence[Result], path: str | os.PathLike[str] | None
     Page(2 results, 4.9 MB)
     """
     made = [results] if isinstance(results, Result) else list(results)
-    built = Page(document(packed(made, title)), len(made))
+    built = Page(document(packed(made, title, keep=keep)), len(made))
     if path is not None:
         built.write(path)
     return built

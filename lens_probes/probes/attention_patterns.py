@@ -99,11 +99,12 @@ class AttentionPatternsResult(PatternResult):
 
     def shown(self) -> dict[str, Shown]:
         """Each statistic on its own scale, beside its value under uniform attention."""
-        shown = {name: each for name, each in super().shown().items() if name not in ("mean", "uniform")}
+        shown = super().shown()
+        mean, of_uniform = (shown.pop(name).values for name in ("mean", "uniform"))
         for at, statistic in enumerate(self.statistic):
             quantity, uniform = STATISTICS[statistic], f"uniform_{statistic}"
-            shown[statistic] = Shown(quantity._replace(null=uniform), ("layer", "head"), self.known("mean")[at])
-            shown[uniform] = Shown(Quantity("uniform attention", quantity.unit), (), self.known("uniform")[at, ...])
+            shown[statistic] = Shown(quantity._replace(null=uniform), ("layer", "head"), mean[at])
+            shown[uniform] = Shown(Quantity("uniform attention", quantity.unit), (), of_uniform[at, ...])
         return shown
 
     def findings(self) -> list[str]:

@@ -213,21 +213,22 @@ class HeadTopicSimilarityResult(TopicResult):
     # The page
 
     def shown(self) -> dict[str, Shown]:
-        """Separation by head, and in each head the similarity of topics and of prompts; vectors themselves are not."""
-        shown = {}
-        if len(self.topic) > 1:
-            means = self.topic_similarity()
-            separated = separation(means).double().numpy()
-            shown["separation"] = Shown(SEPARATION["cosine"], ("layer", "head"), separated)
-            of_topics = Quantity("mean cosine between the prompts of two topics", low=-1, high=1)
-            axes = ("layer", "head", "topic", "other_topic")
-            shown["topic_similarity"] = Shown(of_topics, axes, means.double().numpy())
-        if self.vector is not None:
+        """Separation by head; in each head the similarity of topics and of prompts, and its output on each prompt."""
+        axes = ("layer", "head", "topic", "other_topic")
+        if self.vector is None:
+            of_topics = Shown(self.quantity("mean_cosine"), axes, self.known("mean_cosine"))
+            shown = {"mean_cosine": of_topics}
+        else:
             pairs = pairwise(self._vectors(center=False, basis="own"), "cosine")
             of_prompts = Quantity("cosine between two prompts", low=-1, high=1)
+            shown = super().shown()
+            of_topics, vectors = shown["mean_cosine"], shown.pop("vector")
             shown["similarity"] = Shown(of_prompts, ("layer", "head", "prompt", "other_prompt"), pairs.numpy())
-        others = super().shown() if self.vector is not None else {}
-        return shown | {name: each for name, each in others.items() if name != "vector"}
+            shown["vector"] = vectors._replace(axes=("layer", "head", "prompt", "dimension"))
+        if len(self.topic) < 2:
+            return shown
+        separated = separation(torch.from_numpy(of_topics.values).float()).double().numpy()
+        return {"separation": Shown(SEPARATION["cosine"], ("layer", "head"), separated), **shown}
 
     def findings(self) -> list[str]:
         """How many heads separate topics, and which most."""

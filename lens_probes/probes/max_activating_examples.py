@@ -35,7 +35,7 @@ from lens_probes.model import ModelView
 from lens_probes.model.hooks import ReadPoint
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import Result, derived, measured, summed
+from lens_probes.result import Quantity, Result, Shown, derived, measured, summed
 from lens_probes.result.merging import merged_fields
 from lens_probes.settings import Count, Layers, Positive, Units
 from lens_probes.text.prompts import Tokens
@@ -54,9 +54,9 @@ class MaxActivatingExamplesResult(Result):
     n_examples: int
     n_random: int
     value: Float[Tensor, "layer unit k"] = measured("activation, the largest first")
-    example: Int[Tensor, "layer unit k"] = measured("number of the example", low=0, missing=-1)
+    example: Int[Tensor, "layer unit k"] = measured("number of the example", low=0, missing=-1, into="example")
     sample_value: Float[Tensor, "layer unit draw"] = measured("activation at random tokens")
-    sample_example: Int[Tensor, " draw"] = measured("number of the example", low=0)
+    sample_example: Int[Tensor, " draw"] = measured("number of the example", low=0, into="example")
     key: Int[Tensor, " example"] = measured("number made from prompt and position")
     position: Int[Tensor, " example"] = measured("position of the token in its prompt", low=0)
     context: Int[Tensor, "example window"] = measured("ids around the token", low=0, missing=-1, into="vocab")
@@ -68,6 +68,21 @@ class MaxActivatingExamplesResult(Result):
         first = self.value[..., :1]
         share = (self.sample_value >= first / 2).float().mean(-1)
         return torch.where(first[..., 0] > 0, share, torch.nan)
+
+    def shown(self) -> dict[str, Shown]:
+        """Examples, random tokens and the histogram of each unit, and the contexts that they name."""
+        shown = super().shown()
+        del shown["key"]
+        for name, axes in (("sample_value", ("layer", "unit", "sample")), ("sample_example", ("sample",))):
+            shown[name] = shown[name]._replace(axes=axes)
+        shown["histogram"] = Shown(self.quantity("histogram"), ("layer", "unit", "bin"), self.known("histogram"))
+        shown["edge"] = Shown(Quantity("edge of a bin"), ("edge",), edges().numpy())
+        return shown
+
+    def foremost(self) -> list[tuple[int, int]]:
+        """Units of which the fewest random tokens come near the first example, in every layer in turn."""
+        ranked = self.share_above.nan_to_num(2).argsort(dim=-1, stable=True).T.tolist()
+        return [(layer, unit) for units in ranked for layer, unit in enumerate(units)]
 
     def examples(self, layer: int | str, unit: int | str) -> pd.DataFrame:
         """The examples of a unit: activation, position, token, and the text before and after it."""

@@ -107,8 +107,7 @@ class Result(Declared):
                 f"a quantity must be one that this run measured; got {name!r}, which "
                 f"{self.provenance.probe or 'the settings of this run'} leaves out: run it with other settings"
             )
-        values = tensor.double()
-        return (values if missing is None else values.masked_fill(tensor == missing, np.nan)).numpy()
+        return _known(tensor, missing)
 
     # The page
 
@@ -120,9 +119,17 @@ class Result(Declared):
 
     def shown(self) -> dict[str, Shown]:
         """What the page draws: every quantity of this run that is no sum, unless a result says otherwise."""
-        schema_ = schema(type(self))
-        names = [name for name in schema_.every if not self.quantity(name).is_sum and getattr(self, name) is not None]
-        return {name: Shown(self.quantity(name), schema_.every[name], self.known(name)) for name in names}
+        shown: dict[str, Shown] = {}
+        for name, axes in schema(type(self)).every.items():
+            quantity = self.quantity(name)
+            tensor = None if quantity.is_sum else getattr(self, name)  # a derived one is computed here
+            if tensor is not None:
+                shown[name] = Shown(quantity, axes, _known(tensor, quantity.missing))
+        return shown
+
+    def foremost(self) -> list[tuple[int, int]]:
+        """Layers and heads (or units) by index that the page holds first where all would be too many."""
+        return []
 
     def findings(self) -> list[str]:
         """What this result says, in sentences with n, interval and null; the page begins with them."""
@@ -409,6 +416,12 @@ class Result(Declared):
             if getattr(self, name) is not None
         ]
         return "<br>".join(lines)
+
+
+def _known(tensor: Tensor, missing: int | None) -> Float64[np.ndarray, "..."]:
+    """Numbers as float64, NaN where one is missing."""
+    values = tensor.double()
+    return (values if missing is None else values.masked_fill(tensor == missing, np.nan)).numpy()
 
 
 def _asked(result: Result) -> list[Any]:

@@ -133,6 +133,11 @@ class PatternResult(PairResult):
         """One of the three sums, over all queries: `[statistic]` or `[statistic layer head]`."""
         return sums
 
+    def foremost(self) -> list[tuple[int, int]]:
+        """The head with the highest mean of each statistic, first that of the finding."""
+        best = self.mean.nan_to_num(-1).flatten(1).argmax(1).tolist()
+        return [divmod(cell, len(self.head)) for cell in best]
+
     def mean_of(self, statistic: str) -> Float[Tensor, "layer head"]:
         """One statistic's mean over queries."""
         return self.mean[self._index(statistic)]

@@ -26,8 +26,8 @@ class Quantity(NamedTuple):
     """What the numbers of a tensor are: in words, their unit and bounds, and how they are drawn.
 
     `missing` stands for no value in whole numbers (in others it is NaN). `null` names the quantity with which this one
-    is compared. `into`: the label field whose entries these numbers count, such as `vocab` for token ids. `by_id`: a
-    fact about a token's id, so that word types are compared and not tokens.
+    is compared. `into`: the label field or axis whose entries these numbers count, such as `vocab` for token ids.
+    `by_id`: a fact about a token's id, so that word types are compared and not tokens.
     """
 
     says: str

@@ -1,9 +1,10 @@
-// The boxes of the served page: a question goes to the server, and the page shows the answer. Only `serve` adds this file.
+// The boxes of the served page: a question goes to the server, and the page shows the answer. Only `serve` adds it.
 
 const PAUSE = 300; // milliseconds between two looks at how far a question is
 
 let asked = null; // the question whose answer is awaited
-let shown = ""; // the question that the page shows the answer to
+let shown = ""; // the question that the page shows the answer to,
+let data = null; // and what it shows
 
 const box = (name, attributes) => element(name, { autocomplete: "off", spellcheck: "false", ...attributes });
 const boxes = {
@@ -21,15 +22,22 @@ const status = element("p", { role: "status" });
 const problem = element("p", { role: "alert" });
 const without = element("ul", { class: "without" });
 
-const labelled = (name, label, help) => element("div", { class: `box ${name}` }, element("label", { for: `ask-${name}` }, label), boxes[name],
+const labelled = (name, label, help) => element("div", { class: `box ${name}` },
+  element("label", { for: `ask-${name}` }, label), boxes[name],
   help ? element("p", { id: `ask-${name}-help`, class: "conditions" }, help) : null);
 
-const form = element("form", { class: "asking", "aria-label": "Ask the model", onsubmit: ask, onkeydown: askKeys }, model,
+const HELP = {
+  target: "Any one token of the vocabulary, by its text or as #id. A leading space counts: most words begin with one.",
+  topics: "One text per line, as topic: text. Two topics or more, each with two texts or more.",
+  layer: "Attention and sources of one layer only. A text that is too long for all layers has the middle one; then a "
+    + "button below asks for the head that you pick.",
+};
+const form = element("form", { class: "asking", "aria-label": "Ask the model", onsubmit: ask, onkeydown: askKeys },
+  model,
   labelled("text", "Text"), labelled("second", "Second text, to compare (may be empty)"),
-  labelled("target", "Target word (may be empty)", "Any one token of the vocabulary, by its text or as #id. A leading space counts: most words begin with one."),
+  labelled("target", "Target word (may be empty)", HELP.target),
   element("details", { class: "box" }, element("summary", {}, "Topics, and attention of a long text"),
-    labelled("topics", "Topics", "One text per line, as topic: text. Two topics or more, each with two texts or more."),
-    labelled("layer", "Layer", "Attention and sources of one layer only. A text that is too long for all layers has the middle one without it.")),
+    labelled("topics", "Topics", HELP.topics), labelled("layer", "Layer", HELP.layer)),
   element("div", { class: "box controls" }, askButton, cancelButton, bar, status), problem, without);
 
 /** What the boxes ask; raises where a line of the topics has no topic. */
@@ -40,8 +48,8 @@ function question() {
     if (!topic) throw new Error(`Each line of the topics must be topic: text; got ${visible(line, 60)}`);
     (Object.hasOwn(topics, topic) ? topics[topic] : (topics[topic] = [])).push(prompt);
   }
-  const id = /^#(\d+)$/.exec(boxes.target.value)?.[1];
-  return { texts, target: id ? Number(id) : boxes.target.value, layer: boxes.layer.value === "" ? null : Number(boxes.layer.value), topics };
+  const id = /^#(\d+)$/.exec(boxes.target.value)?.[1], target = id ? Number(id) : boxes.target.value;
+  return { texts, target, layer: boxes.layer.value === "" ? null : Number(boxes.layer.value), topics };
 }
 
 async function call(path, method = "GET", body = undefined) {
@@ -58,22 +66,31 @@ async function call(path, method = "GET", body = undefined) {
   return answer;
 }
 
-async function ask(event) {
+function ask(event) {
   event.preventDefault();
-  if (asked) return;
+  return put(question, showAnswer);
+}
+
+/** The picked head of a text that is too long for all: its attention takes the place of what the page shows of it. */
+asking.head = (layer, head, panel) =>
+  put(() => ({ ...JSON.parse(shown), layer, head }), (_, answer) => showHead(answer, panel));
+
+/** Put a question that is `made`, and show its answer; its progress on the way, and its error, which is returned. */
+async function put(made, showIt) {
+  if (asked) return "Another question is being answered.";
   const own = { id: "" }, start = performance.now();
   asked = own;
   problem.textContent = status.textContent = "";
   waiting(true);
   try {
-    const what = question();
+    const what = made();
     own.id = (await call("questions", "POST", what)).id;
-    if (asked !== own) return void call(`questions/${own.id}`, "DELETE").catch(() => null);
+    if (asked !== own) call(`questions/${own.id}`, "DELETE").catch(() => null);
     while (await isPending(own)) await new Promise((resolve) => { setTimeout(resolve, PAUSE); });
-    if (asked !== own) return;
+    if (asked !== own) return "Cancelled.";
     const answer = await call(`questions/${own.id}/answer`);
     own.id = "";
-    if (asked === own) await showAnswer(what, answer);
+    if (asked === own) await showIt(what, answer);
     if (asked === own) status.textContent = `Answered in ${((performance.now() - start) / 1000).toFixed(1)} s.`;
   } catch (error) {
     if (asked === own) problem.textContent = named(error.message, 2000);
@@ -83,6 +100,7 @@ async function ask(event) {
       waiting(false);
     }
   }
+  return problem.textContent;
 }
 
 /** Whether a question still waits or runs; shows how far it is, and raises its error. */
@@ -91,7 +109,8 @@ async function isPending(own) {
   const { state: at, doing, part, parts, ahead, error } = await call(`questions/${own.id}`);
   if (asked !== own) return false;
   if (at === "failed") throw new Error(error);
-  status.textContent = at === "waiting" ? `Waiting: ${ahead} before this one.` : `${doing}${parts ? ` (${Math.min(part + 1, parts)} of ${parts})` : ""}`;
+  const step = parts ? ` (${Math.min(part + 1, parts)} of ${parts})` : "";
+  status.textContent = at === "waiting" ? `Waiting: ${ahead} before this one.` : `${doing}${step}`;
   if (at === "running" && parts) Object.assign(bar, { max: parts, value: part });
   else bar.removeAttribute("value");
   return at !== "done";
@@ -115,7 +134,6 @@ function cancel() {
 
 /** The answer takes the place of the page's results. What was picked in an answer to the same question stays picked. */
 async function showAnswer(what, answer) {
-  for (const chart of document.querySelectorAll(".js-plotly-plot")) Plotly.purge(chart);
   const kept = new URLSearchParams(location.hash.slice(1)), same = JSON.stringify(what) === shown;
   if (!same) for (const name of ["text", "prompt", "token", "other"]) kept.delete(name);
   if (!same && what.texts.length > 1) kept.set("other", "1");
@@ -123,9 +141,28 @@ async function showAnswer(what, answer) {
   for (const [name, own] of Object.entries(boxes)) alsoKept[`ask.${name}`] = own.value;
   history.replaceState(null, "", `#${kept}`);
   document.body.dataset.answered = "yes";
-  await show(answer.page);
-  keepInAddress();
+  await showData(answer.page);
   without.replaceChildren(...answer.without.map((sentence) => element("li", {}, `Without ${named(sentence, 2000)}`)));
+}
+
+async function showData(given) {
+  for (const chart of document.querySelectorAll(".js-plotly-plot")) Plotly.purge(chart);
+  data = given;
+  await show(data);
+  keepInAddress();
+}
+
+/** Results of pairs of tokens, for one head, in the place of those that the page has; the reader stays at the panel. */
+async function showHead(answer, panel) {
+  const { texts, results } = answer.page;
+  const numberOf = (own) => data.texts.findIndex((each) => String(each.id) === String(own.id)
+    && String(each.prompt) === String(own.prompt));
+  for (const result of results) {
+    for (const table of Object.values(result.tokens)) table.text = numberOf(texts[table.text]);
+    data.results[data.results.findIndex((each) => each.name === result.name)] = result;
+  }
+  await showData(data);
+  goTo(panel);
 }
 
 /** Ctrl and Enter ask from any box. */

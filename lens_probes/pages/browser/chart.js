@@ -14,8 +14,8 @@ function broken(title, longest) {
 
 function axisOf(title, more = {}) {
   const { ink, line } = theme();
-  return { title: { text: broken(title, 40), font: { size: 12 }, standoff: 8 }, color: ink, gridcolor: line, zerolinecolor: line,
-    linecolor: ink, tickfont: { size: 11 }, automargin: true, ...more };
+  return { title: { text: broken(title, 40), font: { size: 12 }, standoff: 8 }, color: ink, gridcolor: line,
+    zerolinecolor: line, linecolor: ink, tickfont: { size: 11 }, automargin: true, ...more };
 }
 
 function drawChart(body, traces, layout, label) {
@@ -43,35 +43,42 @@ function lineChart(body, { label, x, lines, xTitle, yTitle, upsideDown, logarith
   for (const line of lines) {
     const name = plain(line.name);
     if (line.low) traces.push(bandOf(line, x, name, added));
-    traces.push({ type: "scatter", mode: modeOf(line.y), x, y: line.y.map((y) => (Number.isNaN(y) ? null : y + added)), customdata: line.y,
-      name, legendgroup: name, line: { color: line.colour, width: line.wide ?? 2, dash: line.dashed ? "dash" : "solid" },
+    const y = line.y.map((value) => (Number.isNaN(value) ? null : value + added));
+    const look = { color: line.colour, width: line.wide ?? 2, dash: line.dashed ? "dash" : "solid" };
+    traces.push({ type: "scatter", mode: modeOf(line.y), x, y, customdata: line.y, name, legendgroup: name, line: look,
       hovertemplate: "%{x}: %{customdata:.4~g}", connectgaps: false });
   }
   const shapes = at === undefined ? [] : [{ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1,
     line: { color: theme().mark, width: 1.5, dash: "dot" } }];
-  const y = axisOf(added ? `1 + ${yTitle}` : yTitle, { autorange: upsideDown ? "reversed" : true, ...(logarithmic ? { type: "log" } : {}) });
-  drawChart(body, traces, { xaxis: axisOf(xTitle, { type: "category", nticks: Math.max(4, Math.round(widthOf(body) / 55)) }), yaxis: y, shapes }, label);
+  const type = logarithmic ? { type: "log" } : {};
+  const yaxis = axisOf(added ? `1 + ${yTitle}` : yTitle, { autorange: upsideDown ? "reversed" : true, ...type });
+  drawChart(body, traces, { xaxis: axisOf(xTitle, namedTicks(body)), yaxis, shapes }, label);
   body.querySelector(".chart").dataset.lines = lines.length;
 }
 
+/** An axis of names, of which as many are written as there is room for. */
+const namedTicks = (body) => ({ type: "category", nticks: Math.max(4, Math.round(widthOf(body) / 55)) });
+
 /** A line, with points where one of them may have no neighbour. */
 function modeOf(y) {
-  return y.some((value, i) => !Number.isNaN(value) && !Number.isFinite(y[i - 1] ?? NaN) && !Number.isFinite(y[i + 1] ?? NaN))
-    ? "lines+markers" : "lines";
+  const isKnown = (i) => Number.isFinite(y[i] ?? NaN);
+  return y.some((_, i) => isKnown(i) && !isKnown(i - 1) && !isKnown(i + 1)) ? "lines+markers" : "lines";
 }
 
 function bandOf(line, x, name, added) {
   const known = x.map((_, i) => i).filter((i) => line.low[i] !== null && line.high[i] !== null);
   return { type: "scatter", mode: "lines", fill: "toself", fillcolor: `${line.colour}26`, line: { width: 0 },
-    x: [...known.map((i) => x[i]), ...known.map((i) => x[i]).reverse()], legendgroup: name, showlegend: false, hoverinfo: "skip",
+    x: [...known.map((i) => x[i]), ...known.map((i) => x[i]).reverse()], legendgroup: name, showlegend: false,
+    hoverinfo: "skip",
     y: [...known.map((i) => line.high[i] + added), ...known.map((i) => line.low[i] + added).reverse()] };
 }
 
 /** Bars with intervals where there are any. */
-function barChart(body, { label, names, values, low, high, colours, yTitle, xTitle }) {
+function barChart(body, { label, names, values, low, high, colours, yTitle, xTitle, logarithmic }) {
   const interval = low && { error_y: { type: "data", symmetric: false, array: values.map((y, i) => (high[i] ?? y) - y),
     arrayminus: values.map((y, i) => y - (low[i] ?? y)), color: theme().ink } };
   drawChart(body, [{ type: "bar", x: names.map(plain), y: values, marker: { color: colours ?? theme().around[4] },
     hovertemplate: "%{x}: %{y:.4~g}<extra></extra>", ...interval }],
-    { xaxis: axisOf(xTitle ?? "", { type: "category" }), yaxis: axisOf(yTitle), showlegend: false, bargap: 0.4 }, label);
+    { xaxis: axisOf(xTitle ?? "", namedTicks(body)), yaxis: axisOf(yTitle, logarithmic ? { type: "log" } : {}),
+      showlegend: false, bargap: 0.4 }, label);
 }

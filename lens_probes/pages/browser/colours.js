@@ -56,7 +56,8 @@ function scaleOf(quantity) {
     const along = (place(value) - from) / (to - from || 1);
     return quantity.low_on_top && !signed ? 1 - along : along;
   };
-  const scale = (value) => (Number.isNaN(value) || value === undefined ? theme().missing : between(stops, share(value)));
+  const isMissing = (value) => Number.isNaN(value) || value === undefined;
+  const scale = (value) => (isMissing(value) ? theme().missing : between(stops, share(value)));
   const middle = signed ? 0 : quantity.logarithmic ? 10 ** ((from + to) / 2) - 1 : (low + high) / 2;
   return Object.assign(scale, { low, high, middle, title: quantity.title });
 }

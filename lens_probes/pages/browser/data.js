@@ -11,10 +11,15 @@ async function unpacked(packed) {
   writer.write(bytes);
   writer.close();
   const codes = new ARRAYS[packed.type](await new Response(inflating.readable).arrayBuffer());
-  const { missing, low = 0, step = 1 } = packed;
-  const read = packed.type === "float32" ? (i) => codes[i] : (i) => (codes[i] === missing ? NaN : low + step * codes[i]);
-  return { read, length: codes.length };
+  const { type, missing, low = [0], step = [1] } = packed, size = Math.ceil(codes.length / low.length) || 1;
+  const rounded = (i) => {
+    const group = low.length > 1 ? Math.floor(i / size) : 0;
+    return codes[i] === missing ? NaN : low[group] + step[group] * codes[i];
+  };
+  return { read: type === "float32" ? (i) => codes[i] : rounded, length: codes.length };
 }
+
+const cellName = (layer, other) => `${layer} ${other}`;
 
 /** A quantity: its declaration, and `at({axis: index})`. */
 class Quantity {
@@ -23,7 +28,7 @@ class Quantity {
     this.values = values;
     this.result = result;
     this.id = `${result.id}.${declared.name}`;
-    this.rounded = declared.values.step ?? 0;
+    this.rounded = (declared.values.step ?? []).reduce((most, step) => Math.max(most, step), 0);
     this.heading = declared.says.charAt(0).toUpperCase() + declared.says.slice(1);
   }
 
@@ -31,17 +36,34 @@ class Quantity {
     return this.shape[this.axes.indexOf(axis)];
   }
 
-  at(place) {
-    const { axes, shape } = this;
+  /** Whether the page holds the numbers of a layer and head (or unit). */
+  has(place) {
+    return !this.in_cells || this.result.cellOf.has(cellName(place.layer, place[this.axes[1]]));
+  }
+
+  /** Where in its array a place is. */
+  indexOf(place) {
+    const { axes, shape, in_cells } = this;
     const last = axes.length - (this.symmetric ? 2 : 0);
-    let index = 0;
-    for (let i = 0; i < last; i += 1) index = index * shape[i] + place[axes[i]];
+    let index = in_cells ? this.result.cellOf.get(cellName(place.layer, place[axes[1]])) : 0;
+    for (let i = in_cells ? 2 : 0; i < last; i += 1) index = index * shape[i] + place[axes[i]];
     if (this.symmetric) {
       const [i, j] = [place[axes[last]], place[axes[last + 1]]].sort((a, b) => b - a);
       const n = shape[last];
       index = index * ((n * (n + 1)) / 2) + (i * (i + 1)) / 2 + j;
     }
-    return this.values.read(index);
+    return index;
+  }
+
+  at(place) {
+    return this.has(place) ? this.values.read(this.indexOf(place)) : NaN;
+  }
+
+  /** Its numbers along the last axis, at a place on the others: quicker than asking for each. */
+  along(place) {
+    if (!this.has(place)) return () => NaN;
+    const first = this.indexOf({ ...place, [this.axes.at(-1)]: 0 });
+    return (i) => this.values.read(first + i);
   }
 
   /** The bounds of its colours: those declared, or what 2 % of its values lie beyond. */
@@ -52,12 +74,13 @@ class Quantity {
       for (let i = 0; i < this.values.length; i += step) some.push(this.values.read(i));
       const known = Float64Array.from(some.filter(Number.isFinite)).sort();
       const quantile = (share) => known[Math.round(share * (known.length - 1))] ?? 0;
-      const signed = this.low === null ? quantile(0) < 0 && (this.high === null || this.high > 0) && quantile(1) > 0
-        : this.low < 0 && (this.high === null || this.high > 0);
+      const above = this.high === null || this.high > 0;
+      const signed = above && (this.low === null ? quantile(0) < 0 && quantile(1) > 0 : this.low < 0);
       const far = this.unit === "nats" && !this.logarithmic ? FARTHEST : Infinity;
-      const [low, high] = [Math.max(this.low ?? quantile(0.02), -far), Math.min(this.high ?? quantile(0.98), far)];
+      const low = Math.max(this.low ?? quantile(0.02), -far), high = Math.min(this.high ?? quantile(0.98), far);
       const farthest = Math.max(Math.abs(quantile(0.01)), Math.abs(quantile(0.99))) || 1;
-      this.spanned = signed ? { low: -farthest, high: farthest, signed } : { low, high: high > low ? high : low + 1, signed };
+      this.spanned = signed ? { low: -farthest, high: farthest, signed }
+        : { low, high: high > low ? high : low + 1, signed };
     }
     return this.spanned;
   }
@@ -69,17 +92,53 @@ class Text {
     Object.assign(this, packed);
     this.number = number;
     this.prompts = new Map();
+    this.lines = new Map();
     packed.prompt.forEach((prompt, row) => {
       if (!this.prompts.has(prompt)) this.prompts.set(prompt, []);
       this.prompts.get(prompt).push(row);
     });
   }
 
-  /** A prompt in one line. */
-  line(prompt, longest = 60) {
-    const rows = this.prompts.get(prompt).filter((row) => !this.special[row]);
-    return named(rows.map((row) => this.text[row]).join("").trim(), longest);
+  /** The beginning of a prompt, in one line. */
+  line(prompt) {
+    if (!this.lines.has(prompt)) {
+      const rows = this.prompts.get(prompt).filter((row) => !this.special[row]).slice(0, 80);
+      this.lines.set(prompt, named(rows.map((row) => this.text[row]).join("").trim(), 60));
+    }
+    return this.lines.get(prompt);
   }
+}
+
+/** The pairs of a prompt: `at(query, key)` is the number of one on the axis of pairs, or undefined. */
+class Pairs {
+  constructor() {
+    this.queries = 0;
+    this.keys = 0;
+    this.numbers = [];
+  }
+
+  at(query, key) {
+    const number = query >= 0 && query < this.queries && key >= 0 && key < this.keys
+      ? this.numbers[query * this.keys + key] : 0;
+    return number ? number - 1 : undefined;
+  }
+}
+
+/** The pairs of each prompt, from what was sent. */
+function pairsByPrompt(prompt, query, key) {
+  const found = new Map();
+  for (let i = 0; i < prompt.length; i += 1) {
+    if (!found.has(prompt.read(i))) found.set(prompt.read(i), new Pairs());
+    const own = found.get(prompt.read(i));
+    own.queries = Math.max(own.queries, query.read(i) + 1);
+    own.keys = Math.max(own.keys, key.read(i) + 1);
+  }
+  for (const own of found.values()) own.numbers = new Uint32Array(own.queries * own.keys); // 0: no pair
+  for (let i = 0; i < prompt.length; i += 1) {
+    const own = found.get(prompt.read(i));
+    own.numbers[query.read(i) * own.keys + key.read(i)] = i + 1;
+  }
+  return found;
 }
 
 class Result {
@@ -89,6 +148,7 @@ class Result {
     this.text = this.tokens.token ? texts[this.tokens.token.text] : null;
     const rows = this.tokens.token?.rows;
     this.rowOf = rows ? new Map(rows.map((row, own) => [row, own])) : null;
+    this.cellOf = new Map(packed.cells.map((cell, i) => [cellName(...cell), i]));
   }
 
   static async read(packed, texts, number) {
@@ -96,13 +156,8 @@ class Result {
     const arrays = await Promise.all(packed.quantities.map((each) => unpacked(each.values)));
     result.quantities = packed.quantities.map((each, i) => new Quantity(each, arrays[i], result));
     if (packed.pairs) {
-      const [prompt, query, key] = await Promise.all(["prompt", "query", "key"].map((name) => unpacked(packed.pairs[name])));
-      result.pairsOf = new Map();
-      for (let i = 0; i < prompt.length; i += 1) {
-        const number = prompt.read(i);
-        if (!result.pairsOf.has(number)) result.pairsOf.set(number, []);
-        result.pairsOf.get(number).push([query.read(i), key.read(i), i]);
-      }
+      const columns = ["prompt", "query", "key"].map((name) => unpacked(packed.pairs[name]));
+      result.pairsOf = pairsByPrompt(...await Promise.all(columns));
     }
     return result;
   }
@@ -129,16 +184,18 @@ class Result {
     return labels ? labels.map((label) => named(String(label))) : Array.from({ length: size }, (_, i) => String(i));
   }
 
-  /** The index of a layer or head that was picked in another result: of the same label, or of the same number. */
+  /** The index of a layer or head that was picked in another result: of the same label, or of the nearest number. */
   indexOf(axis, label) {
     const labels = this.labels[axis];
     if (!labels) return 0;
     if (labels.includes(label)) return labels.indexOf(label);
-    const number = /\d+/.exec(label)?.[0];
-    const found = labels.findLastIndex((each) => /\d+/.exec(each)?.[0] === number);
-    return found < 0 ? labels.length - 1 : found;
+    const apart = labels.map((each) => Math.abs((numberIn(each) ?? Infinity) - (numberIn(label) ?? 0)));
+    return apart.lastIndexOf(Math.min(...apart)); // the state after a layer, not that before it
   }
 }
+
+/** The number of a layer or head, of its label: "5_post" and "H5" have 5. */
+const numberIn = (label) => /\d+/.exec(label)?.[0];
 
 /** Everything that `packed` wrote. */
 async function read(data) {

@@ -1,7 +1,7 @@
 // PNG, SVG and CSV of a panel. Files are named by panel; nothing leaves the browser but these.
 
 function save(name, content, type) {
-  const address = content instanceof Blob ? URL.createObjectURL(content) : URL.createObjectURL(new Blob([content], { type }));
+  const address = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
   element("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
@@ -27,7 +27,8 @@ function joined(parts) {
     part.setAttribute("x", x);
     x += Number(part.getAttribute("width"));
   }
-  return drawn("svg", { width: x, height: Math.max(...parts.map((part) => Number(part.getAttribute("height")))) }, ...parts);
+  const height = Math.max(...parts.map((part) => Number(part.getAttribute("height"))));
+  return drawn("svg", { width: x, height }, ...parts);
 }
 
 async function pngOf(svg, scale = 2) {

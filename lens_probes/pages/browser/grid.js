@@ -20,8 +20,8 @@ function layoutOf(spec, width) {
   const slanted = !spec.columnGroups && longestColumn * LETTER + 6 > w;
   const top = (spec.columnGroups ? 74 : slanted ? Math.min(longestColumn, 14) * 4.9 + 16 : 22) + 16;
   const h = spec.square ? Math.max(3, Math.min(w, 26)) : spec.rowGroups ? Math.max(3, Math.min(w, 8)) : 18;
-  return { n, m, left, w: spec.square ? h : w, h, top, slanted, width: Math.max(left + (spec.square ? h : w) * m + 40, 250),
-    height: top + h * n + 52 };
+  const wide = spec.square ? h : w;
+  return { n, m, left, w: wide, h, top, slanted, width: Math.max(left + wide * m + 40, 250), height: top + h * n + 52 };
 }
 
 function labels(svg, spec, at) {
@@ -30,12 +30,14 @@ function labels(svg, spec, at) {
     svg.append(drawn("text", { x, y, fill: ink, "font-size": 11, ...more }, content));
   text(at.left, 12, cut(`${spec.columnTitle} →`, at.width - at.left), { fill: faint });
   text(2, 12, cut(`${spec.rowTitle} ↓`, at.left - 4), { fill: faint });
+  // Every nth, and the picked one, which takes the room of its neighbours.
+  const isWritten = (i, picked, n) => i === picked || (i % n === 0 && !(Math.abs(i - picked) < n));
   const everyRow = Math.ceil(12 / at.h), everyColumn = Math.ceil(13 / at.w);
   if (spec.rowGroups) grouped(spec.rowGroups, (name, middle) =>
     text(at.left - 6, at.top + (middle + 0.5) * at.h + 4, cut(name, at.left - 8), { "text-anchor": "end" }));
   else spec.rows.forEach((label, r) => {
     const picked = spec.picked?.[0] === r;
-    if (r % everyRow && !picked) return;
+    if (!isWritten(r, spec.picked?.[0], everyRow)) return;
     text(at.left - 6, at.top + (r + 0.5) * at.h + 4, cut(label, at.left - 8),
       { "text-anchor": "end", "font-weight": picked ? "bold" : "normal" });
   });
@@ -46,7 +48,7 @@ function labels(svg, spec, at) {
   if (spec.columnGroups) grouped(spec.columnGroups, (name, middle) => slant(middle, name));
   else spec.columns.forEach((label, c) => {
     const weight = spec.picked?.[1] === c ? "bold" : "normal";
-    if (c % everyColumn && weight === "normal") return;
+    if (!isWritten(c, spec.picked?.[1], everyColumn)) return;
     if (at.slanted) slant(c, label, weight);
     else text(at.left + (c + 0.5) * at.w, at.top - 6, label, { "text-anchor": "middle", "font-weight": weight });
   });
@@ -71,9 +73,11 @@ function legend(svg, scale, x, y) {
       : scale.middle + (scale.high - scale.middle) * (along - 0.5) * 2;
     svg.append(drawn("rect", { x: x + i * wide, y, width: wide + 0.5, height: 9, fill: scale(value) }));
   }
-  [[scale.low, "start", x], [scale.middle, "middle", x + (n * wide) / 2], [scale.high, "end", x + n * wide]].forEach(
-    ([value, anchor, at]) => svg.append(
-      drawn("text", { x: at, y: y + 22, fill: ink, "font-size": 10.5, "text-anchor": anchor }, written(Number(value.toPrecision(3))))));
+  const mark = (value, anchor, at) => svg.append(drawn("text",
+    { x: at, y: y + 22, fill: ink, "font-size": 10.5, "text-anchor": anchor }, written(Number(value.toPrecision(3)))));
+  mark(scale.low, "start", x);
+  mark(scale.middle, "middle", x + (n * wide) / 2);
+  mark(scale.high, "end", x + n * wide);
 }
 
 /** Draw a grid into a panel's body; `spec.onpick(row, column)` is told of clicks and arrow keys.
@@ -111,8 +115,9 @@ function fresh(body, spec, width, key) {
   svg.append(cells, marks);
   borders(svg, spec, at);
   legend(svg, spec.scale, at.left, at.top + at.h * at.n + 12);
-  const area = element("div", { class: "scroll", tabindex: 0, role: "group",
-    "aria-label": `${spec.label}. ${spec.onpick ? "Arrow keys move the selection." : ""} The numbers are in the table below.` }, svg);
+  const help = `${spec.onpick ? "Arrow keys move the selection. " : ""}The numbers are in the table below.`;
+  const area = element("div",
+    { class: "scroll", tabindex: 0, role: "group", "aria-label": `${spec.label}. ${help}` }, svg);
   const now = { key, spec, at, area, marks };
   grids.set(body, now);
   listen(now, svg);
@@ -132,10 +137,13 @@ function marked(marks, spec, at) {
 }
 
 function borders(svg, spec, at) {
-  const line = (x1, y1, x2, y2) => svg.append(drawn("line", { x1, y1, x2, y2, stroke: theme().ink, "stroke-width": 0.6 }));
   const [right, below] = [at.left + at.m * at.w, at.top + at.n * at.h];
-  if (spec.columnGroups) grouped(spec.columnGroups, (_, __, first) => line(at.left + first * at.w, at.top, at.left + first * at.w, below));
-  if (spec.rowGroups) grouped(spec.rowGroups, (_, __, first) => line(at.left, at.top + first * at.h, right, at.top + first * at.h));
+  const line = (x1, y1, x2, y2) =>
+    svg.append(drawn("line", { x1, y1, x2, y2, stroke: theme().ink, "stroke-width": 0.6 }));
+  const down = (c) => line(at.left + c * at.w, at.top, at.left + c * at.w, below);
+  const across = (r) => line(at.left, at.top + r * at.h, right, at.top + r * at.h);
+  if (spec.columnGroups) grouped(spec.columnGroups, (_, __, first) => down(first));
+  if (spec.rowGroups) grouped(spec.rowGroups, (_, __, first) => across(first));
 }
 
 /** The width of a panel's body as last measured: to ask for it while drawing would lay out the page each time. */
@@ -143,19 +151,22 @@ const widths = new WeakMap();
 const widthOf = (body) => widths.get(body) || body.clientWidth || 600;
 
 function intoSight(area, x, width) {
-  if (x < area.scrollLeft + 60 || x + width > area.scrollLeft + area.clientWidth) area.scrollLeft = x - area.clientWidth / 2;
+  const isOut = x < area.scrollLeft + 60 || x + width > area.scrollLeft + area.clientWidth;
+  if (isOut) area.scrollLeft = x - area.clientWidth / 2;
 }
 
 function listen(now, svg) {
   const { at, area } = now;
   const cellOf = (event) => {
     const box = svg.getBoundingClientRect();
-    const c = Math.floor((event.clientX - box.left - at.left) / at.w), r = Math.floor((event.clientY - box.top - at.top) / at.h);
+    const c = Math.floor((event.clientX - box.left - at.left) / at.w);
+    const r = Math.floor((event.clientY - box.top - at.top) / at.h);
     return r >= 0 && c >= 0 && r < at.n && c < at.m && now.spec.value(r, c) !== undefined ? [r, c] : null;
   };
   svg.addEventListener("mousemove", (event) => {
     const { spec } = now, cell = cellOf(event);
-    if (cell) showTip(event, spec.tip ? spec.tip(...cell) : [`${spec.rows[cell[0]]}, ${spec.columns[cell[1]]}: ${written(spec.value(...cell))}`]);
+    const plainly = (r, c) => [`${spec.rows[r]}, ${spec.columns[c]}: ${written(spec.value(r, c))}`];
+    if (cell) showTip(event, (spec.tip ?? plainly)(...cell));
     else hideTip();
   });
   svg.addEventListener("mouseleave", hideTip);
@@ -176,8 +187,9 @@ function showTip(event, lines) {
   tip.replaceChildren(...lines.map((line) => element("div", {}, line)));
   tip.hidden = false;
   const [wide, tall] = [tip.offsetWidth, tip.offsetHeight];
+  const below = event.clientY + 18, above = Math.max(4, event.clientY - tall - 10);
   tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - wide - 8))}px`;
-  tip.style.top = `${event.clientY + 18 + tall > innerHeight ? Math.max(4, event.clientY - tall - 10) : event.clientY + 18}px`;
+  tip.style.top = `${below + tall > innerHeight ? above : below}px`;
 }
 
 function hideTip() {

@@ -1,5 +1,7 @@
 // The page: contents, pickers, the strip, findings, and the panels of every result. `lensProbes.show(data)` fills it.
 
+const FIRST_FINDINGS = 2; // those that are not folded, so that the strip is in sight
+
 let panels = [];
 const at = (id) => document.getElementById(id);
 
@@ -18,44 +20,55 @@ async function show(data) {
   document.body.dataset.ready = "yes";
 }
 
-/** What is picked at first: the first token of the first prompt that tokenizers did not add, a middle layer. */
+/** What is picked at first: the first token of the first prompt that tokenizers did not add, the last layer. */
 function firstSelection() {
-  const layers = axisLabels("layer"), heads = axisLabels("head");
-  return { text: 0, prompt: 0, token: 0, layer: layers.at(-1) ?? "", head: heads[0] ?? "", colour: "", other: "", pins: [], views: {} };
+  const [layer, head, unit] = [axisLabels("layer").at(-1), axisLabels("head")[0], axisLabels("unit")[0]];
+  return { text: 0, prompt: 0, token: 0, layer: layer ?? "", head: head ?? "", unit: unit ?? "", colour: "",
+    other: "", pins: [], views: {} };
 }
 
 /** Make the selection one that these data have. */
 function settle() {
-  const layers = axisLabels("layer"), heads = axisLabels("head");
+  const first = firstSelection();
   if (!page.texts[state.text]) state.text = 0;
   if (text() && !text().prompts.has(state.prompt)) [state.prompt] = text().prompts.keys();
   if (state.token >= rowsOf().length || !location.hash.includes("token=")) {
-    state.token = Math.min(Math.max(0, rowsOf().findIndex((row) => !text().special[row])), Math.max(0, rowsOf().length - 1));
+    const ordinary = rowsOf().findIndex((row) => !text().special[row]);
+    state.token = Math.min(Math.max(0, ordinary), Math.max(0, rowsOf().length - 1));
   }
-  if (layers.length && !layers.includes(state.layer)) state.layer = layers.at(-1);
-  if (heads.length && !heads.includes(state.head)) [state.head] = heads;
-  if (state.other !== "" && !text()?.prompts.has(Number(state.other))) state.other = "";
+  for (const axis of ["layer", "head", "unit"]) {
+    if (first[axis] && !axisLabels(axis).includes(state[axis])) state[axis] = first[axis];
+  }
+  if (isCompared() && !text()?.prompts.has(Number(state.other))) state.other = "";
   if (!colouring().some((each) => each.id === state.colour)) state.colour = colouring()[0]?.id ?? "";
 }
 
 // Above the panels
 
 function drawPickers() {
-  const place = at("pickers"), key = JSON.stringify([state.text, state.prompt, state.other, state.colour, state.layer, state.head]);
+  const { other, colour } = state;
+  const place = at("pickers"), key = JSON.stringify([state.text, state.prompt, other, colour, state.layer, state.head]);
   if (drawPickers.key === key && drawPickers.page === page) return;
   Object.assign(drawPickers, { key, page });
-  const held = document.activeElement?.getAttribute("aria-label");
-  const prompts = page.texts.filter((each) => page.results.some((result) => result.text === each)).flatMap((each) => [...each.prompts.keys()].map((prompt) => [`${each.number}.${prompt}`, `${prompt}: ${each.line(prompt)}`]));
-  const made = [];
+  const held = document.activeElement?.getAttribute("aria-label"), made = [];
+  const add = (label, options, chosen, onchoose) => made.push(choice(label, options, chosen, onchoose));
+  const line = (each, prompt) => `${prompt}: ${each.line(prompt)}`;
+  const prompts = page.texts.filter((each) => page.results.some((result) => result.text === each))
+    .flatMap((each) => [...each.prompts.keys()].map((prompt) => [`${each.number}.${prompt}`, line(each, prompt)]));
   if (prompts.length) {
-    made.push(choice("prompt", prompts, `${state.text}.${state.prompt}`, (to) => pickPrompt(...to.split(".").map(Number))));
-    made.push(choice("compare with", [["", "no other prompt"], ...[...text().prompts.keys()].filter((each) => each !== state.prompt)
-      .map((prompt) => [prompt, `${prompt}: ${text().line(prompt)}`])], state.other, (other) => select({ other })));
-    made.push(choice("colour", colouring().map((each) => [each.id, `${each.result.name}: ${each.says}`]), state.colour, (colour) => select({ colour })));
+    const chosen = `${state.text}.${state.prompt}`;
+    add("prompt", prompts, chosen, (to) => pickPrompt(...to.split(".").map(Number)));
+    const others = [...text().prompts.keys()].filter((each) => each !== state.prompt);
+    const compared = [["", "no other prompt"], ...others.map((prompt) => [prompt, line(text(), prompt)])];
+    add("compare with", compared, other, (to) => select({ other: to }));
+    const colours = colouring().map((each) => [each.id, `${each.result.name}: ${each.says}`]);
+    add("colour", colours, colour, (to) => select({ colour: to }));
   }
   for (const axis of ["layer", "head"]) {
     const labels = axisLabels(axis);
-    if (labels.length) made.push(choice(axis, labels.map((label) => [label, named(label)]), state[axis], (to) => select({ [axis]: to })));
+    if (labels.length) {
+      add(axis, labels.map((label) => [label, named(label)]), state[axis], (to) => select({ [axis]: to }));
+    }
   }
   place.replaceChildren(...made);
   if (held) [...place.querySelectorAll("select")].find((each) => each.getAttribute("aria-label") === held)?.focus();
@@ -70,14 +83,24 @@ function pickPrompt(number, prompt) {
 }
 
 function drawFindings() {
-  const found = page.results.flatMap((result) => result.findings.map((finding) => element("li", {}, element("b", {}, `${result.name}: `), named(finding, 2000))));
-  at("findings").replaceChildren(...(found.length ? found : [element("li", {}, "These results say nothing in words: see their panels.")]));
+  const found = page.results.flatMap((result) => result.findings.map((finding) =>
+    element("li", {}, element("b", {}, `${result.name}: `), named(finding, 2000))));
+  if (!found.length) found.push(element("li", {}, "These results say nothing in words: see their panels."));
+  const first = found.slice(0, FIRST_FINDINGS), more = found.slice(FIRST_FINDINGS);
+  at("findings").replaceChildren(...first);
+  at("more-findings").hidden = !more.length;
+  at("more-findings").open = false;
+  at("more-findings").firstElementChild.textContent = `${more.length} more`;
+  at("more-findings").lastElementChild.replaceChildren(...more);
 }
 
 function drawContents() {
-  const link = (id, label) => element("li", {}, element("button", { type: "button", class: "link", onclick: () => goTo(id) }, label));
-  at("contents").replaceChildren(...page.results.map((result) => element("li", {}, element("button", { type: "button", class: "link",
-    onclick: () => goTo(result.id) }, headingOf(result)), element("ul", {}, panels.filter((panel) => panel.result === result).map((panel) => link(panel.id, panel.title))))));
+  const link = (id, label, ...more) => element("li", {},
+    element("button", { type: "button", class: "link", onclick: () => goTo(id) }, label), ...more);
+  at("contents").replaceChildren(...page.results.map((result) => {
+    const own = panels.filter((panel) => panel.result === result).map((panel) => link(panel.id, panel.title));
+    return link(result.id, headingOf(result), element("ul", {}, own));
+  }));
 }
 
 function goTo(id) {
@@ -107,39 +130,46 @@ function drawResults() {
 }
 
 function settingsOf(result) {
-  const rows = [["probe", result.probe], ["run", result.run], ...Object.entries(result.settings), ...result.left_out.map((each) => ["not drawn", each])];
-  return element("details", {}, element("summary", {}, "Settings and provenance"),
-    element("dl", {}, rows.filter(([, value]) => value).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, named(value, 4000))])));
+  const rows = [["probe", result.probe], ["run", result.run], ...Object.entries(result.settings),
+    ...result.left_out.map((each) => ["not drawn", each])].filter(([, value]) => value);
+  const terms = rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, named(value, 4000))]);
+  return element("details", {}, element("summary", {}, "Settings and provenance"), element("dl", {}, terms));
 }
 
 function panelElement(panel) {
+  const { title } = panel;
   panel.controls = element("div", { class: "controls" });
   panel.caption = element("p", { class: "caption" });
   panel.body = element("div", { class: "body" });
-  const shown = element("div", { class: "scroll tall", tabindex: 0, role: "group", "aria-label": `Table: ${panel.title}` });
-  panel.details = element("details", { class: "numbers", ontoggle: () => { if (panel.details.open && panel.table) shown.replaceChildren(tableOf(panel.table(), panel.title)); } },
-    element("summary", {}, "Table"), shown);
-  const save = ["CSV", "PNG", "SVG"].map((format) => element("button", { type: "button", "aria-label": `${format} of ${panel.title}`,
-    onclick: () => exported(panel, format.toLowerCase()) }, format));
-  panel.root = element("article", { id: panel.id, class: panel.wide ? "panel wide" : "panel", "aria-label": `${headingOf(panel.result)}: ${panel.title}` },
-    element("header", {}, element("h3", { tabindex: -1 }, panel.title), element("div", { class: "saves" }, save)),
+  panel.shown = element("div", { class: "scroll tall", tabindex: 0, role: "group", "aria-label": `Table: ${title}` });
+  panel.details = element("details", { class: "numbers", ontoggle: () => drawTable(panel) },
+    element("summary", {}, "Table"), panel.shown);
+  const save = ["CSV", "PNG", "SVG"].map((format) => element("button", { type: "button",
+    "aria-label": `${format} of ${title}`, onclick: () => exported(panel, format.toLowerCase()) }, format));
+  const label = `${headingOf(panel.result)}: ${title}`;
+  panel.root = element("article", { id: panel.id, class: "panel", "aria-label": label },
+    element("header", {}, element("h3", { tabindex: -1 }, title), element("div", { class: "saves" }, save)),
     panel.controls, panel.caption, panel.body, panel.details);
+  panel.root.classList.toggle("wide", Boolean(panel.wide));
   return panel.root;
+}
+
+function drawTable(panel) {
+  if (panel.details.open && panel.table) panel.shown.replaceChildren(tableOf(panel.table(), panel.title));
 }
 
 /** Panels are drawn when they come into sight, and again when what they show has changed. */
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const panel = panels.find((each) => each.root === entry.target);
-    if (!panel) continue;
-    panel.inSight = entry.isIntersecting;
-    widths.set(panel.body, panel.body.clientWidth);
+    if (panel) panel.inSight = entry.isIntersecting;
   }
   drawInSight();
 }, { rootMargin: "300px" });
 
 function drawPanel(panel) {
-  const follows = JSON.stringify([panel.token ? [state.text, state.prompt, state.token, state.pins, state.other] : 0, state.layer, state.head, state.views,
+  const { prompt, token, pins, other, layer, head, unit, views } = state;
+  const follows = JSON.stringify([panel.token ? [state.text, prompt, token, pins, other] : 0, layer, head, unit, views,
     isDark(), widthOf(panel.body)]);
   if (panel.drawn === follows) return;
   panel.drawn = follows;
@@ -148,16 +178,18 @@ function drawPanel(panel) {
   panel.controls.replaceChildren();
   panel.table = panel.draw(panel);
   const isPicture = panel.body.querySelector("svg, .chart");
-  for (const button of panel.root.querySelectorAll(".saves button")) button.hidden = !isPicture && button.textContent !== "CSV";
-  if (panel.details.open) panel.details.lastChild.replaceChildren(tableOf(panel.table(), panel.title));
+  for (const button of panel.root.querySelectorAll(".saves button")) {
+    button.hidden = !isPicture && button.textContent !== "CSV";
+  }
+  drawTable(panel);
   if (held && !held.isConnected) regain(panel, label, pressed);
 }
 
 /** A panel that is drawn anew gives the focus back to what stands where it was. */
 function regain(panel, label, pressed) {
-  const all = [...panel.root.querySelectorAll("select, button, [tabindex]")];
-  const same = all.find((each) => label && each.getAttribute("aria-label") === label) ?? all.find((each) => each.textContent === pressed)
-    ?? panel.body.querySelector("[tabindex]");
+  const all = [...panel.root.querySelectorAll("select, input, button, [tabindex]")];
+  const same = all.find((each) => label && each.getAttribute("aria-label") === label)
+    ?? all.find((each) => each.textContent === pressed) ?? panel.body.querySelector("[tabindex]");
   same?.focus({ preventScroll: true });
 }
 
@@ -172,6 +204,9 @@ function refresh() {
 /** Panels in sight: grids and tables at once, then charts, which take longest, one after the other. */
 function drawInSight() {
   const seen = panels.filter((panel) => panel.inSight), mine = Symbol("turn");
+  for (const panel of panels) {
+    panel.root.classList.toggle("wide", Boolean(panel.wide || (panel.compares && isCompared())));
+  }
   for (const panel of seen) widths.set(panel.body, panel.body.clientWidth);
   const charts = seen.filter((panel) => panel.chart || panel.body.querySelector(".chart"));
   for (const panel of seen) if (!charts.includes(panel)) drawPanel(panel);
@@ -196,11 +231,19 @@ function toggleTheme() {
 listeners.push(refresh);
 at("strip").addEventListener("keydown", stripKeys);
 at("theme").addEventListener("click", toggleTheme);
-addEventListener("hashchange", () => { if (page) { Object.assign(state, firstSelection(), fromAddress(location.hash)); settle(); refresh(); } });
+addEventListener("hashchange", () => {
+  if (!page) return;
+  Object.assign(state, firstSelection(), fromAddress(location.hash));
+  settle();
+  refresh();
+});
 addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page && refresh());
 let resizing = 0;
-addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(() => page && refresh(), 120); });
+addEventListener("resize", () => {
+  clearTimeout(resizing);
+  resizing = setTimeout(() => page && refresh(), 120);
+});
 
 globalThis.lensProbes = { show };
 const given = JSON.parse(at("data").textContent);

@@ -1,7 +1,7 @@
 // The selection: which prompt, token, layer, head and pinned entries. The address's fragment holds it.
 
 const state = {
-  text: 0, prompt: 0, token: 0, layer: "", head: "", colour: "", other: "", pins: [], views: {}, theme: "",
+  text: 0, prompt: 0, token: 0, layer: "", head: "", unit: "", colour: "", other: "", pins: [], views: {}, theme: "",
 };
 const listeners = [];
 const alsoKept = {}; // what a served page keeps in the address beside it: its question
@@ -23,8 +23,8 @@ function setView(panel, name, value) {
 }
 
 function fragment() {
-  const { text, prompt, token, layer, head, colour, other, pins, views, theme } = state;
-  const kept = { ...alsoKept, text, prompt, token, layer, head, colour, other, pins: pins.join(","), theme };
+  const { pins, views, ...plainly } = state;
+  const kept = { ...alsoKept, ...plainly, pins: pins.join(",") };
   for (const [name, value] of Object.entries(views)) kept[`v.${name}`] = value;
   return new URLSearchParams(Object.entries(kept).filter(([, value]) => value !== "")).toString();
 }
@@ -45,7 +45,9 @@ function fromAddress(hash) {
   for (const name of ["text", "prompt", "token"]) {
     if (/^\d+$/.test(found.get(name) ?? "")) change[name] = Number(found.get(name));
   }
-  for (const name of ["layer", "head", "colour", "other", "theme"]) if (found.has(name)) change[name] = found.get(name);
+  for (const name of ["layer", "head", "unit", "colour", "other", "theme"]) {
+    if (found.has(name)) change[name] = found.get(name);
+  }
   if (found.has("pins")) change.pins = found.get("pins").split(",").filter((each) => /^\d+$/.test(each));
   for (const [name, value] of found) if (name.startsWith("v.")) change.views[name.slice(2)] = value;
   return change;

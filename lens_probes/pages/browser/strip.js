@@ -7,13 +7,16 @@ let page = null; // what `show` was given last
 const text = () => page.texts[state.text];
 const rowsOf = (prompt = state.prompt) => text()?.prompts.get(prompt) ?? [];
 const pickedRow = () => rowsOf()[state.token];
+const isCompared = () => state.other !== "";
+
+/** The token of the other prompt at the picked one's position, or undefined. */
+const otherRow = () => (isCompared() ? rowsOf(Number(state.other))[state.token] : undefined);
+
+/** The number of the first token that a grid shows: of another prompt too, so that positions are the same. */
+const firstShown = () => Math.min(Math.max(0, state.token - WINDOW / 2), Math.max(0, rowsOf().length - WINDOW));
 
 /** The tokens that a grid shows: all of them, or those around the picked one. */
-function tokensShown(prompt = state.prompt) {
-  const rows = rowsOf(prompt);
-  const first = Math.min(Math.max(0, state.token - WINDOW / 2), Math.max(0, rows.length - WINDOW));
-  return rows.slice(first, first + WINDOW);
-}
+const tokensShown = (prompt = state.prompt) => rowsOf(prompt).slice(firstShown(), firstShown() + WINDOW);
 
 /** A token's name on an axis: its text and its position. */
 const tokenName = (row) => `${visible(text().text[row], 14)} ${text().position[row]}`;
@@ -24,18 +27,21 @@ function colouring() {
     [...result.over("layer", "token"), ...result.over("token")].filter((quantity) => !quantity.into));
 }
 
-function colourOf(quantity, row) {
-  const token = quantity?.result.row(text(), row);
-  if (token === undefined) return [NaN, null];
+function colourOf(quantity, row, scale) {
+  const token = quantity.result.row(text(), row);
+  if (token === undefined) return [NaN, theme().paper];
   const layer = quantity.axes.includes("layer") ? quantity.result.indexOf("layer", state.layer) : 0;
-  return [quantity.at({ layer, token }), scaleOf(quantity)];
+  const value = quantity.at({ layer, token });
+  return [value, scale(value)];
 }
 
 function drawStrip(place) {
   const quantity = colouring().find((each) => each.id === state.colour);
-  const key = JSON.stringify([state.text, state.prompt, state.colour, quantity?.axes.includes("layer") ? state.layer : "", isDark()]);
-  if (drawStrip.key !== key || drawStrip.page !== page) drawTokens(place, quantity);
-  Object.assign(drawStrip, { key, page });
+  const of = JSON.stringify([state.text, state.prompt]), layer = quantity?.axes.includes("layer") ? state.layer : "";
+  const colours = JSON.stringify([of, state.colour, layer, isDark()]);
+  if (drawStrip.page !== page || drawStrip.of !== of) drawTokens(place);
+  if (drawStrip.page !== page || drawStrip.colours !== colours) colourTokens(place, quantity);
+  Object.assign(drawStrip, { of, colours, page });
   for (const token of place.querySelectorAll(".picked")) markToken(token, false);
   const picked = place.children[state.token];
   if (!picked) return;
@@ -49,14 +55,21 @@ function markToken(token, picked) {
   token.setAttribute("aria-selected", String(picked));
 }
 
-function drawTokens(place, quantity) {
-  place.replaceChildren(...rowsOf().map((row, index) => {
-    const [value, scale] = colourOf(quantity, row);
-    const fill = scale ? scale(value) : theme().paper;
-    return element("span", { role: "option", id: `token-${index}`, class: "token", "aria-selected": "false", dir: "auto", style: { background: fill, color: inkOn(fill) },
-      title: quantity ? `${quantity.says}: ${written(value)}` : null, onclick: () => select({ token: index }) },
-      visible(text().text[row], 30));
-  }));
+function drawTokens(place) {
+  place.replaceChildren(...rowsOf().map((row, index) => element("span",
+    { role: "option", id: `token-${index}`, class: "token", "aria-selected": "false", dir: "auto",
+      onclick: () => select({ token: index }) }, visible(text().text[row], 30))));
+}
+
+/** The colours of tokens that stand there already: another layer leaves the tokens. */
+function colourTokens(place, quantity) {
+  const scale = quantity && scaleOf(quantity);
+  rowsOf().forEach((row, index) => {
+    const token = place.children[index];
+    const [value, fill] = quantity ? colourOf(quantity, row, scale) : [NaN, theme().paper];
+    Object.assign(token.style, { background: fill, color: inkOn(fill) });
+    token.title = quantity ? `${quantity.says}: ${written(value)}` : "";
+  });
 }
 
 /** Arrow keys, Home and End move the pick; up and down move the layer. */
@@ -78,5 +91,6 @@ function moveLayer(step) {
 
 /** The labels of an axis in the result that has most of them. */
 function axisLabels(axis) {
-  return page.results.map((result) => result.labels[axis] ?? []).reduce((most, own) => (own.length > most.length ? own : most), []);
+  return page.results.map((result) => result.labels[axis] ?? [])
+    .reduce((most, own) => (own.length > most.length ? own : most), []);
 }
