@@ -197,8 +197,8 @@ def check_model_classes_agree(probe: Probe[Any]) -> None:
 # The promises of a result
 
 
-def check_result(result: Result) -> None:
-    """Finite and in its declared range; figure, table and file need only what is stored."""
+def check_values(result: Result) -> None:
+    """Every tensor is finite and in its declared range."""
     for name in schema(type(result)).axes:
         tensor, quantity = getattr(result, name), result.quantity(name)
         assert quantity.says != name, (
@@ -212,6 +212,11 @@ def check_result(result: Result) -> None:
                 f"{name!r} must be {quantity.low} to {quantity.high}, its declared range; got {known.min():g} to "
                 f"{known.max():g}"
             )
+
+
+def check_result(result: Result) -> None:
+    """Finite and in its declared range; figure, table and file need only what is stored."""
+    check_values(result)
     with mock.patch("torch.nn.Module.__call__", side_effect=AssertionError("figure() ran a module")):
         drawn = result.figure()
     assert isinstance(drawn, go.Figure), f"figure() gave a {type(drawn).__name__}"

@@ -1,0 +1,56 @@
+"""Settings of Sphinx. `make docs` builds the site; docs/build.py makes its pages first."""
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # this checkout, not an installed package
+
+import cards
+
+import lens_probes as lp
+
+PROJECT = tomllib.loads((cards.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# The one setting from which links to the source and to Colab follow: Repository in [project.urls] of pyproject.toml.
+REPOSITORY: str = PROJECT.get("urls", {}).get("Repository", "").rstrip("/").removesuffix(".git")
+
+project = "lens_probes"
+author = "The lens_probes developers"
+release = version = lp.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+nitpicky = True
+# Types in signatures are written for readers, as help() shows them: only names of `lens_probes` itself are links.
+nitpick_ignore_regex = [(r"py:.*", r"(?!lens_probes\.\w+$).*")]
+
+html_theme = "furo"
+html_title = f"lens_probes {release}"
+html_static_path = [str(cards.DOCS / "_static")]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_theme_options = {"footer_icons": []}
+
+
+def as_rst(app: Any, what: str, name: str, kind: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text. The page of a probe has the question of its card as its first line."""
+    text = "\n".join(lines)
+    if isinstance(kind, type) and kind in cards.asked().values():
+        text = f"{cards.card(kind)[1]}\n\n{cards.own_text(kind)}"
+    lines[:] = cards.rst(text).splitlines()
+
+
+def without_fields(
+    app: Any, what: str, name: str, kind: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None] | None:
+    """Results are made by probes: what their constructors take stands in the table of quantities."""
+    return ("", None) if isinstance(kind, type) and issubclass(kind, lp.Result) else None
+
+
+def setup(app: Any) -> None:
+    """What Sphinx calls first."""
+    app.connect("autodoc-process-docstring", as_rst)
+    app.connect("autodoc-process-signature", without_fields)

@@ -1,0 +1,104 @@
+"""The figure of each probe's page: `python docs/pictures.py` writes them to docs/pictures (some minutes; needs
+`lens-probes[demo,export]`). `python docs/pictures.py RankShift LogitLens` writes these only.
+
+The page shows the code that is run here. Figures of long experiments are drawn from results that benchmarks/ saved.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lens_probes as lp
+
+FOLDER = Path(__file__).parent / "pictures"
+ROOT = Path(__file__).parent.parent
+WIDTH, COLOURS = 760, 48
+
+MODEL = 'model = lp.load_model("smollm2-135m")\n'
+TEXTS = MODEL + "texts = lp.demo.sentences()[:30]\n"
+MARY = MODEL + 'text = "When Mary and John went to the store, John gave a drink to"\n'
+TOPICS = MODEL + "topics = {topic: texts[:15] for topic, texts in lp.demo.topics().items()}\n"
+IMAGES = MODEL + "images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))\nstem = lp.stems.orthogonal(model, patch=8)\n"
+PICTURES = {
+    "AttentionPair": MODEL + "pairs = lp.demo.pronoun_pairs()\n"
+    "result = lp.AttentionPair(pairs.query, pairs.keys).run(model, pairs.texts)\n"
+    "result.figure_test(result.contrast())",
+    "AttentionPatterns": TEXTS + 'lp.AttentionPatterns().run(model, texts).figure("previous_token")',
+    "CrossAttention": 'model = lp.tiny.bridge("bart")  # random weights: the demo model has no encoder\n'
+    'pair = lp.Prompt("Time flies like an arrow.", target="Die Zeit vergeht wie im Flug.")\n'
+    "lp.CrossAttention().run(model, [pair]).figure()",
+    "DirectLogitAttribution": MARY
+    + 'result = lp.DirectLogitAttribution(target=" Mary", against=" John", positions=-1).run(model, text)\n'
+    "result.figure_token(token=-1)",
+    "EmbeddingDensity": TEXTS + "lp.EmbeddingDensity().run(model, texts).figure()",
+    "HeadTopicSimilarity": TOPICS + "lp.HeadTopicSimilarity().run(model, topics).figure()",
+    "HeadValueRank": TEXTS + "lp.HeadValueRank(layers=range(0, 30, 5)).run(model, texts[:12]).figure()",
+    "KeyValueOverlap": MODEL + 'lp.KeyValueOverlap().run(model, "any prompt").figure()',
+    "LogitLens": TEXTS + "lp.LogitLens().run(model, texts).figure(prompt=4)",
+    "MaxActivatingExamples": TEXTS
+    + "result = lp.MaxActivatingExamples(layers=[20], units=range(8), k=8).run(model, texts)\n"
+    "result.figure(layer=20, unit=3)",
+    "RankShift": TEXTS + "mean = lp.ResidualMean().run(model, texts)\n"
+    "lp.RankShift(center=mean).run(model, texts).figure()",
+    "ResidualMean": TEXTS + "lp.ResidualMean().run(model, texts).figure()",
+    "ResidualUpdate": TEXTS + "lp.ResidualUpdate().run(model, texts).figure()",
+    "SourceAttribution": MARY
+    + 'probe = lp.SourceAttribution(target=" Mary", against=" John", positions=-1, layers=[23])\n'
+    "probe.run(model, text).figure_token(layer=23, token=-1)",
+    "Summary": TEXTS + "lp.Summary(lp.RankShift()).run(model, texts).figure()",
+    "TopicActivity": TOPICS + 'lp.TopicActivity(component="attn_out").run(model, topics).figure()',
+    "AttentionWindow": TEXTS + "lp.AttentionWindow(radii=[1, 2, 4, 8, 16]).run(model, texts[:12]).figure()",
+    "FeatureVisualization": "import torch\n\n"
+    + IMAGES.replace("rand(2", "rand(8")
+    + "lp.FeatureVisualization(5, units=[3, 5], stem=stem, steps=60).run(model, images).figure()",
+    "HeadAblation": TEXTS + "lp.HeadAblation(steps=5, draws=3).run(model, texts[:12]).figure()",
+    "ImageReconstruction": "import torch\n\n"
+    + IMAGES
+    + "lp.ImageReconstruction(0, stem=stem, steps=60).run(model, images).figure()",
+    "InputReconstruction": "# lp.InputReconstruction(15).run(model, texts), saved by benchmarks/\n"
+    'result = lp.load("benchmarks/saved/reconstruction_gradient_trained_15.safetensors")\n'
+    "result.figure()",
+    "MaxActivatingTokens": MODEL + 'text = "Time flies like"\n'
+    "lp.MaxActivatingTokens(layer=1, units=[2, 3, 5], steps=60).run(model, text).figure()",
+    "PositionReach": "# lp.PositionReach().run(model, texts), saved by benchmarks/\n"
+    'result = lp.load("benchmarks/saved/reach_trained.safetensors")\n'
+    "result.figure()",
+    "TiedKeyValue": TEXTS + 'lp.TiedKeyValue(at="layer", layers=range(0, 30, 5)).run(model, texts[:16]).figure()',
+    "TopicAblation": "# lp.TopicAblation().run(model, lp.demo.topics()), saved by benchmarks/\n"
+    'result = lp.load("benchmarks/saved/topic_ablation_neuron.safetensors")\n'
+    "result.figure()",
+    "TunedLens": TEXTS + "lp.TunedLens(steps=60, layers=range(0, 30, 3)).run(model, texts).figure()",
+}
+
+
+def drawn(code: str) -> Any:
+    """The figure that the last line makes."""
+    *lines, last = code.splitlines()
+    names: dict[str, Any] = {"lp": lp}
+    exec("\n".join(lines), names)
+    return eval(last, names)
+
+
+def write(figure: Any, path: Path) -> None:
+    """A small PNG: figures have few colours."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        large = Path(folder) / "large.png"
+        figure.update_layout(width=WIDTH).write_image(large)
+        Image.open(large).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+
+
+def main(names: list[str]) -> None:
+    """Draw these, or all."""
+    os.chdir(ROOT)  # paths of saved results in the code that pages show
+    FOLDER.mkdir(exist_ok=True)
+    for name in names or PICTURES:
+        write(drawn(PICTURES[name]), FOLDER / f"{name}.png")
+        print(f"{name}: {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
