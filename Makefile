@@ -47,7 +47,7 @@ check: .venv/dev
 
 # The site, in docs/_build/html: it opens without a server. Warnings are errors, and all links are checked.
 docs: .venv/docs
-	.venv/bin/python docs/build.py
+	.venv/bin/python docs/make.py
 
 # Which probes are right on which architectures, by release; docs/compatibility.json, which the site shows.
 compatibility: .venv/dev .venv-3/dev newest

@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the hub
-
 import numpy as np
 import torch
 
@@ -126,6 +124,12 @@ def class_of(name: str) -> str:
 
 def build(family: str) -> Any:
     """A tiny model of a family; raises where there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a library says of a configuration
+        return _built(family)
+
+
+def _built(family: str) -> Any:
     own = {class_of(name): name for name in (*tiny.ARCHITECTURES, *tiny.RARE, *tiny.ENCODER_DECODERS)}
     if family.endswith(" (HookedTransformer)"):
         return tiny.hooked(own[family.split()[0]])
@@ -265,7 +269,9 @@ def versions() -> dict[str, str]:
 
 def asked_of(family: str, model: Any, progress: bool = True) -> dict[str, str]:
     """All cells of one family."""
-    cells = {name: outcome(name, model) for name in names()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cells = {name: outcome(name, model) for name in names()}
     if progress:
         counts = {state: sum(cell.startswith(state) for cell in cells.values()) for state in STATES}
         print(f"{family}: {', '.join(f'{n} {state}' for state, n in counts.items() if n)}", flush=True)
@@ -311,8 +317,8 @@ def worse(before: dict[str, str], now: dict[str, str]) -> Iterator[str]:
 
 
 def main(given: list[str]) -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the hub
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     found, absent = measured(given or families())
     if given:
         print(json.dumps({"families": found, "absent": absent}, indent=1))

@@ -76,7 +76,11 @@ def rst(text: str) -> str:
         elif first.startswith("- "):
             parts.append("\n".join(_item(each) for each in re.split(r"(?:^|\n)- ", block)[1:]))
         else:
-            parts.append(inline(block))
+            lines = block.split("\n")
+            n = next((i for i, line in enumerate(lines) if line.startswith("    ")), len(lines))
+            parts.append(inline(" ".join(" ".join(lines[:n]).split())))
+            if lines[n:]:
+                parts.append(".. code-block:: text\n\n" + "\n".join(lines[n:]))
     return "\n\n".join(parts)
 
 

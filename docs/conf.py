@@ -1,11 +1,8 @@
-"""Settings of Sphinx. `make docs` builds the site; docs/build.py makes its pages first."""
+"""Settings of Sphinx. `make docs` builds the site; docs/make.py makes its pages first."""
 
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # this checkout, not an installed package
 
 import cards
 
@@ -46,8 +43,9 @@ def as_rst(app: Any, what: str, name: str, kind: Any, options: Any, lines: list[
 def without_fields(
     app: Any, what: str, name: str, kind: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """Results are made by probes: what their constructors take stands in the table of quantities."""
-    return ("", None) if isinstance(kind, type) and issubclass(kind, lp.Result) else None
+    """Only probes, experiments and prompts are made by hand: fields of all other classes are no arguments."""
+    made = isinstance(kind, type) and issubclass(kind, lp.Probe | lp.Experiment | lp.Prompt)
+    return ("", None) if isinstance(kind, type) and not made else None
 
 
 def setup(app: Any) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import plotly
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # this checkout, not an installed package
-
 import cards
 import compatibility
 import conf
@@ -24,7 +22,6 @@ from pictures import PICTURES
 
 import lens_probes as lp
 
-SOURCE, HTML = cards.DOCS / "_build" / "source", cards.DOCS / "_build" / "html"
 INCLUDED = re.compile(r"^\{\{ (README|CONTRIBUTING|CHANGELOG)(?:: (.+))? \}\}$", re.MULTILINE)
 NOTEBOOKS = ("tour", "rank_shift", "logit_lens", "attention", "topics", "reconstruction", "images")
 PROBES = (
@@ -34,9 +31,8 @@ PROBES = (
 EXPERIMENTS = "An experiment fits, searches, intervenes or differentiates. You run it like a probe: `run(model, texts)`."
 
 
-def stage(folder: Path = SOURCE) -> None:
+def stage(folder: Path) -> None:
     """Write the source of every page."""
-    shutil.rmtree(folder, ignore_errors=True)
     for name in ("howto", "probes", "experiments", "notebooks"):
         (folder / name).mkdir(parents=True)
     for file in [*cards.DOCS.glob("*.md"), *cards.DOCS.glob("*.rst"), *cards.DOCS.glob("howto/*.md")]:
@@ -93,17 +89,18 @@ def llms(html: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
+def main(folder: Path = cards.DOCS / "_build") -> int:
     """Pages, then HTML, then links."""
     from sphinx.cmd.build import main as sphinx
 
-    stage()
-    shutil.rmtree(HTML, ignore_errors=True)
-    options = ["-W", "--keep-going", "-q", "-E", "-d", str(HTML.parent / "doctrees"), "-c", str(cards.DOCS)]
-    failed = sphinx([*options, str(SOURCE), str(HTML)])
-    shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", HTML / "_static")
-    (HTML / "llms.txt").write_text(llms(HTML), encoding="utf-8")
-    return failed or links.main([str(HTML), *(str(cards.ROOT / f"{each}.md") for each in ("README", "CONTRIBUTING"))])
+    shutil.rmtree(folder, ignore_errors=True)
+    source, html = folder / "source", folder / "html"
+    stage(source)
+    options = ["-W", "--keep-going", "-q", "-d", str(folder / "doctrees"), "-c", str(cards.DOCS)]
+    failed = sphinx([*options, str(source), str(html)])
+    shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", html / "_static")
+    (html / "llms.txt").write_text(llms(html), encoding="utf-8")
+    return failed or links.main([str(html), *(str(cards.ROOT / f"{each}.md") for each in ("README", "CONTRIBUTING"))])
 
 
 if __name__ == "__main__":
