@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import traceback
 import warnings
@@ -30,6 +31,7 @@ FILE = Path(__file__).parent.parent / "docs" / "compatibility.json"
 PACKAGE = Path(lp.__file__).parent
 SENTENCES = lp.demo.sentences()[:6]
 LONGEST = 240  # characters of a reason
+LARGEST = 2_000_000  # parameters
 
 # What every probe and experiment is asked: the least that shows whether it is right.
 ASKED: dict[str, Callable[[Any], Any]] = {
@@ -98,8 +100,33 @@ SIZES = {
     "time_step_rank": 4,
     "lru_width": 32,
 }
-# What an architecture needs besides.
-OWN: dict[str, dict[str, Any]] = {}
+# What an architecture needs besides, None for a size that it cannot be given.
+ATTENTION_IN_THE_MIDDLE = ["linear_attention", "full_attention", "linear_attention"]
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+LINEAR_LAYERS = LINEAR | {"layer_types": ATTENTION_IN_THE_MIDDLE}
+IMAGES = {"image_size": 16, "patch_size": 4}
+OWN: dict[str, dict[str, Any]] = {
+    "BambaForCausalLM": {"attn_layer_indices": [1]},
+    "DeepseekV2ForCausalLM": {"num_experts_per_tok": 2},
+    "DeepseekV3ForCausalLM": {"head_dim": 4},
+    "DeiTForImageClassification": IMAGES,
+    "DeiTModel": IMAGES,
+    "FalconForCausalLM": {"head_dim": None},
+    "FalconH1ForCausalLM": {"mamba_d_ssm": 64},
+    "GlmMoeDsaForCausalLM": {"head_dim": 4, "index_head_dim": 8, "index_n_heads": 4, "index_topk": 16},
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention", "mamba"], "position_embedding_type": "rope"},
+    "HunYuanDenseV1ForCausalLM": {"head_dim": 8},
+    "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention", "conv"]},
+    "Mamba2ForCausalLM": {"head_dim": 16},
+    "NemotronForCausalLM": {"head_dim": 8, "num_key_value_heads": 2},
+    "Qwen3NextForCausalLM": LINEAR_LAYERS,
+    "Qwen3_5ForCausalLM": LINEAR_LAYERS,
+    "Qwen3_5MoeForCausalLM": LINEAR_LAYERS,
+    "ViTModel": IMAGES,
+    "YoutuForCausalLM": {"head_dim": 4},
+    "Zamba2ForCausalLM": {"layer_types": ["mamba", "hybrid", "mamba"]},
+}
 TOKENIZERS = {"T5": "t5", "MT5": "t5", "LongT5": "t5", "Switch": "t5", "Bert": "bert", "Roberta": "roberta"}
 TOKENIZERS |= dict.fromkeys(("Bart", "MBart", "LED", "Pegasus", "Blenderbot", "M2M100"), "bart") | {"Marian": "marian"}
 
@@ -123,10 +150,13 @@ def class_of(name: str) -> str:
 
 
 def build(family: str) -> Any:
-    """A tiny model of a family; raises where there is none."""
+    """A tiny model of a family; raises where there is none, or TransformerLens cannot run it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what a library says of a configuration
-        return _built(family)
+        model = _built(family)
+        if not _is_of_images(model):
+            runs(model)
+        return model
 
 
 def _built(family: str) -> Any:
@@ -152,14 +182,20 @@ def booted(family: str) -> Any:
     first = next((name for name in sorted(TOKENIZERS, key=len, reverse=True) if family.startswith(name)), "")
     tokenizer = tiny.tokenizer(TOKENIZERS.get(first, "gpt2"))
     default = kind.config_class()
-    if hasattr(default, "vision_config") or hasattr(default, "audio_config"):
-        raise LookupError("it reads images or sound beside text, which nothing here does")
-    sizes = {name: n for name, n in SIZES.items() if getattr(default, name, None) is not None}
+    if kind.main_input_name == "input_values":
+        raise LookupError("it reads sound")
+    if {"vision_config", "audio_config", "text_config", "encoder", "decoder"} & set(kind.config_class.sub_configs):
+        raise LookupError("it is made of several models, as one of images and text is: none is made here")
+    sizes = {name: n for name, n in SIZES.items() if _given_by(default, name)} | OWN.get(family, {})
+    sizes = {name: size for name, size in sizes.items() if size is not None}
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     special["decoder_start_token_id"] = special["pad_token_id"]
-    source = kind(kind.config_class(**sizes | special | OWN.get(family, {}), architectures=[family])).eval()
-    if sum(parameter.numel() for parameter in source.parameters()) > 2e6:
-        raise LookupError("its tiny configuration is not tiny: add its sizes to SIZES or OWN")
+    config = kind.config_class(**sizes | special, architectures=[family])
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in kind(config).parameters())
+    if size > LARGEST:
+        raise LookupError(f"its tiny configuration is not tiny, {size:,} parameters: add its sizes to SIZES or OWN")
+    source = kind(config).eval()
     tiny._randomise(source, 0, torch.float32)
     try:
         source.set_attn_implementation("eager")
@@ -168,6 +204,23 @@ def booted(family: str) -> Any:
     return TransformerBridge.boot_transformers(
         f"tiny-{family.lower()}", hf_model=source, tokenizer=tokenizer, dtype=torch.float32, device="cpu"
     )
+
+
+def runs(model: Any) -> None:
+    """Raise if TransformerLens cannot run the model that it booted."""
+    ids = torch.tensor([[3, 4, 5, 6]])
+    try:
+        with torch.no_grad():
+            model(ids, **({"decoder_input": ids} if hasattr(model, "decoder_blocks") else {}))
+    except Exception as error:
+        raise LookupError(f"booted, but not run with this configuration: {type(error).__name__}: {error}") from error
+
+
+def _given_by(config: Any, name: str) -> bool:
+    try:
+        return getattr(config, name, None) is not None
+    except Exception:  # Gemma 4: layers differ in it
+        return False
 
 
 def _is_of_images(model: Any) -> bool:
@@ -204,6 +257,7 @@ def outcome(name: str, model: Any) -> str:
 
 def _because(state: str, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"tiny-[\w.-]*\w", "this model", text)
     text = text if state != "error" else f"{type(error).__name__}: {text}"
     return f"{state}: {text if len(text) <= LONGEST else text[: LONGEST - 3] + '...'}"
 

@@ -45,7 +45,15 @@ def card(kind: type) -> tuple[str, str]:
 def own_text(kind: type) -> str:
     """What the docstring of the class adds to the card: its settings and an example."""
     text = inspect.cleandoc(kind.__doc__ or "").removeprefix((sys.modules[kind.__module__].__doc__ or "").strip())
-    return re.sub(r"\n\nSee `\w+`\.$", "", text).strip()
+    text = re.sub(r"\n\nSee `\w+`\.$", "", text)
+    return re.sub(r"\n\n`layers`: a list of layer numbers.*$", "", text).strip()  # the table of settings says so
+
+
+def called(kind: type) -> inspect.Signature:
+    """How it is made: its settings with their defaults."""
+    made = inspect.signature(kind.__init__)
+    shown = [each for each in made.parameters.values() if each.name != "self"]
+    return made.replace(parameters=shown, return_annotation=inspect.Signature.empty)
 
 
 # Plain text to reStructuredText

@@ -13,7 +13,8 @@ PROJECT = tomllib.loads((cards.ROOT / "pyproject.toml").read_text(encoding="utf-
 REPOSITORY: str = PROJECT.get("urls", {}).get("Repository", "").rstrip("/").removesuffix(".git")
 
 project = "lens_probes"
-author = "The lens_probes developers"
+author = copyright = "The lens_probes developers"
+smartquotes = False
 release = version = lp.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_heading_anchors = 3
@@ -43,9 +44,12 @@ def as_rst(app: Any, what: str, name: str, kind: Any, options: Any, lines: list[
 def without_fields(
     app: Any, what: str, name: str, kind: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """Only probes, experiments and prompts are made by hand: fields of all other classes are no arguments."""
-    made = isinstance(kind, type) and issubclass(kind, lp.Probe | lp.Experiment | lp.Prompt)
-    return ("", None) if isinstance(kind, type) and not made else None
+    """Settings as help() shows them. Only probes, experiments and prompts are made by hand: others show no arguments."""
+    if not isinstance(kind, type) or issubclass(kind, lp.Prompt):
+        return None
+    if kind in cards.asked().values():
+        return str(cards.called(kind)), None
+    return "", None
 
 
 def setup(app: Any) -> None:
