@@ -52,16 +52,16 @@ PICTURES = {
     "AttentionWindow": TEXTS + "lp.AttentionWindow(radii=[1, 2, 4, 8, 16]).run(model, texts[:12]).figure()",
     "FeatureVisualization": "import torch\n\n"
     + IMAGES.replace("rand(2", "rand(8")
-    + "lp.FeatureVisualization(5, units=[3, 5], stem=stem, steps=60).run(model, images).figure()",
+    + "lp.FeatureVisualization(5, units=[3, 5], stem=stem, steps=30).run(model, images).figure()",
     "HeadAblation": TEXTS + "lp.HeadAblation(steps=5, draws=3).run(model, texts[:12]).figure()",
     "ImageReconstruction": "import torch\n\n"
     + IMAGES
-    + "lp.ImageReconstruction(0, stem=stem, steps=60).run(model, images).figure()",
+    + "lp.ImageReconstruction(0, stem=stem, steps=30).run(model, images).figure()",
     "InputReconstruction": "# lp.InputReconstruction(15).run(model, texts), saved by benchmarks/\n"
     'result = lp.load("benchmarks/saved/reconstruction_gradient_trained_15.safetensors")\n'
     "result.figure()",
     "MaxActivatingTokens": MODEL + 'text = "Time flies like"\n'
-    "lp.MaxActivatingTokens(layer=1, units=[2, 3, 5], steps=60).run(model, text).figure()",
+    "lp.MaxActivatingTokens(layer=1, units=[2, 3, 5], steps=20).run(model, text).figure()",
     "PositionReach": "# lp.PositionReach().run(model, texts), saved by benchmarks/\n"
     'result = lp.load("benchmarks/saved/reach_trained.safetensors")\n'
     "result.figure()",
@@ -69,7 +69,7 @@ PICTURES = {
     "TopicAblation": "# lp.TopicAblation().run(model, lp.demo.topics()), saved by benchmarks/\n"
     'result = lp.load("benchmarks/saved/topic_ablation_neuron.safetensors")\n'
     "result.figure()",
-    "TunedLens": TEXTS + "lp.TunedLens(steps=60, layers=range(0, 30, 3)).run(model, texts).figure()",
+    "TunedLens": TEXTS + "lp.TunedLens(steps=20, layers=[0, 10, 20], tokens_per_step=32).run(model, texts).figure()",
 }
 
 
