@@ -5,6 +5,7 @@ configuration and random weights, booted, and asked everything. `make compatibil
 names of architectures as arguments it asks these only, and keeps what the file says of others.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -199,10 +200,8 @@ def booted(family: str) -> Any:
         raise LookupError(f"its tiny configuration is not tiny, {size:,} parameters: add its sizes to SIZES or OWN")
     source = kind(config).eval()
     tiny._randomise(source, 0, torch.float32)
-    try:
+    with contextlib.suppress(ValueError, AttributeError):  # some have one way only
         source.set_attn_implementation("eager")
-    except (ValueError, AttributeError):
-        pass  # some have one way only
     return TransformerBridge.boot_transformers(
         f"tiny-{family.lower()}", hf_model=source, tokenizer=tokenizer, dtype=torch.float32, device="cpu"
     )

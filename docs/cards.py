@@ -1,14 +1,16 @@
 """Pages of the site that are made of the package itself: one per probe and experiment. No model is loaded.
 
-    method card (plain text) --rst--> reStructuredText;  declarations --page--> tables of settings and quantities
+method card (plain text) --rst--> reStructuredText;  declarations --page--> tables of settings and quantities
 """
 
 import dataclasses
 import inspect
 import json
 import re
+import runpy
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -271,10 +273,10 @@ def costs(name: str) -> list[str]:
     return found
 
 
+@cache
 def releases() -> list[dict[str, Any]]:
     """The runs of benchmarks/compatibility.py, oldest release first."""
-    file = DOCS / "compatibility.json"
-    return json.loads(file.read_text(encoding="utf-8"))["releases"] if file.is_file() else []
+    return runpy.run_path(str(ROOT / "benchmarks" / "compatibility.py"))["read"]()
 
 
 def models(name: str) -> list[str]:

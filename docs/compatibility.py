@@ -1,11 +1,12 @@
 """The page of model families x probes, made of docs/compatibility.json, which benchmarks/compatibility.py writes."""
 
 import html
+import re
 from typing import Any
 
-from cards import asked
+from cards import asked, folder
 
-MARKS = {"right": ("right", "●"), "refused": ("refused", "–"), "wrong": ("wrong", "✗"), "error": ("wrong", "✗")}
+MARKS = {"right": ("right", "●"), "refused": ("refused", "–"), "wrong": ("wrong", "✗"), "error": ("error", "!")}
 INTRO = """# Compatibility
 
 Which probes are right on which models. `make compatibility` builds every architecture that TransformerLens names from
@@ -16,7 +17,8 @@ Hugging Face's own classes, with a tiny configuration and random weights, and ru
   has finite values within their bounds.
 - **refused** (number): the probe raises before it gives numbers that it cannot promise. The number is that of the
   reason below the table.
-- **wrong** (✗): a number or an error that a user should not see.
+- **error** (!): it stops with an error of a library where a refusal should stand. No number is given.
+- **wrong** (✗): a number that is not what it says.
 
 `make test-all` fails if a cell that is right here is not right any more. Random weights say nothing about language;
 what must hold for every model can be tested on them. Weights are raw, and padding is on the right.
@@ -50,7 +52,8 @@ def page(releases: list[dict[str, Any]]) -> str:
 def grid(families: dict[str, dict[str, str]], reasons: dict[str, int]) -> str:
     """A table in HTML: families down, probes across; reasons get numbers as they come up."""
     names = [name for name in asked() if any(name in cells for cells in families.values())]
-    head = "".join(f'<th scope="col"><span><a href="{_folder(name)}/{name}.html">{name}</a></span></th>' for name in names)
+    links = [f'<a href="{folder(asked()[name])}/{name}.html">{name}</a>' for name in names]
+    head = "".join(f'<th scope="col"><span>{link}</span></th>' for link in links)
     rows = []
     for family, cells in families.items():
         shown = "".join(_cell(cells.get(name, ""), reasons) for name in names)
@@ -74,13 +77,7 @@ def _cell(outcome: str, reasons: dict[str, int]) -> str:
     return f'<td class="{kind}" title="{title}">{mark}</td>'
 
 
-def _folder(name: str) -> str:
-    from cards import folder
-
-    return folder(asked()[name])
-
-
 def _plain(text: str) -> str:
     """One line of Markdown without marks: names in backticks stay code."""
     parts = text.replace("|", "\\|").split("`")
-    return "`".join(part if i % 2 else part.replace("_", "\\_").replace("*", "\\*").replace("[", "\\[").replace("<", "&lt;") for i, part in enumerate(parts))
+    return "`".join(part if i % 2 else re.sub(r"([_*\[<])", r"\\\1", part) for i, part in enumerate(parts))

@@ -1,7 +1,7 @@
 """Settings of Sphinx. `make docs` builds the site; docs/make.py makes its pages first."""
 
+import inspect
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import cards
@@ -44,7 +44,11 @@ def as_rst(app: Any, what: str, name: str, kind: Any, options: Any, lines: list[
 def without_fields(
     app: Any, what: str, name: str, kind: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """Settings as help() shows them. Only probes, experiments and prompts are made by hand: others show no arguments."""
+    """Settings as help() shows them. Classes that are not made by hand show no arguments."""
+    if hasattr(kind, "__signature__"):  # a function whose types help() shows by name
+        shown = inspect.signature(kind)
+        own = [each for each in shown.parameters.values() if each.name != "self"]
+        return str(shown.replace(parameters=own, return_annotation=shown.empty)), returns
     if not isinstance(kind, type) or issubclass(kind, lp.Prompt):
         return None
     if kind in cards.asked().values():
@@ -52,7 +56,13 @@ def without_fields(
     return "", None
 
 
+def skipped(app: Any, what: str, name: str, kind: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples say nothing but their numbers."""
+    return True if (getattr(kind, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Any) -> None:
     """What Sphinx calls first."""
+    app.connect("autodoc-skip-member", skipped)
     app.connect("autodoc-process-docstring", as_rst)
     app.connect("autodoc-process-signature", without_fields)

@@ -62,6 +62,8 @@ def verdicts(name: str) -> list[str]:
 
 def shown(output: dict[str, Any], folder: Path, name: str) -> str:
     """One output: a figure as its stored PNG, or drawn by Plotly in the browser; a table; or text."""
+    if output.get("name") == "stderr":  # progress and warnings of the machine that ran it
+        return ""
     data = output.get("data", {})
     plotly = data.get("application/vnd.plotly.v1+json")
     if "image/png" in data:
@@ -103,6 +105,10 @@ def index(names: list[str]) -> str:
         rows = CLAIMS["rows_of"](NOTEBOOKS / f"{name}.ipynb")
         parts += [f"## [{title}]({name}.md)", rest.split("\n\n")[0]]
         if rows:
-            parts.append("\n".join(f"- **{row['claim']}**, {row['model']}: {row['verdict']}" for row in rows))
+            found: dict[str, list[str]] = {}
+            for row in rows:
+                found.setdefault(row["claim"], []).append(f"{row['model']}: {row['verdict']}")
+            lines = [f"- **{id_}** {CLAIMS['CLAIMS'][id_]} *{'; '.join(own)}*" for id_, own in found.items()]
+            parts.append("\n".join(lines))
     parts.append("```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```")
     return "\n\n".join(parts) + "\n"

@@ -2,8 +2,8 @@
 
     docs/*.md, README, CONTRIBUTING, CHANGELOG, method cards, notebooks --stage--> docs/_build/source --Sphinx--> html
 
-A line `{{ README: Speed and memory }}` of a page stands for that section, `{{ CHANGELOG }}` for a whole file: nothing is
-written twice.
+A line `{{ README: Speed and memory }}` of a page stands for that section, `{{ CHANGELOG }}` for a whole file: nothing
+is written twice.
 """
 
 import re
@@ -11,13 +11,12 @@ import shutil
 import sys
 from pathlib import Path
 
-import plotly
-
 import cards
 import compatibility
 import conf
 import gallery
 import links
+import plotly
 from pictures import PICTURES
 
 import lens_probes as lp
@@ -28,7 +27,7 @@ PROBES = (
     "A probe reads activations of one forward pass. `lens_probes.run` asks several of them at once, and "
     "`list_probes` finds those of installed packages too."
 )
-EXPERIMENTS = "An experiment fits, searches, intervenes or differentiates. You run it like a probe: `run(model, texts)`."
+EXPERIMENTS = "An experiment fits, searches, intervenes or differentiates. It runs like a probe: `run(model, texts)`."
 
 
 def stage(folder: Path) -> None:

@@ -14,13 +14,19 @@ import lens_probes as lp
 
 FOLDER = Path(__file__).parent / "pictures"
 ROOT = Path(__file__).parent.parent
-WIDTH, COLOURS = 760, 48
+COLOURS = 256
 
 MODEL = 'model = lp.load_model("smollm2-135m")\n'
 TEXTS = MODEL + "texts = lp.demo.sentences()[:30]\n"
 MARY = MODEL + 'text = "When Mary and John went to the store, John gave a drink to"\n'
 TOPICS = MODEL + "topics = {topic: texts[:15] for topic, texts in lp.demo.topics().items()}\n"
-IMAGES = MODEL + "images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))\nstem = lp.stems.orthogonal(model, patch=8)\n"
+IMAGES = (
+    "import torch\n\n"
+    + MODEL
+    + "blobs = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))\n"
+    + 'images = torch.nn.functional.interpolate(blobs, 32, mode="bicubic").clamp(0, 1)\n'
+    + "stem = lp.stems.orthogonal(model, patch=8)\n"
+)
 PICTURES = {
     "AttentionPair": MODEL + "pairs = lp.demo.pronoun_pairs()\n"
     "result = lp.AttentionPair(pairs.query, pairs.keys).run(model, pairs.texts)\n"
@@ -50,13 +56,10 @@ PICTURES = {
     "Summary": TEXTS + "lp.Summary(lp.RankShift()).run(model, texts).figure()",
     "TopicActivity": TOPICS + 'lp.TopicActivity(component="attn_out").run(model, topics).figure()',
     "AttentionWindow": TEXTS + "lp.AttentionWindow(radii=[1, 2, 4, 8, 16]).run(model, texts[:12]).figure()",
-    "FeatureVisualization": "import torch\n\n"
-    + IMAGES.replace("rand(2", "rand(8")
+    "FeatureVisualization": IMAGES.replace("rand(2", "rand(8")
     + "lp.FeatureVisualization(5, units=[3, 5], stem=stem, steps=30).run(model, images).figure()",
     "HeadAblation": TEXTS + "lp.HeadAblation(steps=5, draws=3).run(model, texts[:12]).figure()",
-    "ImageReconstruction": "import torch\n\n"
-    + IMAGES
-    + "lp.ImageReconstruction(0, stem=stem, steps=30).run(model, images).figure()",
+    "ImageReconstruction": IMAGES + "lp.ImageReconstruction(0, stem=stem, steps=30).run(model, images).figure()",
     "InputReconstruction": "# lp.InputReconstruction(15).run(model, texts), saved by benchmarks/\n"
     'result = lp.load("benchmarks/saved/reconstruction_gradient_trained_15.safetensors")\n'
     "result.figure()",
@@ -87,7 +90,7 @@ def write(figure: Any, path: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         large = Path(folder) / "large.png"
-        figure.update_layout(width=WIDTH).write_image(large)
+        figure.write_image(large)
         Image.open(large).convert("RGB").quantize(COLOURS).save(path, optimize=True)
 
 

@@ -51,7 +51,7 @@ def test_a_cell_is_wrong_where_the_last_layer_is_not_the_models_own(gpt2):
     lens = lp.LogitLens().run(gpt2, "Time flies like an arrow.")
     made["agrees_with_logits"](lens, gpt2)
     lens.log_prob[-1] -= 0.1
-    with pytest.raises(AssertionError, match="own log-probabilities; they differ by 0.1"):
+    with pytest.raises(AssertionError, match=r"own log-probabilities; they differ by 0\.1"):
         made["agrees_with_logits"](lens, gpt2)
     lens.log_prob[-1] += 0.1
     lens.rank[-1] += 1
