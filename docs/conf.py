@@ -8,9 +8,17 @@ import cards
 
 import lens_probes as lp
 
-PROJECT = tomllib.loads((cards.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# The one setting from which links to the source and to Colab follow: Repository in [project.urls] of pyproject.toml.
-REPOSITORY: str = PROJECT.get("urls", {}).get("Repository", "").rstrip("/").removesuffix(".git")
+
+def repository(pyproject: dict[str, Any]) -> str:
+    """The address from which links to the source and to Colab follow; "" until it is known.
+
+    It is `repository` in [tool.lens-probes] of pyproject.toml, or Repository in [project.urls].
+    """
+    own = pyproject.get("tool", {}).get("lens-probes", {}).get("repository", "")
+    return (own or pyproject["project"].get("urls", {}).get("Repository", "")).rstrip("/").removesuffix(".git")
+
+
+REPOSITORY = repository(tomllib.loads((cards.ROOT / "pyproject.toml").read_text(encoding="utf-8")))
 
 project = "lens_probes"
 author = copyright = "The lens_probes developers"

@@ -96,6 +96,16 @@ def test_links_between_files_become_links_between_pages(site):
     assert site.make.filled(text) == expected
 
 
+def test_links_to_the_source_follow_from_one_setting(site):
+    address = "https://github.com/a/b"
+    assert site.conf.repository({"project": {}}) == ""
+    assert site.conf.repository({"project": {"urls": {"Repository": f"{address}.git"}}}) == address
+    assert site.conf.repository({"project": {}, "tool": {"lens-probes": {"repository": f"{address}/"}}}) == address
+    page = site.cards.page("LogitLens", {"LogitLens": ""}, address)
+    assert f"`Source code <{address}/blob/main/lens_probes/probes/logit_lens.py>`__" in page
+    assert "Source code" not in site.cards.page("LogitLens", {"LogitLens": ""})
+
+
 # Plain text to reStructuredText
 
 
@@ -150,7 +160,9 @@ def test_figures_without_a_stored_picture_are_drawn_and_outputs_are_not_run(site
 def test_every_notebook_is_in_the_gallery(site):
     assert {file.stem for file in site.gallery.NOTEBOOKS.glob("*.ipynb")} >= set(site.make.NOTEBOOKS)
     index = site.gallery.index(list(site.make.NOTEBOOKS))
-    assert "walks back a little later. *SmolLM2: holds; MiniLM: does not hold*" in index and index.count("## [") == len(site.make.NOTEBOOKS)
+    assert "walks back a little later. *SmolLM2: holds; MiniLM: does not hold*" in index and index.count("## [") == len(
+        site.make.NOTEBOOKS
+    )
 
 
 # Compatibility
