@@ -1,10 +1,9 @@
 """The figure of each probe's page: `python docs/pictures.py` writes them to docs/pictures (some minutes; needs
 `lens-probes[demo,export]`). `python docs/pictures.py RankShift LogitLens` writes these only.
 
-The page shows the code that is run here. Figures of long experiments are drawn from results that benchmarks/ saved.
+The page shows the code that is run here. Figures of long experiments are drawn from saved results.
 """
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import lens_probes as lp
 
 FOLDER = Path(__file__).parent / "pictures"
-ROOT = Path(__file__).parent.parent
 COLOURS = 256
 
 MODEL = 'model = lp.load_model("smollm2-135m")\n'
@@ -42,7 +40,12 @@ PICTURES = {
     "HeadTopicSimilarity": TOPICS + "lp.HeadTopicSimilarity().run(model, topics).figure()",
     "HeadValueRank": TEXTS + "lp.HeadValueRank(layers=range(0, 30, 5)).run(model, texts[:12]).figure()",
     "KeyValueOverlap": MODEL + 'lp.KeyValueOverlap().run(model, "any prompt").figure()',
+    "LayerSkip": TEXTS + "lp.LayerSkip(layers=range(0, 30, 5)).run(model, texts[:8]).figure()",
+    "LensComparison": TEXTS
+    + "tuned = lp.TunedLens(steps=10, layers=[0, 10, 20], tokens_per_step=32).run(model, texts[:20])\n"
+    'lp.LensComparison({"tuned lens": tuned}, layers=[0, 10, 20]).run(model, texts[20:]).figure()',
     "LogitLens": TEXTS + "lp.LogitLens().run(model, texts).figure(prompt=4)",
+    "MassiveActivations": TEXTS + "lp.MassiveActivations().run(model, texts).figure()",
     "MaxActivatingExamples": TEXTS
     + "result = lp.MaxActivatingExamples(layers=[20], units=range(8), k=8).run(model, texts)\n"
     "result.figure(layer=20, unit=3)",
@@ -53,6 +56,7 @@ PICTURES = {
     "SourceAttribution": MARY
     + 'probe = lp.SourceAttribution(target=" Mary", against=" John", positions=-1, layers=[23])\n'
     "probe.run(model, text).figure_token(layer=23, token=-1)",
+    "StateDimension": TEXTS + "lp.StateDimension().run(model, texts).figure()",
     "Summary": TEXTS + "lp.Summary(lp.RankShift()).run(model, texts).figure()",
     "TopicActivity": TOPICS + 'lp.TopicActivity(component="attn_out").run(model, topics).figure()',
     "AttentionWindow": TEXTS + "lp.AttentionWindow(radii=[1, 2, 4, 8, 16]).run(model, texts[:12]).figure()",
@@ -60,17 +64,17 @@ PICTURES = {
     + "lp.FeatureVisualization(5, units=[3, 5], stem=stem, steps=30).run(model, images).figure()",
     "HeadAblation": TEXTS + "lp.HeadAblation(steps=5, draws=3).run(model, texts[:12]).figure()",
     "ImageReconstruction": IMAGES + "lp.ImageReconstruction(0, stem=stem, steps=30).run(model, images).figure()",
-    "InputReconstruction": "# lp.InputReconstruction(15).run(model, texts), saved by benchmarks/\n"
-    'result = lp.load("benchmarks/saved/reconstruction_gradient_trained_15.safetensors")\n'
+    "InputReconstruction": "# lp.InputReconstruction(15).run(model, texts), saved\n"
+    'result = lp.load(lp.demo.saved() / "reconstruction_gradient_trained_15.safetensors")\n'
     "result.figure()",
     "MaxActivatingTokens": MODEL + 'text = "Time flies like"\n'
     "lp.MaxActivatingTokens(layer=1, units=[2, 3, 5], steps=20).run(model, text).figure()",
-    "PositionReach": "# lp.PositionReach().run(model, texts), saved by benchmarks/\n"
-    'result = lp.load("benchmarks/saved/reach_trained.safetensors")\n'
+    "PositionReach": "# lp.PositionReach().run(model, texts), saved\n"
+    'result = lp.load(lp.demo.saved() / "reach_trained.safetensors")\n'
     "result.figure()",
     "TiedKeyValue": TEXTS + 'lp.TiedKeyValue(at="layer", layers=range(0, 30, 5)).run(model, texts[:16]).figure()',
-    "TopicAblation": "# lp.TopicAblation().run(model, lp.demo.topics()), saved by benchmarks/\n"
-    'result = lp.load("benchmarks/saved/topic_ablation_neuron.safetensors")\n'
+    "TopicAblation": "# lp.TopicAblation().run(model, lp.demo.topics()), saved\n"
+    'result = lp.load(lp.demo.saved() / "topic_ablation_neuron.safetensors")\n'
     "result.figure()",
     "TunedLens": TEXTS + "lp.TunedLens(steps=20, layers=[0, 10, 20], tokens_per_step=32).run(model, texts).figure()",
 }
@@ -96,7 +100,6 @@ def write(figure: Any, path: Path) -> None:
 
 def main(names: list[str]) -> None:
     """Draw these, or all."""
-    os.chdir(ROOT)  # paths of saved results in the code that pages show
     FOLDER.mkdir(exist_ok=True)
     for name in names or PICTURES:
         write(drawn(PICTURES[name]), FOLDER / f"{name}.png")
