@@ -44,7 +44,7 @@ PICTURES = {
     "LensComparison": TEXTS
     + "tuned = lp.TunedLens(steps=10, layers=[0, 10, 20], tokens_per_step=32).run(model, texts[:20])\n"
     'lp.LensComparison({"tuned lens": tuned}, layers=[0, 10, 20]).run(model, texts[20:]).figure()',
-    "LogitLens": TEXTS + "lp.LogitLens().run(model, texts).figure(prompt=4)",
+    "LogitLens": TEXTS + "lp.LogitLens(layers=range(2, 30, 3)).run(model, texts).figure(prompt=4)",
     "MassiveActivations": TEXTS + "lp.MassiveActivations().run(model, texts).figure()",
     "MaxActivatingExamples": TEXTS
     + "result = lp.MaxActivatingExamples(layers=[20], units=range(8), k=8).run(model, texts)\n"
@@ -63,7 +63,8 @@ PICTURES = {
     "FeatureVisualization": IMAGES.replace("rand(2", "rand(8")
     + "lp.FeatureVisualization(5, units=[3, 5], stem=stem, steps=30).run(model, images).figure()",
     "HeadAblation": TEXTS + "lp.HeadAblation(steps=5, draws=3).run(model, texts[:12]).figure()",
-    "ImageReconstruction": IMAGES + "lp.ImageReconstruction(0, stem=stem, steps=30).run(model, images).figure()",
+    "ImageReconstruction": IMAGES
+    + 'lp.ImageReconstruction(0, at="resid_mid", stem=stem, steps=100).run(model, images).figure()',
     "InputReconstruction": "# lp.InputReconstruction(15).run(model, texts), saved\n"
     'result = lp.load(lp.demo.saved() / "reconstruction_gradient_trained_15.safetensors")\n'
     "result.figure()",
