@@ -2,7 +2,7 @@
 
 Every architecture that the installed TransformerLens names is built of Hugging Face's own class with a tiny
 configuration and random weights, booted, and asked everything. `make compatibility` does so for three releases. With
-names of architectures as arguments it asks these only, and keeps what the file says of others.
+names of architectures or of probes as arguments it asks these only, and keeps what the file says of others.
 """
 
 import contextlib
@@ -45,11 +45,13 @@ ASKED: dict[str, Callable[[Any], Any]] = {
         1, stem=_stem(model), steps=2, bounds=(-9.0, 9.0) if _is_of_images(model) else (0.0, 1.0)
     ),
     "InputReconstruction": lambda model: lp.InputReconstruction(1, steps=2),
+    "LensComparison": lambda model: lp.LensComparison({"doubled": _doubled}),
     "LogitLens": lambda model: lp.LogitLens(target="own" if _is_encoder(model) else "next"),
     "MaxActivatingExamples": lambda model: lp.MaxActivatingExamples(k=3, sample=10),
     "MaxActivatingTokens": lambda model: lp.MaxActivatingTokens(1, (3, 5), steps=2, restarts=1),
     "PositionReach": lambda model: lp.PositionReach(layers=[0, -1], projections=2),
     "RankShift": lambda model: lp.RankShift(at="resid_post", neighbours=3),
+    "StateDimension": lambda model: lp.StateDimension(draws=2),
     "Summary": lambda model: lp.Summary(lp.ResidualUpdate()),
     "TopicAblation": lambda model: lp.TopicAblation(k=2, draws=1),
     "TunedLens": lambda model: lp.TunedLens(steps=2),
@@ -232,6 +234,10 @@ def _is_encoder(model: Any) -> bool:
     return bool(getattr(view_of(model), "encoder", False))
 
 
+def _doubled(state: torch.Tensor, label: str) -> torch.Tensor:
+    return 2 * state
+
+
 def _stem(model: Any) -> Any:
     return None if _is_of_images(model) else lp.stems.orthogonal(model, patch=4)
 
@@ -323,38 +329,69 @@ def versions() -> dict[str, str]:
     return {**packages, "torch": packages["torch"].split("+")[0], "python": platform.python_version()}
 
 
-def asked_of(family: str, model: Any, progress: bool = True) -> dict[str, str]:
-    """All cells of one family."""
+def asked_of(family: str, model: Any, some: Iterable[str] | None = None, *, progress: bool = True) -> dict[str, str]:
+    """The cells of one family: all, or those of some probes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cells = {name: outcome(name, model) for name in names()}
+        cells = {name: outcome(name, model) for name in (names() if some is None else some)}
     if progress:
         counts = {state: sum(cell.startswith(state) for cell in cells.values()) for state in STATES}
         print(f"{family}: {', '.join(f'{n} {state}' for state, n in counts.items() if n)}", flush=True)
     return cells
 
 
-PARTS = ("families", "absent")
 STATES = ("right", "refused", "wrong", "error")
 
 
-def measured(some: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Cells by family, and why some families have none."""
+def measured(
+    families: Iterable[str], some: Iterable[str] | None = None
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Cells by family, and why some families have none; of all probes, or of some."""
     found: dict[str, dict[str, str]] = {}
     absent: dict[str, str] = {}
-    for family in some:
+    for family in families:
         try:
             model = build(family)
         except Exception as error:
             absent[family] = _because("error", error).removeprefix("error: ").removeprefix("LookupError: ")
             continue
-        found[family] = asked_of(family, model)
+        found[family] = asked_of(family, model, some)
     return found, absent
 
 
 def read() -> list[dict[str, Any]]:
     """The stored runs, oldest release first."""
-    return json.loads(FILE.read_text(encoding="utf-8"))["releases"] if FILE.is_file() else []
+    return unpacked(json.loads(FILE.read_text(encoding="utf-8"))) if FILE.is_file() else []
+
+
+def packed(releases: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the file holds: each reason once, and its number in the cells.
+
+    >>> packed([{"families": {"A": {"x": "refused: no", "y": "right"}}}])
+    {'reasons': ['no'], 'releases': [{'families': {'A': {'x': 'refused 0', 'y': 'right'}}}]}
+    """
+    numbers: dict[str, int] = {}
+
+    def short(cell: str) -> str:
+        state, colon, reason = cell.partition(": ")
+        return f"{state} {numbers.setdefault(reason, len(numbers))}" if colon else state
+
+    shown = [each | {"families": _each_cell(each["families"], short)} for each in releases]
+    return {"reasons": list(numbers), "releases": shown}
+
+
+def unpacked(stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs, with their reasons in the cells."""
+
+    def long(cell: str) -> str:
+        state, space, number = cell.partition(" ")
+        return f"{state}: {stored['reasons'][int(number)]}" if space else state
+
+    return [each | {"families": _each_cell(each["families"], long)} for each in stored["releases"]]
+
+
+def _each_cell(families: dict[str, dict[str, str]], do: Callable[[str], str]) -> dict[str, dict[str, str]]:
+    return {family: {name: do(cell) for name, cell in cells.items()} for family, cells in families.items()}
 
 
 def nearest(releases: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -376,17 +413,18 @@ def worse(before: dict[str, str], now: dict[str, str]) -> Iterator[str]:
 def main(given: list[str]) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the hub
     torch.set_num_threads(1)
-    releases, own = read(), versions()
-    found, absent = measured(given or families())
-    same = ("transformer-lens", "transformers")
+    some = [name for name in given if name in names()]
+    found, absent = measured([name for name in given if name not in some] or families(), some or None)
+    releases, own, same = read(), versions(), ("transformer-lens", "transformers")
     before = [each for each in releases if all(each["versions"][name] == own[name] for name in same)]
     if given and before:
-        kept = {part: {name: cell for name, cell in before[0][part].items() if name not in given} for part in PARTS}
-        found, absent = kept["families"] | found, kept["absent"] | absent
+        found = {name: before[0]["families"].get(name, {}) | cells for name, cells in found.items()}
+        found = {name: cells for name, cells in before[0]["families"].items() if name not in absent} | found
+        absent = {name: why for name, why in before[0]["absent"].items() if name not in found} | absent
     entry = {"versions": own, "families": dict(sorted(found.items())), "absent": dict(sorted(absent.items()))}
-    others = [each for each in read() if any(each["versions"][name] != own[name] for name in same)]
-    order = sorted([*others, entry], key=lambda each: [_number(each["versions"][name]) for name in same])
-    FILE.write_text(json.dumps({"releases": order}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    order = [*(each for each in releases if each not in before), entry]
+    order.sort(key=lambda each: [_number(each["versions"][name]) for name in same])
+    FILE.write_text(json.dumps(packed(order), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _number(release: str) -> list[int]:
