@@ -21,7 +21,7 @@ from pictures import PICTURES
 
 import lens_probes as lp
 
-INCLUDED = re.compile(r"^\{\{ (README|CONTRIBUTING|CHANGELOG)(?:: (.+))? \}\}$", re.MULTILINE)
+INCLUDED = re.compile(r"^\{\{ (README|CONTRIBUTING|CHANGELOG|SECURITY)(?:: (.+))? \}\}$", re.MULTILINE)
 NOTEBOOKS = ("tour", "rank_shift", "logit_lens", "attention", "topics", "reconstruction", "images")
 PROBES = (
     "A probe reads activations of one forward pass. `lens_probes.run` asks several of them at once, and "
@@ -65,7 +65,7 @@ def filled(text: str) -> str:
     text = INCLUDED.sub(included, text)
     text = re.sub(r"\]\((?:docs|\.)/", "](/", text)
     text = re.sub(r"\]\((?:\.\./)?notebooks/(\w+)\.ipynb\)", r"](/notebooks/\1.md)", text)
-    return re.sub(r"\]\((CONTRIBUTING|CHANGELOG)\.md", lambda found: f"](/{found[1].lower()}.md", text)
+    return re.sub(r"\]\((CONTRIBUTING|CHANGELOG|SECURITY)\.md", lambda found: f"](/{found[1].lower()}.md", text)
 
 
 def llms(html: Path) -> str:

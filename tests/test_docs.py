@@ -89,10 +89,8 @@ def test_a_section_that_is_not_there_is_an_error_and_not_an_empty_page(site):
 
 
 def test_links_between_files_become_links_between_pages(site):
-    text = (
-        "![a](docs/page.png) [b](docs/claims.md) [c](CONTRIBUTING.md) [d](../notebooks/tour.ipynb) [e](https://a.org)"
-    )
-    expected = "![a](/page.png) [b](/claims.md) [c](/contributing.md) [d](/notebooks/tour.md) [e](https://a.org)"
+    text = "![a](docs/page.png) [b](docs/claims.md) [c](CONTRIBUTING.md) [s](SECURITY.md) [d](../notebooks/tour.ipynb) [e](https://a.org)"
+    expected = "![a](/page.png) [b](/claims.md) [c](/contributing.md) [s](/security.md) [d](/notebooks/tour.md) [e](https://a.org)"
     assert site.make.filled(text) == expected
 
 
