@@ -3,7 +3,7 @@
 PYTHON ?= python3
 INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-rest test-3 test-newest newest check notebooks bench rehearse clean
+.PHONY: demo test test-all test-rest test-3 test-newest newest check notebooks docs compatibility bench rehearse clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo
@@ -26,8 +26,8 @@ test-rest: .venv/dev
 	$(call TESTS,.venv) -ra -m "matrix or trials"
 
 # Files that ask nothing of TransformerLens, and simulations of chance, have run above.
-WITHOUT_MODEL = ascent claims comparison figures inference package release result saved schema settings similarity token_search \
-	topics toy tree vocabulary words
+WITHOUT_MODEL = ascent claims comparison docs figures inference package release result saved schema settings similarity \
+	token_search topics toy tree vocabulary words
 test-3: .venv-3/dev
 	$(call TESTS,.venv-3) -ra -m "not trials" $(WITHOUT_MODEL:%=--ignore=tests/test_%.py)
 
@@ -44,6 +44,16 @@ check: .venv/dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
+
+# The site, in docs/_build/html: it opens without a server. Warnings are errors, and all links are checked.
+docs: .venv/docs
+	.venv/bin/python docs/make.py
+
+# Which probes are right on which architectures, by release; docs/compatibility.json, which the site shows.
+compatibility: .venv/dev .venv-3/dev newest
+	.venv-3/bin/python benchmarks/compatibility.py
+	.venv/bin/python benchmarks/compatibility.py
+	.venv-newest/bin/python benchmarks/compatibility.py
 
 bench: .venv/dev
 	.venv/bin/python benchmarks/one_sentence.py
@@ -72,6 +82,10 @@ rehearse:
 	.venv/$(INSTALL) -e ".[dev]" "transformer-lens==4.3.*"
 	touch $@
 
+.venv/docs: .venv/dev
+	.venv/$(INSTALL) -e ".[dev,docs]" "transformer-lens==4.3.*"
+	touch $@
+
 .venv-3/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-3
 	.venv-3/$(INSTALL) torch
@@ -85,4 +99,4 @@ newest:
 		--upgrade --upgrade-strategy eager torch==2.13.0 -e ".[dev]"
 
 clean:
-	rm -rf .venv .venv-3 .venv-newest demo.html
+	rm -rf .venv .venv-3 .venv-newest demo.html docs/_build

@@ -197,8 +197,8 @@ def check_model_classes_agree(probe: Probe[Any]) -> None:
 # The promises of a result
 
 
-def check_result(result: Result) -> None:
-    """Finite and in its declared range; figure, table and file need only what is stored."""
+def check_values(result: Result) -> None:
+    """Every tensor is finite and in its declared range."""
     for name in schema(type(result)).axes:
         tensor, quantity = getattr(result, name), result.quantity(name)
         assert quantity.says != name, (
@@ -212,6 +212,11 @@ def check_result(result: Result) -> None:
                 f"{name!r} must be {quantity.low} to {quantity.high}, its declared range; got {known.min():g} to "
                 f"{known.max():g}"
             )
+
+
+def check_result(result: Result) -> None:
+    """Finite and in its declared range; figure, table and file need only what is stored."""
+    check_values(result)
     with mock.patch("torch.nn.Module.__call__", side_effect=AssertionError("figure() ran a module")):
         drawn = result.figure()
     assert isinstance(drawn, go.Figure), f"figure() gave a {type(drawn).__name__}"
@@ -227,8 +232,18 @@ def check_result(result: Result) -> None:
     assert loaded.figure().to_json() == drawn.to_json(), "a loaded result draws another figure"
 
 
-def assert_same(one: Result, other: Result, what: str, *, tolerance: float = TOLERANCE) -> None:
-    """Two results have the same labels and numbers, up to rounding; provenance is ignored."""
+def assert_same(
+    one: Result,
+    other: Result,
+    what: str,
+    *,
+    tolerance: float = TOLERANCE,
+    integers: float = SHARE_OF_INTEGERS,
+) -> None:
+    """Two results have the same labels and numbers, up to rounding; provenance is ignored.
+
+    `integers`: the share of whole numbers that may differ; none where `tolerance` is 0.
+    """
     assert type(one) is type(other), f"{type(one).__name__} against {type(other).__name__}"
     for name in (field.name for field in dataclasses.fields(one) if field.name != "provenance"):
         _assert_same_value(
@@ -236,13 +251,14 @@ def assert_same(one: Result, other: Result, what: str, *, tolerance: float = TOL
             getattr(one, name),
             getattr(other, name),
             tolerance,
+            integers,
         )
 
 
-def _assert_same_value(message: str, one: Any, other: Any, tolerance: float) -> None:
+def _assert_same_value(message: str, one: Any, other: Any, tolerance: float, integers: float) -> None:
     if isinstance(one, Table):
         for name, column in one.columns().items():
-            _assert_same_value(f"{message} in column {name!r}", column, other.columns()[name], 0.0)
+            _assert_same_value(f"{message} in column {name!r}", column, other.columns()[name], 0.0, integers)
     elif isinstance(one, Tensor) and isinstance(other, Tensor):
         assert one.shape == other.shape and one.dtype == other.dtype, f"{message}: {one.shape} and {other.shape}"
         if one.is_floating_point():
@@ -254,7 +270,7 @@ def _assert_same_value(message: str, one: Any, other: Any, tolerance: float) -> 
             )
         elif one.numel():
             share = float((one != other).double().mean())
-            assert share <= (SHARE_OF_INTEGERS if tolerance else 0.0), f"{message}: in {share:.1%} of its entries"
+            assert share <= (integers if tolerance else 0.0), f"{message}: in {share:.1%} of its entries"
     else:
         assert one == other, f"{message}: {one!r} and {other!r}"
 
