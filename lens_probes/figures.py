@@ -315,7 +315,7 @@ def _apart(labels: Iterable[str]) -> list[str]:
     return list(apart)
 
 
-def _apart_by(ticks: Sequence[float], least: float) -> list[int]:
+def _apart_by(ticks: Numbers, least: int | float) -> list[int]:
     """The numbers of ticks that have at least this distance, from the first on.
 
     >>> _apart_by([0, 1, 2, 5], 2)

@@ -137,9 +137,9 @@ def test_a_layer_whose_edits_are_ignored_is_refused_by_its_number(monkeypatch):
     view = ModelView(tiny.bridge("llama"))
     original, z = view.edited, view.hook_z(1)
 
-    def ignored(ids, names, edits):
-        own = original(ids, [z], {}) if z in names else {}
-        return original(ids, names, edits) | own
+    def ignored(ids, mask, names, edits):
+        own = original(ids, mask, [z], {}) if z in names else {}
+        return original(ids, mask, names, edits) | own
 
     monkeypatch.setattr(view, "edited", ignored)
     assert len(Masking(view, [0, 2]).hooks) == 2

@@ -530,10 +530,9 @@ def test_arguments_in_the_wrong_order_get_one_short_sentence(gpt2: Any) -> None:
 
 def test_a_cache_that_lacks_an_activation_is_refused_with_which_and_how_to_make_one(gpt2: Any) -> None:
     cache = own_cache(gpt2, IDS, names=["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"])
-    message = (
-        r"ResidualUpdate\(layers=None\) reads blocks\.0\.hook_resid_pre, .* and the cache lacks blocks\.1\.hook_resid_"
-    )
-    with pytest.raises(ValueError, match=message + r"pre: run the model with names_filter=probe\.hook_names"):
+    reads = r"ResidualUpdate\(component='layer', layers=None\) reads blocks\.0\.hook_resid_pre, .*"
+    lacks = r"and the cache lacks blocks\.1\.hook_resid_pre: run the model with names_filter=probe\.hook_names"
+    with pytest.raises(ValueError, match=f"{reads} {lacks}"):
         lp.ResidualUpdate().from_cache(gpt2, IDS, cache)
     assert lp.ResidualUpdate(layers=[0]).from_cache(gpt2, IDS, cache).layer == ("0",)
 

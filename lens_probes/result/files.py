@@ -147,6 +147,17 @@ def _fitting(kind: type, values: Any, prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def _entries(result: Any, of: str) -> Any:
+    """What numbers may count: texts or labels, or the entries of an axis that has none; None if there is neither."""
+    labels = getattr(result, of, None)
+    if labels is not None and not isinstance(labels, Tensor):
+        return labels
+    for name, axes in schema(type(result)).axes.items():
+        if of in axes and (tensor := getattr(result, name)) is not None:
+            return range(tensor.shape[axes.index(of)])
+    return None
+
+
 def _check_numbers(result: Any) -> None:
     """Raise where whole numbers count entries that the labels do not have, or two tables tell of different prompts."""
     schema_ = schema(type(result))
@@ -165,7 +176,7 @@ def _check_numbers(result: Any) -> None:
     for name, (numbers, low, into) in counted.items():
         if numbers is None or not numbers.numel():
             continue
-        lowest, highest, labels = int(numbers.min()), int(numbers.max()), getattr(result, into, None)
+        lowest, highest, labels = int(numbers.min()), int(numbers.max()), _entries(result, into)
         if isinstance(labels, dict):
             known = labels.keys() | ({-1} if low == -1 else set())
             outside = set(numbers.unique().tolist()) - known
