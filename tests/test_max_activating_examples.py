@@ -204,3 +204,16 @@ def test_markup_in_a_text_stays_text() -> None:
     result = lp.MaxActivatingExamples(layers=[1], k=2).run(tiny.bridge("gpt2"), "a <b>bold</b> word", progress=False)
     shown = "".join(result.figure(1, 3).data[0].cells["values"][1]).replace("<b>", "").replace("</b>", "")
     assert "<" not in shown and "&lt;" in shown
+
+
+def test_layers_of_different_widths_are_refused(gpt2, monkeypatch):
+    read = lp.MaxActivatingExamples._read
+    monkeypatch.setattr(
+        lp.MaxActivatingExamples,
+        "_read",
+        lambda probe, reading, hook, rows: read(probe, reading, hook, rows)[:, : 64 if ".1." in hook else None],
+    )
+    with pytest.raises(
+        ValueError, match="must have as many units as each other; got 64 and 128 in tiny-gpt2: ask some"
+    ):
+        lp.MaxActivatingExamples().run(gpt2, "one two")

@@ -146,3 +146,22 @@ def test_a_reading_has_a_table_a_frame_and_a_file(tmp_path):
     assert torch.equal(lp.VectorReading.load(tmp_path / "r.safetensors").top_ids, reading.top_ids)
     named = lp.read_vector(model, lp.ov_vectors(model, 0, 1, k=2), names=["L0H1 first", "<b>L0H1</b>"])
     assert named.unit == ("L0H1 first", "<b>L0H1</b>") and "<b>L0H1" not in str(named.figure().to_json())
+
+
+def test_attention_in_another_form_is_refused_by_its_layer(monkeypatch):
+    view = ModelView(tiny.bridge())
+
+    def compressed(attention):
+        raise NotImplementedError("compressed projections")
+
+    monkeypatch.setattr(type(view.model.blocks[1].attn), "W_K", property(compressed))
+    with pytest.raises(ValueError, match="the attention of layer 0 of tiny-gpt2 must have one W_K per head; got "):
+        lp.KeyValueOverlap().run(view.model, "one two")
+
+
+def test_a_pass_names_the_activation_that_a_model_lacks():
+    view, ids = ModelView(tiny.bridge()), torch.tensor([[5, 6]])
+    with pytest.raises(ValueError, match=r"'blocks\.0\.attn\.hook_zz' does not exist in tiny-gpt2 .*: did you mean"):
+        view.run_until(ids, ["blocks.0.attn.hook_zz"])
+    with pytest.raises(ValueError, match=r"'blocks\.0\.hook_resid_poste' does not exist"):
+        view.edited(ids, torch.ones_like(ids, dtype=torch.bool), [], {"blocks.0.hook_resid_poste": torch.abs})

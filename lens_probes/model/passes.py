@@ -181,6 +181,7 @@ class Passes(View):
         edits: Mapping[str, Edit],
     ) -> dict[str, Tensor]:
         """The named activations of one padded batch, those that are edited as they are after the edit."""
+        self.check_hooks([*names, *edits])
         given, options = self._inputs(ids, mask)
         with self._switched_on():
             found = run_until(self.model, given, names, edits, **options, **self.adapter.options(names))
@@ -201,6 +202,7 @@ class Passes(View):
 
     def run_until(self, ids: Int[Tensor, "prompt position"], names: Sequence[str], **how: Any) -> dict[str, Tensor]:
         """The named activations of unpadded prompts, by a pass that ends once all are there."""
+        self.check_hooks(names)
         ids = ids.to(self.device)
         # Without a mask, tokens that are the padding token are taken for padding.
         return run_until(self.model, ids, names, attention_mask=torch.ones_like(ids), **how)
@@ -256,7 +258,8 @@ class Passes(View):
         else:
             with self.adapter.unmasked(embeddings.to(self.device, self.W_E.dtype)) as options:
                 found = run_until(self.model, ids.to(self.device), names, edits, gradients, **options)
-        return [found[name] for name in names]
+        known = self._named(names, found)
+        return [known[name] for name in names]
 
     def check_unmasked(self) -> None:
         """Raise unless `from_embeddings(masked=False)` lets the state of a first token depend on a second one."""

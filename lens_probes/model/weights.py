@@ -97,7 +97,19 @@ class Weights(Passes):
 
     def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """The output matrix of each head, times the model's residual multiplier (Granite)."""
-        return self._as_added(layer, self.model.blocks[layer].attn.W_O.detach())
+        return self._as_added(layer, self._of_heads(layer, "W_O"))
+
+    def _of_heads(self, layer: int, name: str) -> Float[Tensor, "any d d_other"]:
+        """The weights of a layer's heads; raises where a layer has none, or has them in another form."""
+        try:
+            return getattr(self.model.blocks[layer].attn, name).detach()
+        except (AttributeError, NotImplementedError) as error:
+            block = self.model.blocks[layer]
+            raise ValueError(
+                f"the attention of layer {layer} of {self.name} must have one {name} per head; got "
+                f"{type(getattr(block, 'attn', block)).__name__}, as in latent attention or a state-space layer: leave "
+                f"the layer out, or use another model"
+            ) from error
 
     def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | float:
         """The bias that attention adds after W_O, with the residual multiplier; 0 if the model has none."""
@@ -125,15 +137,15 @@ class Weights(Passes):
 
     def W_K(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
         """The key matrix of each key/value head."""
-        return self._per_kv_head(self.model.blocks[layer].attn.W_K.detach())
+        return self._per_kv_head(self._of_heads(layer, "W_K"))
 
     def W_V_shared(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
         """The value matrix of each key/value head."""
-        return self._per_kv_head(self.model.blocks[layer].attn.W_V.detach())
+        return self._per_kv_head(self._of_heads(layer, "W_V"))
 
     def W_V(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
         """The value matrix of each head; with grouped queries several heads share one."""
-        return self._per_head(self.model.blocks[layer].attn.W_V.detach())
+        return self._per_head(self._of_heads(layer, "W_V"))
 
     def value_bias(self, layer: int) -> Float[Tensor, "head d_head"]:
         """The constant part of each head's values: b_V, and the input norm's bias through W_V.

@@ -224,6 +224,12 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
             found.append(at_least(values, places, kth(values, self.k) if least is None else least[layer]))
             draws.append(values[:n_drawn].clone())
             counts.append(histogram(values).double())
+        widths = [len(each) for each in counts]
+        if len(set(widths)) > 1:
+            raise ValueError(
+                f"the layers that are asked must have as many units as each other; got {min(widths)} and {max(widths)} "
+                f"in {reading.model.name}: ask some of its layers, as layers=[...]"
+            )
         short = {"neuron": "N", "head": "H"}.get(self.at, "D")
         units = range(len(counts[0])) if self.units is None else self.units
         in_order = {"key": key, "position": tokens.position[counted]}
