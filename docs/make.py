@@ -99,6 +99,7 @@ def main(folder: Path = cards.DOCS / "_build") -> int:
     failed = sphinx([*options, str(source), str(html)])
     shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", html / "_static")
     (html / "llms.txt").write_text(llms(html), encoding="utf-8")
+    print(f"The site is {html / 'index.html'}: open it in a browser.")
     return failed or links.main([str(html), *(str(cards.ROOT / f"{each}.md") for each in ("README", "CONTRIBUTING"))])
 
 

@@ -239,6 +239,7 @@ def test_links_of_html_are_found_in_href_and_src(site, tmp_path, capsys):
 
 
 @pytest.mark.matrix
+@pytest.mark.filterwarnings("ignore")  # those of Sphinx's extensions about each other; its own are errors by -W
 def test_the_site_is_built_without_warnings_and_its_links_lead_somewhere(site, tmp_path):
     pytest.importorskip("furo", reason="the site needs lens-probes[docs]")
     assert site.make.main(tmp_path) == 0
