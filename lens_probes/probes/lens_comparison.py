@@ -147,6 +147,7 @@ class LensComparison(Probe[LensComparisonResult]):
     """
 
     reads_head = True
+    reads_stacks = True
     translators: Annotated[Mapping[str, Translator], described("translators by name, such as {'tuned lens': tuned}")]
     layers: Layers = None
 
