@@ -414,6 +414,8 @@ def main(given: list[str]) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the hub
     torch.set_num_threads(1)
     some = [name for name in given if name in names()]
+    if unknown := set(given).difference(some, families()):
+        sys.exit(f"names must be those of probes, experiments or architectures; got {', '.join(sorted(unknown))}")
     found, absent = measured([name for name in given if name not in some] or families(), some or None)
     releases, own, same = read(), versions(), ("transformer-lens", "transformers")
     before = [each for each in releases if all(each["versions"][name] == own[name] for name in same)]
