@@ -14,7 +14,7 @@ The null, `random`, is a change of the same size: h_post[s] + |u[s]| r, r a seed
 that is skipped at no more cost than that does nothing in particular. A change of a layer near s may be large and still
 die out: `table()` has the next layer and all others beyond it side by side.
 
-It takes 1 + 4 passes per layer, and as many products with the vocabulary.
+It takes 1 + 4 passes per layer, and two products with the vocabulary per pass.
 
 Source: Csordás, Manning & Potts 2025, "Do Language Models Use Their Depth Efficiently?", arXiv 2505.13898, who take the
 largest change over tokens and draw the place where later tokens begin.
@@ -211,7 +211,6 @@ class LayerSkip(TextExperiment[LayerSkipResult]):
         view.check_head()
         every = range(view.n_layers)
         hooks = [view.hook(at, layer) for layer in every for at in ("resid_pre", "resid_post")]
-        view.check_hooks(hooks)
 
         def skipped(layer: int) -> Float[Tensor, "place two reader prompt"]:
             """Changes of every layer and, last, the divergence; without the layer and with a random step."""

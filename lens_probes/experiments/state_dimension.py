@@ -30,11 +30,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Float64
-from scipy import stats
 from torch import Tensor
 
 from lens_probes import figures
-from lens_probes.maths.inference import ALPHA, CLUSTERS_FOR_INTERVAL
+from lens_probes.maths import inference
 from lens_probes.maths.sampling import mixed
 from lens_probes.messages import amount, interval
 from lens_probes.model import ModelView, ReadPoint
@@ -81,14 +80,15 @@ class StateDimensionResult(Result):
         bend, error = values["two_nn"] - values["gaussian"], self._error(halves["two_nn"] - halves["gaussian"])
         columns = {}
         for name in Dimensions._fields:
-            reach = self._reach(self._error(halves[name]))
-            columns |= {name: values[name], f"{name}_low": values[name] - reach, f"{name}_high": values[name] + reach}
+            low, high, _ = inference.student(values[name], self._error(halves[name]), self.n_prompts)
+            columns |= {name: values[name], f"{name}_low": low, f"{name}_high": high}
+        low, high, p = inference.student(bend, error, self.n_prompts)
         return comparison(
             self.cells("layer"),
             effect=bend,
-            low=bend - self._reach(error),
-            high=bend + self._reach(error),
-            p=2 * stats.t.sf(np.abs(bend) / np.where(error > 0, error, np.nan), max(self.n_prompts - 1, 1)),
+            low=low,
+            high=high,
+            p=p,
             says="TwoNN minus that of a Gaussian with the same covariance",
             null=NULL,
             **columns,
@@ -97,11 +97,7 @@ class StateDimensionResult(Result):
         )
 
     def _error(self, halves: Float64[np.ndarray, "layer draw"]) -> Float64[np.ndarray, " layer"]:
-        enough = self.n_prompts >= CLUSTERS_FOR_INTERVAL and halves.shape[1] > 1
-        return halves.std(axis=1, ddof=1) if enough else np.full(len(halves), np.nan)
-
-    def _reach(self, error: Float64[np.ndarray, " layer"]) -> Float64[np.ndarray, " layer"]:
-        return stats.t.ppf(1 - ALPHA / 2, max(self.n_prompts - 1, 1)) * error
+        return halves.std(axis=1, ddof=1) if halves.shape[1] > 1 else np.full(len(halves), np.nan)
 
     def findings(self) -> list[str]:
         """Where the dimension is largest, and whether the states bend."""

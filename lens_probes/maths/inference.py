@@ -726,6 +726,20 @@ def mean_interval(values: Float[np.ndarray, "unit prompt"]) -> Float[np.ndarray,
     return values.mean(axis=1) + np.stack([-reach, reach])
 
 
+def student(estimate: PerUnit, error: PerUnit, n_prompts: int) -> tuple[PerUnit, PerUnit, PerUnit]:
+    """The 95 % interval of estimates with these standard errors over prompts, and p for 0; NaN with fewer than five.
+
+    >>> low, high, p = student(np.array([2.0]), np.array([1.0]), 5)
+    >>> low.round(2).tolist(), high.round(2).tolist(), p.round(2).tolist()
+    ([-0.78], [4.78], [0.12])
+    """
+    freedom = max(n_prompts - 1, 1)
+    error = error if n_prompts >= CLUSTERS_FOR_INTERVAL else np.full(len(error), np.nan)
+    reach = stats.t.ppf(1 - ALPHA / 2, freedom) * error
+    p = 2 * stats.t.sf(np.abs(estimate) / np.where(error > 0, error, np.nan), freedom)
+    return estimate - reach, estimate + reach, p
+
+
 def prompt_interval(
     statistic: Callable[[PerToken], PerUnit], tokens: Tokens, *, seed: int = 0
 ) -> Float[np.ndarray, "bound unit"]:

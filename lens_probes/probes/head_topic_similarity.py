@@ -44,7 +44,7 @@ from lens_probes.maths.similarity import (
     separation,
 )
 from lens_probes.maths.topics import members
-from lens_probes.messages import brief
+from lens_probes.messages import brief, interval
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
@@ -242,11 +242,10 @@ class HeadTopicSimilarityResult(TopicResult):
             return []
         best: dict[str, Any] = table.loc[table["effect"].idxmax()].to_dict()
         found = (table["q"] < 0.05) & (table["effect"] > 0)  # where it is negative, prompts of one topic are less alike
-        interval = f" ({best['low']:.2f} to {best['high']:.2f})" if best["low"] == best["low"] else ""
         return [
             f"{np.count_nonzero(found)} of {len(table)} heads tell {len(self.topic)} topics apart (q < 0.05, "
             f"{len(self.prompt)} prompts), L{best['layer']}{best['head']} most: prompts of one topic have a cosine "
-            f"{best['effect']:.2f} higher{interval}. The null: {table.attrs['null']}."
+            f"{best['effect']:.2f} higher ({interval(best['low'], best['high'])}). The null: {table.attrs['null']}."
         ]
 
     # Figures
