@@ -157,10 +157,10 @@ def test_lists_are_those_of_sorting_by_value_then_place_whatever_was_seen_before
     expected = [sorted(range(50), key=lambda i: (-row[i], places[i]))[:6] for row in values.T]
     least = kth(values[:seen], 6) if seen else kth(values, 6)
     of_all = [at_least(some, own, least) for some, own in ((values[:20], places[:20]), (values[20:], places[20:]))]
-    tables = [side_by_side([found, found], 5) for found in of_all]
+    tables = [side_by_side(found, 5) for found in of_all]
     value, place = unpacked(first(torch.cat(tables, -1), 6))
-    assert place.tolist() == [[int(places[i]) for i in own] for own in expected] * 2  # of two layers
-    assert value.tolist() == [[float(row[i]) for i in own] for row, own in zip(values.T, expected, strict=True)] * 2
+    assert place.tolist() == [[int(places[i]) for i in own] for own in expected]
+    assert value.tolist() == [[float(row[i]) for i in own] for row, own in zip(values.T, expected, strict=True)]
     assert first(torch.tensor([[3, 9, 1, 5]]), 9).tolist() == [[9, 5, 3, 1]]
 
 

@@ -738,6 +738,7 @@ def test_the_picked_head_of_a_text_that_is_too_long_for_all_is_asked_for_with_a_
     assert found.get_by_role("button", name="Ask for").count() == 0
     assert tab.locator("#token-3").get_attribute("aria-selected") == "true"
     found.get_by_text("Table").click()
+    found.locator("details tbody tr").last.wait_for()  # it is drawn after the click
     rows = found.locator("details tbody tr").evaluate_all("rows => rows.map(row => Number(row.cells[2].textContent))")
     own = lp.AttentionPatterns(layers=[2], keep_patterns=True).run(view.model, TEXT).pattern(0)[0, 3]
     assert rows == pytest.approx(own[np.tril_indices(n)].tolist(), abs=1 / 254)

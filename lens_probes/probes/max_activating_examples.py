@@ -18,6 +18,7 @@ Lists alone mislead: Bolukbasi et al. 2021, "An interpretability illusion for BE
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -43,6 +44,7 @@ from lens_probes.text.prompts import Tokens
 OCTAVES = 8  # of bins on either side of 1, and on either side of 0
 BINS = 8 * OCTAVES
 LOWEST, LAST = -(2**31), 2**31 - 1  # of 32 bits: what stands for NaN, and the place of no example
+NONE = -(2**63)  # both, packed
 
 
 class MaxActivatingExamplesResult(Result):
@@ -122,13 +124,12 @@ class MaxActivatingExamplesResult(Result):
         k, n_random, no_draws = parts[0].n_examples, parts[0].n_random, parts[0].sample_value[..., :0]
         key, position, context = (torch.cat([getattr(part, name) for part in parts]) for name in _OF_EXAMPLES)
         order = key.argsort(stable=True)
-        place = torch.full((len(key) + 1,), LAST)  # the last entry, -1, is that of no example
-        place[order] = torch.arange(len(key))
-        starts = np.cumsum([0, *(len(part.key) for part in parts)])
+        places = order.argsort().split([len(part.key) for part in parts])
         listed, drawn = [], []
-        for part, start in zip(parts, starts, strict=False):
-            listed.append(packed(part.value, place[torch.where(part.example < 0, -1, part.example + start)]))
-            drawn.append(place[part.sample_example + start])
+        for part, place in zip(parts, places, strict=True):
+            place = torch.cat([place, torch.tensor([LAST])])  # the last entry, -1, is that of no example
+            listed.append(packed(part.value, place[part.example]))
+            drawn.append(place[part.sample_example])
         chosen = torch.cat(drawn).argsort()[:n_random]
         draws = [draw for part in parts for draw in part.sample_value.unbind(-1)]
         in_order = {"key": key[order], "position": position[order], "context": context[order]}
@@ -212,18 +213,21 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         key = torch.from_numpy(sampling.mixed(tokens.prompt_keys().numpy(), tokens.position.numpy()))[counted]
         key, order = key.sort(stable=True)
         counted, places = counted[order], torch.arange(len(order))  # the place of a token is that of its key
-        least, n_drawn = None, self.sample
+        least, n_drawn = [None] * len(reading.points), self.sample
         if before is not None:
             last = before.value[..., self.k - 1 :]
-            least = None if not last.shape[-1] or last.isnan().any() else last[..., 0]
+            least = least if not last.shape[-1] or last.isnan().any() else list(last[..., 0])
             if self.sample and len(before.sample_example) == self.sample:
                 n_drawn = min(n_drawn, int((key < before.key[before.sample_example[-1]]).sum()))
-        found, draws, counts = [], [], []
-        for layer, hook in enumerate(reading.points.values()):
+
+        def of_layer(enough: Tensor | None, hook: str) -> tuple[Tensor, Tensor, Tensor]:
+            """The numbers of its list, its values at random tokens, and its histogram."""
             values = self._read(reading, hook, counted).cpu()
-            found.append(at_least(values, places, kth(values, self.k) if least is None else least[layer]))
-            draws.append(values[:n_drawn].clone())
-            counts.append(histogram(values).double())
+            found = at_least(values, places, kth(values, self.k) if enough is None else enough)
+            return first(side_by_side(found, values.shape[1]), self.k), values[:n_drawn].clone(), histogram(values)
+
+        with ThreadPoolExecutor(min(2, torch.get_num_threads())) as two:  # most of this runs on one thread
+            found, draws, counts = zip(*two.map(of_layer, least, reading.points.values()), strict=True)
         widths = [len(each) for each in counts]
         if len(set(widths)) > 1:
             raise ValueError(
@@ -234,9 +238,9 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         units = range(len(counts[0])) if self.units is None else self.units
         in_order = {"key": key, "position": tokens.position[counted]}
         in_order["context"] = contexts(tokens, self.context)[counted]
-        n_units, width = len(counts[0]), 0 if least is not None else self.k
-        listed = first(side_by_side(found, n_units), self.k).view(len(found), n_units, -1)
-        examples = _examples(listed, places[:n_drawn], width, in_order)
+        longest = max(listed.shape[1] for listed in found)
+        listed = torch.stack([_filled(listed, longest, NONE) for listed in found])
+        examples = _examples(listed, places[:n_drawn], self.k if least[0] is None else 0, in_order)
         shown = examples["context"].unique()
         return self.result(
             reading,
@@ -246,7 +250,7 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
             n_examples=self.k,
             n_random=self.sample,
             sample_value=torch.stack(draws, 1).permute(1, 2, 0),
-            histogram=torch.stack(counts),
+            histogram=torch.stack(counts).double(),
             **examples,
         )
 
@@ -295,14 +299,13 @@ def at_least(
     return Found(at % n_units, packed(values.flatten()[at], places[at // n_units]))
 
 
-def side_by_side(found: Sequence[Found], n_units: int) -> Int[Tensor, "unit n"]:
-    """The numbers of each unit of each layer in a row of its own, filled with the least number."""
-    rows = torch.cat([layer * n_units + own.unit for layer, own in enumerate(found)])
-    rows, order = rows.sort(stable=True)
-    counts = rows.bincount(minlength=len(found) * n_units)
+def side_by_side(found: Found, n_units: int) -> Int[Tensor, "unit n"]:
+    """The numbers of each unit in a row of its own, filled with the number of no example."""
+    rows, order = found.unit.sort(stable=True)
+    counts = rows.bincount(minlength=n_units)
     column = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-    table = torch.full((len(counts), int(counts.max())), -(2**63))
-    table[rows, column] = torch.cat([own.packed for own in found])[order]
+    table = torch.full((n_units, int(counts.max())), NONE)
+    table[rows, column] = found.packed[order]
     return table
 
 
@@ -397,7 +400,8 @@ def _examples(
     place = place.clamp_(max=n)
     width = max(width, int((place < n).sum(-1).max()))
     used = torch.zeros(n + 1, dtype=torch.bool)
-    used[place.flatten()] = used[drawn] = True
+    used.numpy()[place.flatten().numpy()] = True  # twice as quick as with tensors
+    used[drawn] = True
     number, used = used.cumsum(0) - 1, used[:n]
     number[n] = -1
     return {
