@@ -57,6 +57,7 @@ compatibility: .venv/dev .venv-3/dev newest
 	.venv/bin/python benchmarks/compatibility.py
 	.venv-newest/bin/python benchmarks/compatibility.py
 
+# All tables of README's chapter on speed, in one run: half an hour of a quiet machine with two cores.
 bench: .venv/dev
 	.venv/bin/python benchmarks/one_sentence.py
 	.venv/bin/python benchmarks/rank_shift.py
@@ -64,7 +65,9 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/topics.py
 	.venv/bin/python benchmarks/reconstruction.py
 	.venv/bin/python benchmarks/seeds.py
-	.venv/bin/python benchmarks/corpus.py
+	.venv/bin/python benchmarks/corpus.py run examples --tokens 20480
+	.venv/bin/python benchmarks/corpus.py sorted growth
+	.venv/bin/python benchmarks/corpus.py workers --tokens 6144
 	.venv/bin/python benchmarks/page.py
 
 # What a release goes through before it is tagged, in environments of its own: about 15 minutes.

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from rank_shift import compare, processor
 from reconstruction import row
+from transformer_lens.tools.analysis import JacobianLens
+from translators import JACOBIAN, LAYERS
 
 import lens_probes as lp
 from lens_probes.examples import tiny
@@ -26,6 +28,7 @@ def main() -> None:
     print("| measured | against | ratio | range |\n|---|---|---|---|")
     values(model)
     windows(model)
+    depths(model)
     sources()
     images(model)
 
@@ -48,6 +51,31 @@ def windows(model: Any) -> None:
 
     pair = compare(lambda: experiment.run(model, prompt, progress=False), bare, ROUNDS)
     row("`AttentionWindow`, all layers, one radius: 5 passes over 200 tokens", "as many bare passes", *pair)
+
+
+def depths(model: Any) -> None:
+    view, texts = ModelView(model), lp.demo.sentences()[:12]
+    tokens, few = tokenize(texts, view), tokenize(texts[:6], view)
+    experiment, probe = lp.LayerSkip(layers=[0, 15, -1]), lp.MassiveActivations()
+
+    def bare() -> None:
+        for _ in range(1 + 4 * 3):
+            forward(view, few)
+
+    def with_patterns() -> None:
+        for batch in batches(tokens):
+            view.activations(*pad(batch, view), probe.hook_names(view))
+
+    pair = compare(lambda: experiment.run(model, texts[:6], progress=False), bare, ROUNDS)
+    row(f"`LayerSkip`, 3 layers: 13 passes over {len(few)} tokens", "as many bare passes", *pair)
+    lens = lp.LensComparison({"Jacobian": lp.jacobian_lens(JacobianLens.load(str(JACOBIAN)))}, layers=LAYERS)
+    pair = compare(lambda: lens.run(model, texts, progress=False), lambda: forward(view, tokens), ROUNDS)
+    row(f"`LensComparison`, plain and one translator, 3 layers, {len(tokens)} tokens", "forward pass", *pair)
+    pair = compare(lambda: probe.run(model, texts, progress=False), with_patterns, ROUNDS)
+    row(f"`MassiveActivations`, {len(tokens)} tokens", "forward pass with the same activations", *pair)
+    dimension = lp.StateDimension(layers=[10])
+    pair = compare(lambda: dimension.run(model, texts, progress=False), lambda: forward(view, tokens), ROUNDS)
+    row(f"`StateDimension`, layer 10, {len(tokens)} tokens", "forward pass", *pair)
 
 
 def sources() -> None:

@@ -7,7 +7,7 @@ from torch.nn.functional import kl_div
 
 import lens_probes as lp
 from lens_probes.examples import tiny
-from lens_probes.experiments.layer_skip import PLACES, halves
+from lens_probes.experiments.layer_skip import PLACES, halves_of_prompts
 from lens_probes.maths.ascent import seeded
 from lens_probes.model import ModelView
 from lens_probes.text.prompts import tokenize
@@ -45,7 +45,7 @@ def test_changes_and_divergences_are_those_of_hugging_faces_modules(architecture
     tokens = tokenize(TEXTS[0], ModelView(tiny.bridge(architecture)))
     reference, ids = tiny.huggingface(architecture), tokens.id
     steps, log_prob = read(reference, ids)
-    earlier, later = halves(tokens)
+    earlier, later = halves_of_prompts(tokens)
     for row, layer in enumerate((0, 1)):
         drawn = torch.randn(len(ids), 32, generator=seeded(f"{layer} {ids.tolist()}", 3))
         random = steps[layer].norm(dim=-1, keepdim=True) * drawn / drawn.norm(dim=-1, keepdim=True)
@@ -67,7 +67,7 @@ def test_changes_and_divergences_are_those_of_hugging_faces_modules(architecture
 
 def test_the_second_half_and_all_that_comes_before_it(gpt2):
     tokens = tokenize([[0, 7, 8, 9], [0, 7, 8, 9, 10], [0, 7]], ModelView(gpt2))
-    earlier, later = halves(tokens)
+    earlier, later = halves_of_prompts(tokens)
     assert tokens.special.int().tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
     assert earlier.int().tolist() == [1, 1, 0, 0, 1, 1, 1, 0, 0, 1, 0]
     assert later.int().tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1]

@@ -241,7 +241,7 @@ class _Part:
         self.view, self.tokens, self.hooks = view, tokens, hooks
         self.ids, self.mask = pad(tokens, view)
         self.states = view.activations(self.ids, self.mask, hooks)
-        self.earlier, self.later = halves(tokens)
+        self.earlier, self.later = halves_of_prompts(tokens)
 
     def skipped(self, layer: int, seed: int) -> Float[Tensor, "place two reader prompt"]:
         """What changes without a layer, and with a random step, at both places."""
@@ -295,7 +295,7 @@ class _Part:
         return torch.zeros_like(self.mask).masked_scatter(self.mask, rows).to(self.view.device)
 
 
-def halves(tokens: Tokens) -> tuple[Of, Of]:
+def halves_of_prompts(tokens: Tokens) -> tuple[Of, Of]:
     """The tokens before the second half of each prompt, special ones too, and the second half without special ones."""
     earlier, later = (torch.zeros(len(tokens), dtype=torch.bool) for _ in range(2))
     for number, own in tokens.by_prompt():
