@@ -92,10 +92,10 @@ def random_llama(tokenizer: Any, device: str) -> Any:
         num_hidden_layers=32,
         num_attention_heads=32,
         num_key_value_heads=8,
-        attn_implementation="eager",
     )
     with torch.device(device):
         source = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    source.set_attn_implementation("eager")  # which TransformerLens reads patterns of
     return TransformerBridge.boot_transformers(
         "random-8b", hf_model=source, tokenizer=tokenizer, dtype=torch.bfloat16, device=device
     )

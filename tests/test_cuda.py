@@ -20,7 +20,11 @@ pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device: run this file where there is one"
 )
 
-CASES = {name: (SETTINGS.get(name) or [Case(kind())])[0] for name, kind in sorted(siblings().items())}
+CASES = {
+    name: (SETTINGS.get(name) or [Case(kind())])[0]
+    for name, kind in sorted(siblings().items())
+    if issubclass(kind, (lp.Probe, lp.Experiment))
+}
 
 
 def _run(name: str, device: str) -> Result:

@@ -19,6 +19,7 @@ from lens_probes.probes.max_activating_examples import (
     side_by_side,
     unpacked,
 )
+from lens_probes.testing import assert_same
 
 TEXTS = lp.demo.sentences()[:20]
 
@@ -147,6 +148,22 @@ def test_random_tokens_are_drawn_as_often_as_any_other() -> None:
         result = probe.run(model, torch.from_numpy(ids), progress=False)
         times[result.position[result.sample_example].numpy()] += 1
     assert times.sum() == 600 and times.max() < 15 + 4 * 3.4 and times.min() > 15 - 4 * 3.4
+
+
+def test_two_threads_give_what_one_gives_also_of_a_cache_with_gradients() -> None:
+    model, probe, threads = tiny.bridge("llama"), lp.MaxActivatingExamples(k=4, sample=10), torch.get_num_threads()
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            _, found = model.run_with_cache(TEXTS[0])
+            cache = {name: each.clone().requires_grad_() for name, each in found.items() if "mlp" in name}
+            results = [probe.run(model, TEXTS, progress=False), probe.from_cache(model, TEXTS[0], cache)]
+            if n == 1:
+                expected = results
+    finally:
+        torch.set_num_threads(threads)
+    for result, of_one in zip(results, expected, strict=True):
+        assert_same(result, of_one, "one thread")
 
 
 @pytest.mark.parametrize("seen", [0, 6, 40])

@@ -220,6 +220,7 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
             if self.sample and len(before.sample_example) == self.sample:
                 n_drawn = min(n_drawn, int((key < before.key[before.sample_example[-1]]).sum()))
 
+        @torch.no_grad()  # each thread has its own switch
         def of_layer(enough: Tensor | None, hook: str) -> tuple[Tensor, Tensor, Tensor]:
             """The numbers of its list, its values at random tokens, and its histogram."""
             values = self._read(reading, hook, counted).cpu()
