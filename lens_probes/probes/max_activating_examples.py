@@ -17,7 +17,7 @@ x (k + draws + 64) numbers, and the contexts.
 Lists alone mislead: Bolukbasi et al. 2021, "An interpretability illusion for BERT", arXiv 2104.07143.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Unpack
@@ -125,16 +125,22 @@ class MaxActivatingExamplesResult(Result):
         key, position, context = (torch.cat([getattr(part, name) for part in parts]) for name in _OF_EXAMPLES)
         order = key.argsort(stable=True)
         places = order.argsort().split([len(part.key) for part in parts])
-        listed, drawn = [], []
-        for part, place in zip(parts, places, strict=True):
-            place = torch.cat([place, torch.tensor([LAST])])  # the last entry, -1, is that of no example
-            listed.append(packed(part.value, place[part.example]))
-            drawn.append(place[part.sample_example])
-        chosen = torch.cat(drawn).argsort()[:n_random]
+        places = [torch.cat([place, torch.tensor([LAST])]) for place in places]  # the last, -1: that of no example
+
+        def of_layer(layer: int) -> Tensor:
+            """The numbers of its list."""
+            numbers = [
+                packed(part.value[layer], place[part.example[layer]]) for part, place in zip(parts, places, strict=True)
+            ]
+            return first(torch.cat(numbers, -1), k)
+
+        listed = torch.stack(two_at_a_time(of_layer, range(len(parts[0].layer))))
+        drawn = torch.cat([place[part.sample_example] for part, place in zip(parts, places, strict=True)])
+        chosen = drawn.argsort()[:n_random]
         draws = [draw for part in parts for draw in part.sample_value.unbind(-1)]
         in_order = {"key": key[order], "position": position[order], "context": context[order]}
         widest = max(part.value.shape[-1] for part in parts)
-        examples = _examples(first(torch.cat(listed, -1), k), torch.cat(drawn)[chosen], widest, in_order)
+        examples = _examples(listed, drawn[chosen], widest, in_order)
         fields = merged_fields([_without_examples(part) for part in parts])
         shown = set(examples["context"].unique().tolist())
         return cls(
@@ -220,15 +226,13 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
             if self.sample and len(before.sample_example) == self.sample:
                 n_drawn = min(n_drawn, int((key < before.key[before.sample_example[-1]]).sum()))
 
-        @torch.no_grad()  # each thread has its own switch
         def of_layer(enough: Tensor | None, hook: str) -> tuple[Tensor, Tensor, Tensor]:
             """The numbers of its list, its values at random tokens, and its histogram."""
             values = self._read(reading, hook, counted).cpu()
             found = at_least(values, places, kth(values, self.k) if enough is None else enough)
             return first(side_by_side(found, values.shape[1]), self.k), values[:n_drawn].clone(), histogram(values)
 
-        with ThreadPoolExecutor(min(2, torch.get_num_threads())) as two:  # most of this runs on one thread
-            found, draws, counts = zip(*two.map(of_layer, least, reading.points.values()), strict=True)
+        found, draws, counts = zip(*two_at_a_time(of_layer, least, reading.points.values()), strict=True)
         widths = [len(each) for each in counts]
         if len(set(widths)) > 1:
             raise ValueError(
@@ -265,6 +269,12 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         if self.units is not None:
             activation = activation[:, reading.model.units(self.units, hook, activation.shape[1])]
         return activation
+
+
+def two_at_a_time(do: Callable[..., Any], *of_layers: Iterable[Any]) -> list[Any]:
+    """What this gives of each layer: most of it runs on one thread."""
+    with ThreadPoolExecutor(min(2, torch.get_num_threads())) as two:
+        return list(two.map(torch.no_grad()(do), *of_layers))  # gradients are a switch of each thread
 
 
 def kth(values: Float[Tensor, "token unit"], k: int) -> Float[Tensor, " unit"]:
