@@ -86,6 +86,14 @@ class Reading:
         activation = self._whole(name)
         return finite(name, activation.flatten(0, 1).index_select(0, places.to(activation.device)))
 
+    def check_widths(self, widths: Iterable[int]) -> None:
+        """Raise unless the layers have as many units as each other; in some mixtures of experts they have not."""
+        if len(found := set(widths)) > 1:
+            raise ValueError(
+                f"the layers that are asked must have as many units as each other; got {min(found)} and {max(found)} "
+                f"in {self.model.name}: ask some of its layers, as layers=[...]"
+            )
+
     def by_prompt(self) -> Iterator["Reading"]:
         """One prompt at a time, each with its own rows of the table and its prompt numbers as they are here."""
         for row, (_, tokens) in enumerate(self.tokens.by_prompt()):
@@ -201,7 +209,7 @@ def cached(
             f"{missing[0]}: run the model with names_filter=probe.hook_names(model), or without a filter"
         )
     embed = [name for name in (view.hook_token_embed,) if name in available]  # what ids alone give: tells other ids
-    activations = {name: _batched(cache, name) for name in (*names, *embed)}
+    activations = {name: view.by_head(name, _batched(cache, name)) for name in (*names, *embed)}
     if attention_mask is not None and isinstance(prompts, Tensor) and prompts.ndim == 2:
         if attention_mask.shape != prompts.shape:
             raise ValueError(

@@ -29,6 +29,7 @@ import lens_probes
 from lens_probes.examples import tiny
 from lens_probes.messages import brief
 from lens_probes.model import ImageView, ModelView, StackView, undisturbed, view_of
+from lens_probes.model.passes import run_until
 from lens_probes.pages import packed
 from lens_probes.probe import Experiment, Hooks, Probe, names_of
 from lens_probes.reading import Reading, pad
@@ -134,7 +135,8 @@ def check_from_cache(probe: Probe[Any], model: Any) -> None:
     view = ModelView(model)
     for prompts in (PROMPTS[:1], PROMPTS):
         ids, mask = pad(tokenize(list(prompts), view), view)
-        cache = view.activations(ids, mask, names_of(probe.hooks(view)))
+        names, given = names_of(probe.hooks(view)), {"attention_mask": mask.to(view.device, torch.int64)}
+        cache = run_until(view.model, ids.to(view.device), names, **given, **view.adapter.options(names))
         whole = _run(probe, model, prompts)
         assert_same(whole, probe.from_cache(model, list(prompts), cache), "from_cache with texts")
         ids_only = probe.from_cache(model, ids, cache, attention_mask=mask)

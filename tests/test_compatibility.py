@@ -72,6 +72,27 @@ def test_an_error_that_is_not_ours_is_no_refusal(gpt2):
         assert made["outcome"]("ResidualUpdate", gpt2) == "error: KeyError: 'blocks.0'"
 
 
+@pytest.mark.parametrize(
+    ("name", "family", "expected"),
+    [
+        ("AttentionWindow", "DeepseekV2ForCausalLM", "right"),
+        ("HeadAblation", "DeepseekV3ForCausalLM", "right"),
+        ("TiedKeyValue", "Glm4MoeLiteForCausalLM", "refused: the attention of layer 0 of this model must have one W_K"),
+        (
+            "TiedKeyValue",
+            "JambaForCausalLM",
+            "refused: the attention of layer 0 of this model must have one W_K per head",
+        ),
+        ("MaxActivatingTokens", "BambaForCausalLM", "right"),
+        ("TopicAblation", "Ernie4_5_MoeForCausalLM", "refused: the layers that are asked must have as many units as"),
+        ("AttentionPair", "Llama4ForCausalLM", "refused: this model must rotate queries and keys as GPT-NeoX or GPT-J"),
+        ("AttentionPair", "AfmoeForCausalLM", "refused: softmax(q.k) must reproduce the attention pattern of layer 0"),
+    ],
+)
+def test_what_is_rare_in_a_family_is_right_or_refused(name, family, expected):
+    assert made["asked_of"](family, made["build"](family), [name], progress=False)[name].startswith(expected)
+
+
 def test_a_cell_gets_worse_if_it_was_right_or_turns_from_refused_to_wrong():
     before = {"A": "right", "B": "right", "C": "refused: x", "D": "refused: x", "E": "error: y"}
     now = {"A": "right", "B": "refused: z", "C": "right", "D": "error: z", "E": "error: z", "New": "error: z"}

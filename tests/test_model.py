@@ -15,7 +15,8 @@ import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import READ_POINTS, Continuation, ImageView, ModelView, ReadPoint, undisturbed
 from lens_probes.model.base import _versions
-from lens_probes.reading import pad
+from lens_probes.reading import cached, pad
+from lens_probes.testing import check_from_cache
 from lens_probes.text.prompts import tokenize
 
 TEXTS = ["Time flies like an arrow.", "Fruit flies like a banana, and the cat likes none of it.", "The old man"]
@@ -508,9 +509,15 @@ def test_where_a_cache_breaks_its_promise_whole_prefixes_give_the_states_and_it_
     torch.testing.assert_close(found_slope[0], slope[0, -1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_cache_that_the_model_does_not_take_is_said(gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [TypeError("forward() got an unexpected keyword argument"), IndexError("list index out of range")],
+)
+def test_a_cache_that_the_model_does_not_take_is_said(
+    error: Exception, gpt2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> None:
-        raise TypeError("forward() got an unexpected keyword argument")
+        raise error
 
     view = ModelView(gpt2)
     monkeypatch.setattr(view.adapter, "pasts", lambda: [refuse])
@@ -599,3 +606,70 @@ def test_dropout_of_a_model_in_training_does_not_touch_the_numbers(raw: Any) -> 
     state = torch.ones(1, 32)
     assert torch.equal(still.unembed(state), training.unembed(state))
     assert set(modes(training.model).values()) == {True}
+
+
+# Latent attention
+
+
+def test_heads_of_latent_attention_are_those_of_huggingface(latent: Any) -> None:
+    ids, kept = torch.arange(3, 12)[None], {}
+    source = tiny.huggingface("llama")
+    attention = source.model.layers[1].self_attn
+    attention.kv_b_proj.register_forward_hook(lambda part, given, made: kept.update(made=made))
+    attention.o_proj.register_forward_pre_hook(lambda part, given: kept.update(mixed=given[0]))
+    with torch.no_grad():
+        source(ids)
+    view = ModelView(latent)
+    names = [view.hook_value(1), view.hook_z(1)]
+    value, mixed = view.activations(ids, torch.ones_like(ids, dtype=torch.bool), names).values()
+    torch.testing.assert_close(value, kept["made"].view(1, 9, 4, 4 + 8)[..., 4:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mixed, kept["mixed"].view(1, 9, 4, 8), rtol=1e-5, atol=1e-5)
+
+
+def test_an_edit_of_a_head_of_latent_attention_is_an_edit_of_this_head(latent: Any) -> None:
+    ids, source = torch.arange(3, 12)[None], tiny.huggingface("llama")
+    view, mask = ModelView(latent), torch.ones_like(ids, dtype=torch.bool)
+
+    def without_head(mixed: Tensor) -> Tensor:
+        return mixed * torch.tensor([1.0, 0.0, 1.0, 1.0])[:, None]
+
+    with torch.no_grad():
+        source.model.layers[1].self_attn.o_proj.weight[:, 8:16] = 0
+        expected = source(ids).logits
+    edits = {view.hook_z(1): without_head}
+    torch.testing.assert_close(view.logits(ids, mask, edits), expected, rtol=1e-4, atol=1e-4)
+    (mixed,) = view.edited(ids, mask, [view.hook_z(1)], edits).values()
+    assert (mixed[0, :, 1] == 0).all() and (mixed[0, :, [0, 2, 3]] != 0).any()
+    doubled = {view.hook_value(1): lambda value: value * torch.tensor([1.0, 2.0, 1.0, 1.0])[:, None]}
+    (whole,) = view.edited(ids, mask, [view.hook_z(1)], {}).values()
+    (changed,) = view.edited(ids, mask, [view.hook_z(1)], doubled).values()
+    torch.testing.assert_close(changed[0, :, 1], 2 * whole[0, :, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_of_latent_attention_is_read_as_a_run_is(latent: Any) -> None:
+    check_from_cache(lp.TopicActivity(), latent)
+    check_from_cache(lp.HeadTopicSimilarity(), latent)
+    result = lp.TopicActivity().run(latent, "Time flies like an arrow.")
+    assert result.unit == ("H0", "H1", "H2", "H3")
+    view, text = ModelView(latent), "Time flies like an arrow."
+    tokens = tokenize([text], view)
+    names = [view.hook_value(0), view.hook_z(0)]
+    _, cache = latent.run_with_cache(tokens.id[None])
+    reading = cached(view, names, [text], cache, asked="x", attention_mask=None, prepend_bos=None, word_class=None)
+    assert [reading[name].shape for name in names] == [(len(tokens), 4, 8)] * 2
+
+
+def test_weights_of_latent_attention_are_its_pattern(latent: Any) -> None:
+    text, view = "Time flies like an arrow.", ModelView(latent)
+    ids = tokenize([text], view).id[None]
+    (pattern,) = view.activations(ids, torch.ones_like(ids, dtype=torch.bool), [view.hook_pattern(2)]).values()
+    result = lp.AttentionPair(-1, (0, 1), layers=[2]).run(latent, text)
+    torch.testing.assert_close(result.weight[0, :, 0], pattern[0, :, -1, :2], rtol=1e-4, atol=1e-5)
+
+
+def test_what_latent_attention_cannot_give_is_refused(latent: Any) -> None:
+    match = "attention of layer 0 of tiny-llama must have one W_. per head; got MLAAttentionBridge, as in latent"
+    sentences = lp.demo.sentences()[:6]
+    for asked in (lp.TiedKeyValue(), lp.HeadValueRank(), lp.KeyValueOverlap()):
+        with pytest.raises(ValueError, match=match):
+            asked.run(latent, sentences, progress=False)

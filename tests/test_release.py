@@ -235,3 +235,10 @@ def test_nothing_unpickles_or_evaluates_what_it_reads() -> None:
                 words = ast.unparse(node.func)
                 assert words not in ("eval", "exec", "compile", "torch.load", "np.load", "__import__"), path
                 assert not any(keyword.arg in ("allow_pickle", "trust_remote_code") for keyword in node.keywords), path
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_outputs_of_a_notebook_do_not_show_the_machine_that_made_them(path):
+    outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert not re.search(r"site-packages|(?<!\w)/(root|home|tmp|work)/", json.dumps(outputs))

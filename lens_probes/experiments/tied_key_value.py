@@ -116,6 +116,7 @@ class TiedKeyValue(TextExperiment[TiedKeyValueResult]):
         view.check_predicts_next()
         view.check_input_norm()
         layers, first = view.layers(self.layers), first_part(study.tokens, self.fraction)
+        view.check_keys_and_values(layers)
         fits = {layer: fit(view, study.tokens[first], layer) for layer in layers}
         rest = study.tokens[~first]
         loss = prompt_loss(view, rest)

@@ -23,9 +23,12 @@ class Attention(Passes):
 
     @cached_property
     def _hooks_rotated(self) -> bool:
-        """Whether the model calls the hook of rotated queries: for NeoX a Bridge lists it but never calls it."""
+        """Whether the model calls the hook of rotated queries: for NeoX a Bridge lists it but never calls it.
+
+        In latent attention it holds the part that is rotated, and the hook of queries has all of them.
+        """
         name = self._hook("rotated_query")
-        if name not in self.hook_names:
+        if name not in self.hook_names or self._is_latent(self._hook("query")):
             return False
         with undisturbed(self.model):
             _, cache = self.model.run_with_cache(torch.zeros(1, 1, dtype=torch.int64, device=self.device))
@@ -35,19 +38,24 @@ class Attention(Passes):
         self, x: Float[Tensor, "token any d_head"], position: Int[Tensor, " token"]
     ) -> Float[Tensor, "token any d_head"]:
         """Queries or keys after rotary positions: applied here if the hook comes before them (NeoX, GPT-J)."""
-        if self._hooks_rotated or self.model.cfg.positional_embedding_type != "rotary":
+        if (
+            self._hooks_rotated
+            or self._is_latent(self.hook_query(0))
+            or self.model.cfg.positional_embedding_type != "rotary"
+        ):
             return x
         table = next((part.embed_positions for _, part in self.modules() if hasattr(part, "embed_positions")), None)
         if isinstance(table, Tensor):
             return _pairs_turned(x, table.to(x.device)[position.to(x.device)])
-        rotary = next((part for _, part in self.modules() if hasattr(part, "inv_freq")), None)
-        if rotary is None:
+        rotary = next((part for _, part in self.modules() if hasattr(part, "inv_freq") and _runs(part)), None)
+        with undisturbed(self.model):
+            tables = None if rotary is None else rotary(x[None], position[None].to(x.device))
+        if not isinstance(tables, tuple):  # Llama 4 has complex numbers
             raise ValueError(
                 f"{self.name} must rotate queries and keys as GPT-NeoX or GPT-J does; got another kind of rotary "
                 f"positions: use another model"
             )
-        with undisturbed(self.model):
-            cos, sin = (part[0, :, None] for part in rotary(x[None], position[None].to(x.device)))
+        cos, sin = (part[0, :, None] for part in tables)
         turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
         first, second = turned.chunk(2, dim=-1)
         return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
@@ -97,6 +105,11 @@ class Attention(Passes):
         # Where TransformerLens leaves attention to Hugging Face, these "scores" are the pattern (OPT, GPT-J, BERT).
         window = self.adapter.window(layer)
         return torch.zeros_like(masked) if window is None else torch.ones_like(masked).tril(-window)
+
+
+def _runs(part: torch.nn.Module) -> bool:
+    """Whether a module computes anything: a Bridge has some that only hold the buffers of others."""
+    return type(part).forward is not torch.nn.Module.forward
 
 
 def unmasked(scores: Float[Tensor, "*any head query key"]) -> Bool[Tensor, "*any query key"]:

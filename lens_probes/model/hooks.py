@@ -49,6 +49,11 @@ DECODER_STACK_HOOKS: Mapping[str, str] = {
 }
 """For its decoder. Attention to the encoder's states has the same names, with `cross_attn` for `self_attn`."""
 
+LATENT = "hook_kv_latent"
+"""What only latent attention has (DeepSeek). There, queries, keys and values have heads before positions."""
+
+HEADS_FIRST = (".hook_q", ".hook_k", ".hook_v")
+
 Part = Literal["layer", "attention", "mlp"]
 """What adds to the residual stream: a whole layer, or one of its two parts."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lens_probes.model.adapters import adapter_of
 from lens_probes.model.base import View
+from lens_probes.model.hooks import HEADS_FIRST, LATENT
 from lens_probes.stopping import may_stop
 
 FEW = 8  # tokens whose logits are compared with those that we read: they show a head that is read wrongly
@@ -127,6 +128,7 @@ class Passes(View):
         """The named activations of one padded batch, by a pass that ends once all are there."""
         if not names:
             return {}
+        self.check_hooks(names)
         with self._switched_on():
             given, options = self._inputs(ids, mask)
             found = run_until(self.model, given, names, **options, **self.adapter.options(names))
@@ -171,7 +173,36 @@ class Passes(View):
         for name in names:
             if found.get(name) is None:
                 raise self._not_computed(name)
-        return {name: found[name] for name in names}
+        return {name: self.by_head(name, found[name]) for name in names}
+
+    def by_head(self, name: str, activation: Tensor) -> Tensor:
+        """An activation; those of heads as [prompt position head d] in latent attention too.
+
+        There, a Bridge has queries, keys and values as [prompt head position d], and splits the outputs of heads by a
+        width that need not be theirs.
+        """
+        if not self._is_latent(name):
+            return activation
+        if name.endswith(HEADS_FIRST):
+            return activation.transpose(1, 2)
+        return activation.reshape(*activation.shape[:2], int(self.model.cfg.n_heads), -1)
+
+    def _is_latent(self, name: str) -> bool:
+        """Whether an activation is one of those that latent attention has in another form."""
+        where, _, _ = name.rpartition(".")
+        return name.endswith((*HEADS_FIRST, ".hook_z")) and f"{where}.{LATENT}" in self.hook_names
+
+    def _in_their_form(self, edits: Mapping[str, Edit]) -> dict[str, Edit]:
+        """Edits of activations as `by_head` gives them, as edits of those that the model has."""
+
+        def in_its_form(name: str, edit: Edit) -> Edit:
+            def edited(own: Tensor) -> Tensor:
+                changed = edit(self.by_head(name, own))
+                return changed.transpose(1, 2) if name.endswith(HEADS_FIRST) else changed.reshape(own.shape)
+
+            return edited if self._is_latent(name) else edit
+
+        return {name: in_its_form(name, edit) for name, edit in edits.items()}
 
     def edited(
         self,
@@ -184,7 +215,9 @@ class Passes(View):
         self.check_hooks([*names, *edits])
         given, options = self._inputs(ids, mask)
         with self._switched_on():
-            found = run_until(self.model, given, names, edits, **options, **self.adapter.options(names))
+            found = run_until(
+                self.model, given, names, self._in_their_form(edits), **options, **self.adapter.options(names)
+            )
         return self._named(names, found)
 
     def logits(
@@ -194,7 +227,7 @@ class Passes(View):
         edits: Mapping[str, Edit] | None = None,
     ) -> Float[Tensor, "prompt position vocab"]:
         """The model's own logits of a padded batch, with some activations replaced on the way."""
-        edits = edits or {}
+        edits = self._in_their_form(edits or {})
         self.check_hooks(edits)
         given, options = self._inputs(ids, mask)
         with undisturbed(self.model):

@@ -79,7 +79,7 @@ class Continuation:
             try:
                 with undisturbed(view.model):
                     past = past_of(self._prefix[None])
-            except TypeError:  # the model does not accept the cache under this name
+            except (TypeError, IndexError):  # not taken under this name, or not by linear attention
                 continue
             if past.lengths != {n}:
                 failed = failed or f"it holds {min(past.lengths, default=0)}"

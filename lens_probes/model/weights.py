@@ -1,5 +1,6 @@
 """The weights of a text model, in one shape for all model classes."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -155,6 +156,12 @@ class Weights(Passes):
         bias = self.input_norm(layer).bias @ self.W_V(layer).float()
         own = getattr(self.model.blocks[layer].attn, "b_V", None)
         return bias if own is None else bias + self._per_head(own.detach()).float()
+
+    def check_keys_and_values(self, layers: Iterable[int]) -> None:
+        """Raise unless each of these layers has one W_K and one W_V per key/value head."""
+        for layer in layers:
+            for name in ("W_K", "W_V"):
+                self._of_heads(layer, name)
 
     def values(self, layer: int, states: Float[Tensor, "... d_model"]) -> Float[Tensor, "... kv_head d_head"]:
         """The values of a block's heads (`hook_value`), computed from states before the block."""

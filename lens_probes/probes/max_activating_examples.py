@@ -233,12 +233,7 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
             return first(side_by_side(found, values.shape[1]), self.k), values[:n_drawn].clone(), histogram(values)
 
         found, draws, counts = zip(*two_at_a_time(of_layer, least, reading.points.values()), strict=True)
-        widths = [len(each) for each in counts]
-        if len(set(widths)) > 1:
-            raise ValueError(
-                f"the layers that are asked must have as many units as each other; got {min(widths)} and {max(widths)} "
-                f"in {reading.model.name}: ask some of its layers, as layers=[...]"
-            )
+        reading.check_widths(map(len, counts))
         short = {"neuron": "N", "head": "H"}.get(self.at, "D")
         units = range(len(counts[0])) if self.units is None else self.units
         in_order = {"key": key, "position": tokens.position[counted]}

@@ -258,7 +258,7 @@ class TopicActivity(Probe[TopicActivityResult]):
         """The statistics of the batch's prompts and their sums by topic, layer by layer."""
         prompts, weights = prompt_table(reading.tokens), pooling(reading.tokens, self.pool)
         prompt_of = torch.unique(reading.tokens.prompt, return_inverse=True)[1]
-        found = []
+        found: list[Activity] = []
         for hook in reading.points.values():
             activation = reading[hook].float()
             if self.component in ("neuron", "embed"):
@@ -266,6 +266,7 @@ class TopicActivity(Probe[TopicActivityResult]):
             elif activation.ndim == 2:
                 activation = activation[:, None]  # one unit per layer
             found.append(activity(activation, weights.to(activation.device), prompt_of.to(activation.device)))
+        reading.check_widths(each.mean.shape[1] for each in found)
         mean, variance, positive, mean_abs = (torch.stack(each).cpu() for each in zip(*found, strict=True))
         of_topic = members(prompts, prompts.topics)
         square = variance.double() + mean.double().square()
