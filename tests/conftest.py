@@ -204,9 +204,10 @@ def as_users_run_it() -> Iterator[None]:
 
 LATENT = {
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 16),
-    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "head_dim"), 4),
+    **dict.fromkeys(("qk_rope_head_dim", "head_dim"), 4),
+    **dict.fromkeys(("qk_nope_head_dim", "v_head_dim"), 8),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
-    **{"num_key_value_heads": 4, "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    **{"num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2},
     **{"intermediate_size": 64, "moe_intermediate_size": 32},
 }
 

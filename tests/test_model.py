@@ -622,7 +622,7 @@ def test_heads_of_latent_attention_are_those_of_huggingface(latent: Any) -> None
     view = ModelView(latent)
     names = [view.hook_value(1), view.hook_z(1)]
     value, mixed = view.activations(ids, torch.ones_like(ids, dtype=torch.bool), names).values()
-    torch.testing.assert_close(value, kept["made"].view(1, 9, 4, 4 + 8)[..., 4:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(value, kept["made"].view(1, 9, 4, 8 + 8)[..., 8:], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mixed, kept["mixed"].view(1, 9, 4, 8), rtol=1e-5, atol=1e-5)
 
 
@@ -664,6 +664,7 @@ def test_weights_of_latent_attention_are_its_pattern(latent: Any) -> None:
     ids = tokenize([text], view).id[None]
     (pattern,) = view.activations(ids, torch.ones_like(ids, dtype=torch.bool), [view.hook_pattern(2)]).values()
     result = lp.AttentionPair(-1, (0, 1), layers=[2]).run(latent, text)
+    assert (result.terms.shape[-1], result.value.shape[-1]) == (12, 8)
     torch.testing.assert_close(result.weight[0, :, 0], pattern[0, :, -1, :2], rtol=1e-4, atol=1e-5)
 
 

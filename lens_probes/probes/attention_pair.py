@@ -69,7 +69,7 @@ class AttentionPairResult(Result):
     dot: Float[Tensor, "layer head prompt key"] = measured("scaled product of query and key", unit="nats")
     score: Float[Tensor, "layer head prompt key"] = measured("score, the input of the softmax", unit="nats")
     weight: Float[Tensor, "layer head prompt key"] = measured("attention to the key", low=0, high=1)
-    value: Float[Tensor, "layer head prompt key d_head"] = measured("value of the key token")
+    value: Float[Tensor, "layer head prompt key d_value"] = measured("value of the key token")
     written_norm: Float[Tensor, "layer head prompt key"] = measured(
         "length of the vector that the key token adds to the query token", low=0
     )
