@@ -294,6 +294,17 @@ def test_what_cannot_be_asked_is_said():
         lp.TopicActivity().run(tiny.bridge("gpt2"), ["One text.", "Another one."]).selectivity()
 
 
+@pytest.mark.usefixtures("as_users_run_it")
+def test_layers_of_different_widths_are_refused(monkeypatch):
+    read = lp.Reading.__getitem__
+    monkeypatch.setattr(
+        lp.Reading, "__getitem__", lambda reading, name: read(reading, name)[:, : 64 if ".1." in name else None]
+    )
+    with pytest.raises(ValueError, match="must have as many units as each other; got 64 and 128 in tiny-gpt2: ask"):
+        lp.TopicActivity(component="neuron").run(tiny.bridge("gpt2"), TOPICS)
+    lp.TopicActivity(component="neuron", layers=[0, 2]).run(tiny.bridge("gpt2"), TOPICS)
+
+
 def test_every_topic_has_its_grid_on_one_scale():
     result = planted(0, 3.0)
     figure = result.figure()

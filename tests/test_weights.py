@@ -163,5 +163,7 @@ def test_a_pass_names_the_activation_that_a_model_lacks():
     view, ids = ModelView(tiny.bridge()), torch.tensor([[5, 6]])
     with pytest.raises(ValueError, match=r"'blocks\.0\.attn\.hook_zz' does not exist in tiny-gpt2 .*: did you mean"):
         view.run_until(ids, ["blocks.0.attn.hook_zz"])
+    with pytest.raises(ValueError, match=r"'blocks\.0\.attn\.hook_zz' does not exist in tiny-gpt2 .*: did you mean"):
+        view.activations(ids, torch.ones_like(ids, dtype=torch.bool), ["blocks.0.attn.hook_zz"])
     with pytest.raises(ValueError, match=r"'blocks\.0\.hook_resid_poste' does not exist"):
         view.edited(ids, torch.ones_like(ids, dtype=torch.bool), [], {"blocks.0.hook_resid_poste": torch.abs})
