@@ -2,20 +2,21 @@
 
 const CHART = { displayModeBar: false, responsive: true };
 
-/** A title in lines of about so many letters. */
-function broken(title, longest) {
+/** Text in lines of about so many letters. */
+function linesOf(title, longest) {
   const lines = [""];
   for (const word of title.split(" ")) {
     if (lines.at(-1) && lines.at(-1).length + word.length >= longest) lines.push("");
     lines[lines.length - 1] += `${lines.at(-1) ? " " : ""}${word}`;
   }
-  return lines.map(plain).join("<br>");
+  return lines;
 }
 
 function axisOf(title, more = {}) {
   const { ink, line } = theme();
-  return { title: { text: broken(title, 40), font: { size: 12 }, standoff: 8 }, color: ink, gridcolor: line,
-    zerolinecolor: line, linecolor: ink, tickfont: { size: 11 }, automargin: true, ...more };
+  const text = linesOf(title, 40).map(plain).join("<br>");
+  return { title: { text, font: { size: 12 }, standoff: 8 }, color: ink, gridcolor: line, zerolinecolor: line,
+     linecolor: ink, tickfont: { size: 11 }, automargin: true, ...more };
 }
 
 function drawChart(body, traces, layout, label) {
@@ -39,7 +40,8 @@ function drawChart(body, traces, layout, label) {
 
 /** Lines over named places. A line: { name, y, colour, wide, dashed, low, high }. */
 function lineChart(body, { label, x, lines, xTitle, yTitle, upsideDown, logarithmic, at }) {
-  const traces = [], added = logarithmic && lines.some((line) => line.y.includes(0)) ? 1 : 0; // no 0 on such an axis
+  const traces = [], has0 = lines.some((line) => line.y.includes(0) || line.low?.includes(0));
+  const added = logarithmic && has0 ? 1 : 0; // no 0 on such an axis
   for (const line of lines) {
     const name = plain(line.name);
     if (line.low) traces.push(bandOf(line, x, name, added));

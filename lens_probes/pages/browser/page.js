@@ -61,7 +61,7 @@ function drawPickers() {
     const others = [...text().prompts.keys()].filter((each) => each !== state.prompt);
     const compared = [["", "no other prompt"], ...others.map((prompt) => [prompt, line(text(), prompt)])];
     add("compare with", compared, other, (to) => select({ other: to }));
-    const colours = colouring().map((each) => [each.id, `${each.result.name}: ${each.says}`]);
+    const colours = colouring().map((each) => [each.id, `${headingOf(each.result)}: ${each.says}`]);
     add("colour", colours, colour, (to) => select({ colour: to }));
   }
   for (const axis of ["layer", "head"]) {
@@ -84,7 +84,7 @@ function pickPrompt(number, prompt) {
 
 function drawFindings() {
   const found = page.results.flatMap((result) => result.findings.map((finding) =>
-    element("li", {}, element("b", {}, `${result.name}: `), named(finding, 2000))));
+    element("li", {}, element("b", {}, `${headingOf(result)}: `), named(finding, 2000))));
   if (!found.length) found.push(element("li", {}, "These results say nothing in words: see their panels."));
   const first = found.slice(0, FIRST_FINDINGS), more = found.slice(FIRST_FINDINGS);
   at("findings").replaceChildren(...first);
@@ -99,7 +99,8 @@ function drawContents() {
     element("button", { type: "button", class: "link", onclick: () => goTo(id) }, label), ...more);
   at("contents").replaceChildren(...page.results.map((result) => {
     const own = panels.filter((panel) => panel.result === result).map((panel) => link(panel.id, panel.title));
-    return link(result.id, headingOf(result), element("ul", {}, own));
+    const isOnly = headingOf(result) === result.name, of = isOnly ? "" : ` (${named(result.conditions, 400)})`;
+    return link(result.id, `${headingOf(result)}${of}`, element("ul", {}, own));
   }));
 }
 
@@ -177,7 +178,7 @@ function drawPanel(panel) {
   const label = held?.getAttribute("aria-label"), pressed = held?.textContent;
   panel.controls.replaceChildren();
   panel.table = panel.draw(panel);
-  const isPicture = panel.body.querySelector("svg, .chart");
+  const isPicture = panel.body.querySelector("svg, .chart, table");
   for (const button of panel.root.querySelectorAll(".saves button")) {
     button.hidden = !isPicture && button.textContent !== "CSV";
   }
