@@ -151,9 +151,7 @@ def open_page(window, file):
 
 def settled(page):
     """Waits until the page has noticed what is in sight, which takes it a frame, and has drawn it."""
-    page.evaluate(
-        "() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(go))))"
-    )
+    page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(go))))")
     page.locator("body:not([data-drawing])").wait_for()
 
 
@@ -427,7 +425,9 @@ def test_a_pinned_entry_is_followed_and_kept_in_the_address(open_page, results):
 
 def test_runs_of_one_probe_are_told_apart_and_each_shows_its_own_nearest_entries(open_page):
     settings = [{"metric": "cosine"}, {"metric": "euclidean"}, {"metric": "dot"}, {"reference": "embed_pos"}]
-    runs = lp.run([lp.RankShift(neighbours=3, **each) for each in settings], tiny.bridge("gpt2"), TEXTS[:1])
+    runs = lp.run(
+        [lp.RankShift("resid_pre", neighbours=3, **each) for each in settings], tiny.bridge("gpt2"), TEXTS[:1]
+    )
     page = open_page("token=2")
     page.evaluate("data => lensProbes.show(data)", packed(runs))
     contents = page.locator("#contents > li > button").all_text_contents()
@@ -438,7 +438,7 @@ def test_runs_of_one_probe_are_told_apart_and_each_shows_its_own_nearest_entries
     for n, run in enumerate(runs, 1):
         found = panel(page, f"RankShift {n}", "Entries at the picked token, by layer")
         head, *rows = table(found)
-        assert head == ["layer", "rank of own token", "1", "2", "3", "the own token"]
+        assert head == ["layer", "rank of own token", "1", "2", "3", "own token"]
         assert found.locator("table.entries tbody tr:has(td.own)").count() == len(run.layer)
         own, text = int(run.token.id[row]), lp.figures.spelled(run.token.text[row])
         for layer, cells in enumerate(rows):

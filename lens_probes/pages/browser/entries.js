@@ -58,9 +58,9 @@ function entriesTable(panel, top, number, row, shared = null) {
   const ranks = rank ? [`rank of ${target ? "target" : "own token"}`] : [];
   const best = Array.from({ length: top.size("k") }, (_, k) => String(k + 1));
   const isApart = (layer) => rank && !Number.isNaN(own) && !idsAt(top, layer, token).includes(own);
-  const last = rank ? [target ? "the target" : "the own token"] : [];
+  const last = rank ? [target ? "target" : "own token"] : [];
   const head = ["layer", ...(shared ? ["in both"] : []), ...ranks, ...best, ...last];
-  const beside = (layer) => `${number?.own ? `${written(number.own({ layer, token }))}, ` : ""}rank ${
+  const saidOf = (layer) => `${number?.own ? `${written(number.own({ layer, token }))}, ` : ""}rank ${
     written(rank.at({ layer, token }))}`;
   const cell = (id, said) => {
     const pinned = state.pins.includes(String(id));
@@ -78,7 +78,7 @@ function entriesTable(panel, top, number, row, shared = null) {
       rank ? element("td", { class: ids.includes(own) ? "" : "apart" }, written(rank.at({ layer, token }))) : null,
       ids.map((id, k) => cell(id, number?.at({ layer, token, k }).toFixed(2))),
       Array.from({ length: last.length ? best.length - ids.length : 0 }, () => element("td")),
-      isApart(layer) ? cell(own, beside(layer)) : null);
+      isApart(layer) ? cell(own, saidOf(layer)) : null);
   };
   const table = element("table", { class: "entries" },
     element("caption", { class: "unseen" }, `${top.says}, at ${tokenName(row)}`),
@@ -89,7 +89,7 @@ function entriesTable(panel, top, number, row, shared = null) {
     return id === undefined ? "" : `${entryText(result, id)}${
       number ? ` ${number.at({ layer, token, k }).toFixed(3)}` : ""}`;
   });
-  const lastText = (layer) => (isApart(layer) ? `${entryText(result, own)} ${beside(layer)}` : "");
+  const lastText = (layer) => (isApart(layer) ? `${entryText(result, own)} ${saidOf(layer)}` : "");
   const label = `${top.says}${shared ? ", the other prompt" : ""}`;
   return { element: element("div", { class: "scroll tall", tabindex: 0, role: "group", "aria-label": label }, table),
     table: { head, rows: layers.map((name, layer) => [name, ...(shared ? [String(shared(layer))] : []),
@@ -153,9 +153,10 @@ function followed(panel) {
       wide: 1.5, y: along(id, places) })));
   }
   const where = overTokens ? `in ${layers[layerOf(result)]}` : `at ${tokenName(pickedRow())}`;
-  const there = overTokens ? "in the other prompt, by position" : `at ${tokenName(otherRow())} of the other prompt`;
+  const there = () =>
+    (overTokens ? "in the other prompt, by position" : `at ${tokenName(otherRow())} of the other prompt`);
   caption(panel, `${state.pins.length ? "The pinned entries" : "The entries that are first in any layer"}, ${where}${
-    other === undefined ? "" : `; dashed: ${there}`}. A line breaks where its entry is not among the ${
+    other === undefined ? "" : `; dashed: ${there()}`}. A line breaks where its entry is not among the ${
     top.size("k")} that were kept.${overTokens ? windowed() : ""}`);
   lineChart(panel.body, { label: `Entries by ${axis}`, x, lines, xTitle: axis, yTitle: number.title,
     at: overTokens ? state.token - firstShown() : layerOf(result) });
