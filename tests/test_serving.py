@@ -688,6 +688,8 @@ def test_a_text_is_typed_asked_and_clicked_through_with_the_keyboard_on_a_phone(
     tab.goto(tab.address)
     tab.get_by_text("tiny-llama (TransformerBridge, 3 layers)").wait_for()
     text = tab.get_by_label("Text", exact=True)
+    assert not tab.get_by_label("Second text").is_visible()  # on a phone
+    tab.get_by_text("Second text, target, topics").click()
     text.fill("hold <b>this</b> text")
     tab.get_by_label("Second text").fill("hold another")
     text.press("Control+Enter")
@@ -729,7 +731,6 @@ def test_a_text_is_typed_asked_and_clicked_through_with_the_keyboard_on_a_phone(
     tab.get_by_role("alert").get_by_text("a question must have a text or topics; got neither: write a text").wait_for()
     text.fill(TEXT)
     tab.get_by_label("Target word").fill("#300")
-    tab.get_by_text("Topics, nearest entries").click()
     tab.get_by_label("Topics", exact=True).fill("no colon here")
     tab.get_by_role("button", name="Ask").click()
     tab.get_by_text("Each line of the topics must be topic: text; got no·colon·here").wait_for()
@@ -781,7 +782,7 @@ def test_another_measure_of_nearness_is_asked_for_and_the_picked_token_stays(tab
     tab.get_by_role("button", name="Ask", exact=True).click()
     tab.get_by_text("Answered in").wait_for()
     tab.locator("#token-3").click()
-    tab.get_by_text("Topics, nearest entries").click()
+    tab.get_by_text("Second text, target, topics").click()
     assert tab.get_by_label("Nearest among").locator("[value=embed_pos]").is_disabled()  # it has rotary positions
     tab.get_by_label("Nearest by").select_option("dot")
     tab.get_by_label("Nearest among").select_option("unembed")

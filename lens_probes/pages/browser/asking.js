@@ -39,11 +39,15 @@ const HELP = {
   layer: "Attention and sources of one layer only. A text that is too long for all layers has the middle one; then a "
     + "button below asks for the head that you pick.",
 };
+const MORE = "Topics, nearest entries, attention of a long text";
+const besideText = [labelled("second", "Second text, to compare (may be empty)"),
+  labelled("target", "Target word (may be empty)", HELP.target)]; // folded on a phone, so that the answer is in sight
 const form = element("form", { class: "asking", "aria-label": "Ask the model", onsubmit: ask, onkeydown: askKeys },
   model,
-  labelled("text", "Text"), labelled("second", "Second text, to compare (may be empty)"),
-  labelled("target", "Target word (may be empty)", HELP.target),
-  element("details", { class: "box" }, element("summary", {}, "Topics, nearest entries, attention of a long text"),
+  labelled("text", "Text"), ...(isNarrow() ? [] : besideText),
+  element("details", { class: "box" },
+    element("summary", {}, isNarrow() ? `Second text, target, ${MORE.toLowerCase()}` : MORE),
+    ...(isNarrow() ? besideText : []),
     labelled("topics", "Topics", HELP.topics), labelled("metric", "Nearest by", HELP.metric),
     labelled("reference", "Nearest among", HELP.reference), labelled("layer", "Layer", HELP.layer)),
   element("div", { class: "box controls" }, askButton, cancelButton, bar, status), problem, without);
@@ -183,7 +187,10 @@ function askKeys(event) {
 /** An address that holds a question fills the boxes; nothing is asked before the button is pressed. */
 function fromLink() {
   const found = new URLSearchParams(location.hash.slice(1));
-  for (const [name, own] of Object.entries(boxes)) own.value = found.get(`ask.${name}`) ?? "";
+  for (const [name, own] of Object.entries(boxes)) {
+    own.value = found.get(`ask.${name}`) ?? "";
+    if (own.value && own.closest("details")) own.closest("details").open = true;
+  }
   if (!found.has("ask.text")) return;
   for (const [name, own] of Object.entries(boxes)) alsoKept[`ask.${name}`] = own.value;
   try {

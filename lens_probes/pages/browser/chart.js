@@ -28,14 +28,23 @@ function drawChart(body, traces, layout, label) {
   }
   place.setAttribute("aria-label", `${label}. The numbers are in the table below.`);
   const named = traces.filter((trace) => trace.showlegend !== false && trace.name);
-  const wide = named.reduce((sum, trace) => sum + trace.name.length * 6.2 + 56, 0);
-  const room = widthOf(body) - 60;
-  const rows = layout.showlegend === false ? 0 : room < 380 ? named.length : Math.ceil(wide / room);
+  const rows = layout.showlegend === false ? 0 : legendRows(named.map((trace) => trace.name), widthOf(body) - 60);
   Plotly.react(place, traces, {
     font: { family: FONT, color: ink, size: 12 }, paper_bgcolor: paper, plot_bgcolor: paper,
     margin: { l: 66, r: 14, t: 10, b: 60 + 20 * rows }, height: 310 + 20 * rows, hovermode: "closest", showlegend: true,
     legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", font: { size: 11 } }, ...layout,
   }, CHART);
+}
+
+/** How many rows names take, one after the other. */
+function legendRows(names, room) {
+  let rows = 1, left = room;
+  for (const name of names) {
+    const wide = name.length * 6.2 + 56;
+    if (wide > left && left < room) [rows, left] = [rows + 1, room];
+    left -= wide;
+  }
+  return rows;
 }
 
 /** Lines over named places. A line: { name, y, colour, wide, dashed, low, high }. */

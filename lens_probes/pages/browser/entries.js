@@ -60,7 +60,8 @@ function entriesTable(panel, top, number, row, shared = null) {
   const isApart = (layer) => rank && !Number.isNaN(own) && !idsAt(top, layer, token).includes(own);
   const last = rank ? [target ? "target" : "own token"] : [];
   const head = ["layer", ...(shared ? ["in both"] : []), ...ranks, ...best, ...last];
-  const saidOf = (layer) => `${number?.own ? `${written(number.own({ layer, token }))}, ` : ""}rank ${
+  const saidOf = (layer, digits) => `${
+    number?.own ? `${written(Number(number.own({ layer, token }).toPrecision(digits)))}, ` : ""}rank ${
     written(rank.at({ layer, token }))}`;
   const cell = (id, said) => {
     const pinned = state.pins.includes(String(id));
@@ -78,7 +79,7 @@ function entriesTable(panel, top, number, row, shared = null) {
       rank ? element("td", { class: ids.includes(own) ? "" : "apart" }, written(rank.at({ layer, token }))) : null,
       ids.map((id, k) => cell(id, number?.at({ layer, token, k }).toFixed(2))),
       Array.from({ length: last.length ? best.length - ids.length : 0 }, () => element("td")),
-      isApart(layer) ? cell(own, saidOf(layer)) : null);
+      isApart(layer) ? cell(own, saidOf(layer, 2)) : null);
   };
   const table = element("table", { class: "entries" },
     element("caption", { class: "unseen" }, `${top.says}, at ${tokenName(row)}`),
@@ -89,7 +90,7 @@ function entriesTable(panel, top, number, row, shared = null) {
     return id === undefined ? "" : `${entryText(result, id)}${
       number ? ` ${number.at({ layer, token, k }).toFixed(3)}` : ""}`;
   });
-  const lastText = (layer) => (isApart(layer) ? `${entryText(result, own)} ${saidOf(layer)}` : "");
+  const lastText = (layer) => (isApart(layer) ? `${entryText(result, own)} ${saidOf(layer, 4)}` : "");
   const label = `${top.says}${shared ? ", the other prompt" : ""}`;
   return { element: element("div", { class: "scroll tall", tabindex: 0, role: "group", "aria-label": label }, table),
     table: { head, rows: layers.map((name, layer) => [name, ...(shared ? [String(shared(layer))] : []),

@@ -1,6 +1,6 @@
 // The page: contents, pickers, the strip, findings, and the panels of every result. `lensProbes.show(data)` fills it.
 
-const FIRST_FINDINGS = 2; // those that are not folded, so that the strip is in sight
+const FIRST_FINDINGS = 2; // those that are not folded, so that the strip is in sight; on a phone one
 
 let panels = [];
 const at = (id) => document.getElementById(id);
@@ -55,12 +55,14 @@ function drawPickers() {
   const line = (each, prompt) => `${prompt}: ${each.line(prompt)}`;
   const prompts = page.texts.filter((each) => page.results.some((result) => result.text === each))
     .flatMap((each) => [...each.prompts.keys()].map((prompt) => [`${each.number}.${prompt}`, line(each, prompt)]));
-  if (prompts.length) {
+  if (prompts.length > 1) {
     const chosen = `${state.text}.${state.prompt}`;
     add("prompt", prompts, chosen, (to) => pickPrompt(...to.split(".").map(Number)));
     const others = [...text().prompts.keys()].filter((each) => each !== state.prompt);
     const compared = [["", "no other prompt"], ...others.map((prompt) => [prompt, line(text(), prompt)])];
-    add("compare with", compared, other, (to) => select({ other: to }));
+    if (others.length) add("compare with", compared, other, (to) => select({ other: to }));
+  }
+  if (prompts.length) {
     const colours = colouring().map((each) => [each.id, `${headingOf(each.result)}: ${each.says}`]);
     add("colour", colours, colour, (to) => select({ colour: to }));
   }
@@ -86,7 +88,7 @@ function drawFindings() {
   const found = page.results.flatMap((result) => result.findings.map((finding) =>
     element("li", {}, element("b", {}, `${headingOf(result)}: `), named(finding, 2000))));
   if (!found.length) found.push(element("li", {}, "These results say nothing in words: see their panels."));
-  const first = found.slice(0, FIRST_FINDINGS), more = found.slice(FIRST_FINDINGS);
+  const n = isNarrow() ? 1 : FIRST_FINDINGS, first = found.slice(0, n), more = found.slice(n);
   at("findings").replaceChildren(...first);
   at("more-findings").hidden = !more.length;
   at("more-findings").open = false;

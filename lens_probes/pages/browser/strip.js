@@ -3,6 +3,8 @@
 const WINDOW = 60; // tokens of a prompt that a grid shows at a time
 const PICKED = ["layer", "head", "unit"];
 
+const isNarrow = () => matchMedia("(max-width: 600px)").matches; // as in the style sheet
+
 let page = null; // what `show` was given last
 
 const text = () => page.texts[state.text];
