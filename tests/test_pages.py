@@ -843,10 +843,17 @@ def test_a_panel_that_is_a_table_is_saved_as_a_picture_too(open_page, results, u
     found = panel(page, "LogitLens", "Entries at the picked token, by layer")
     _, texts = saved_picture(page, found)
     rows = table(found)
-    assert texts[0].startswith("LogitLens: ") and {cell for row in rows for cell in row} <= {"", *texts}
+    assert (
+        texts[0].startswith("LogitLens: ")
+        and "Click" not in " ".join(texts)
+        and {cell for row in rows for cell in row} <= {"", *texts}
+    )
     with page.expect_download() as saved:
         found.get_by_role("button", name="PNG of").click()
     assert saved.value.path().read_bytes().startswith(b"\x89PNG")
+    page.get_by_label("compare with").select_option("1")
+    _, texts = saved_picture(page, panel(page, "LogitLens", "By layer and token"))
+    assert {"this prompt", "the other prompt", "the other minus this one, by position"} <= set(texts)
     page.evaluate("data => lensProbes.show(data)", packed(units))
     found = panel(page, "MaxActivatingExamples", "Examples of the picked unit")
     picture, texts = saved_picture(page, found)

@@ -15,13 +15,13 @@ async function svgOf(panel) {
     const own = decodeURIComponent(address.slice(address.indexOf(",") + 1));
     parts.push(new DOMParser().parseFromString(own, "image/svg+xml").documentElement);
   } else parts.push(...[...panel.body.querySelectorAll("svg")].map((each) => each.cloneNode(true)));
-  return new XMLSerializer().serializeToString(titled(joined(parts), panel));
+  return new XMLSerializer().serializeToString(titled(joined(parts, panel), panel));
 }
 
 /** A picture with the name of its result and the caption of its panel above it. */
 function titled(picture, panel) {
   const [wide, tall] = ["width", "height"].map((name) => Number(picture.getAttribute(name)));
-  const width = Math.max(wide, 360), said = panel.caption.textContent || panel.title;
+  const width = Math.max(wide, 360), said = panel.caption.textContent.replace(/ Click [^.]*\./g, "") || panel.title;
   const lines = linesOf(`${headingOf(panel.result)}: ${said}`, Math.floor(width / LETTER) - 2);
   const top = 16 * lines.length + 12;
   picture.setAttribute("y", top);
@@ -42,15 +42,19 @@ function tablePicture({ head, rows }) {
   return drawn("svg", { width, height, "font-family": FONT }, ...texts);
 }
 
-/** Pictures side by side. */
-function joined(parts) {
+/** Pictures side by side, each below its name if it has one, such as "the other prompt". */
+function joined(parts, panel) {
+  const all = [...panel.body.querySelectorAll("h4")].map((name) => name.textContent), names = [];
+  const top = all.length === parts.length ? 18 : 0;
   let x = 0;
-  for (const part of parts) {
+  for (const [i, part] of parts.entries()) {
     part.setAttribute("x", x);
+    part.setAttribute("y", top);
+    if (top) names.push(drawn("text", { x: x + 6, y: 12, "font-size": 12, fill: theme().faint }, all[i]));
     x += Number(part.getAttribute("width"));
   }
-  const height = Math.max(...parts.map((part) => Number(part.getAttribute("height"))));
-  return drawn("svg", { width: x, height }, ...parts);
+  const height = Math.max(...parts.map((part) => Number(part.getAttribute("height")))) + top;
+  return drawn("svg", { width: x, height }, ...names, ...parts);
 }
 
 async function pngOf(svg, scale = 2) {
