@@ -56,7 +56,7 @@ class Weights(Passes):
 
         On post-norm encoders the type embedding is added, and the embedding norm applied.
         """
-        if not self._has_positions:
+        if not self.has_positions:
             raise ValueError(
                 f"reference 'embed_pos' needs learned absolute positions; got {self.name}, which has none: use 'embed'"
             )
@@ -65,13 +65,14 @@ class Weights(Passes):
         return self.adapter.embedded(self.W_E + W_pos[first + position])
 
     @property
-    def _has_positions(self) -> bool:
+    def has_positions(self) -> bool:
+        """Whether the model has learned absolute positions."""
         return hasattr(self.model, "pos_embed") and hasattr(self.model.pos_embed, "W_pos")
 
     def embeddings(self) -> dict[str, str]:
         """The activations whose sum is a decoder's first state, each with its label."""
         # A Bridge lists hook_pos_embed for rotary models too, but never computes it.
-        position = {self._hook("position_embed"): "position"} if self._has_positions else {}
+        position = {self._hook("position_embed"): "position"} if self.has_positions else {}
         return {self.hook_token_embed: "embed", **position}
 
     @property

@@ -275,6 +275,7 @@ def _classes(result: Result) -> list[Packed]:
         {
             "quantity": quantity,
             "title": result.quantity(quantity).title,
+            "null": result.quantity(quantity).null,
             "low_on_top": result.quantity(quantity).low_on_top,
             "logarithmic": result.quantity(quantity).logarithmic,
             "word_class": word_class,

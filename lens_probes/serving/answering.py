@@ -1,9 +1,10 @@
 """What is asked of the server, and how the model's probes answer it.
 
-A question is one text or two to compare, a target word if one is asked for, and topics if there are any. One that names
-a head asks for what its tokens attend to and add, for the page has all heads of short texts only. One forward pass
-serves all probes. A question can be cancelled between probes, layers of the pass and blocks of the vocabulary. A probe
-that refuses the texts is left out, and its sentence is shown; the others then run one by one.
+A question is one text or two to compare, a target word if one is asked for, and topics if there are any; it may name
+the measure and the vectors by which entries of the vocabulary are near a state. One that names a head asks for what its
+tokens attend to and add, for the page has all heads of short texts only. One forward pass serves all probes. A question
+can be cancelled between probes, layers of the pass and blocks of the vocabulary. A probe that refuses the texts is left
+out, and its sentence is shown; the others then run one by one.
 
 The vocabulary costs most: a product with every state. Patterns take most memory. So of a long text some layers are
 read, evenly spaced.
@@ -14,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from lens_probes.maths.vocabulary import Metric
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.pages.packing import MOST_PAIRS, packed
@@ -28,7 +30,7 @@ from lens_probes.probes.key_value_overlap import KeyValueOverlap
 from lens_probes.probes.logit_lens import LogitLens
 from lens_probes.probes.massive_activations import MassiveActivations
 from lens_probes.probes.max_activating_examples import MaxActivatingExamples
-from lens_probes.probes.rank_shift import RankShift
+from lens_probes.probes.rank_shift import RankShift, Reference
 from lens_probes.probes.residual_mean import ResidualMean
 from lens_probes.probes.topic_activity import TopicActivity
 from lens_probes.result import PairResult
@@ -58,14 +60,17 @@ class Asked:
     target: str | int = ""  # a token by its text or id
     layer: int | None = None  # of which attention is shown where that of all layers would be too much
     head: int | None = None  # of that layer: its attention is asked for, and nothing else
+    metric: Metric = "cosine"  # of the entries nearest to a state,
+    reference: Reference = "embed"  # and what stands for an entry
     topics: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, given: Any) -> "Asked":
         """A question from JSON; raises one sentence if it is none.
 
-        >>> Asked.read({"texts": ["Time flies."], "target": " like"})
-        Asked(texts=('Time flies.',), target=' like', layer=None, head=None, topics={})
+        >>> asked = Asked.read({"texts": ["Time flies."], "target": " like"})
+        >>> asked.texts, asked.target, asked.metric
+        (('Time flies.',), ' like', 'cosine')
         """
         if not isinstance(given, dict):
             raise ValueError(f"a question must be an object; got {brief(given)}: send texts, or topics")
@@ -74,6 +79,7 @@ class Asked:
             raise ValueError(f"a question may have {', '.join(known)}; got {brief(unknown[0])}")
         texts, target = given.get("texts", []), given.get("target", "")
         layer, head, topics = given.get("layer"), given.get("head"), given.get("topics", {})
+        metric, reference = given.get("metric", cls.metric), given.get("reference", cls.reference)
         if not isinstance(texts, list) or len(texts) > 2:
             raise ValueError(f"texts must be a list of one or two; got {brief(texts)}")
         if not isinstance(topics, dict) or not all(isinstance(each, list) for each in topics.values()):
@@ -81,6 +87,9 @@ class Asked:
         for name, number in (("layer", layer), ("head", head)):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
                 raise ValueError(f"{name} must be a whole number; got {brief(number)}")
+        for name, chosen, known in (("metric", metric, Metric), ("reference", reference, Reference)):
+            if chosen not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}; got {brief(chosen)}")
         if head is not None and (layer is None or not texts):
             raise ValueError("a head must be one of a layer and of a text; got it without: send layer and texts")
         of_topics = [text for prompts in topics.values() for text in prompts]
@@ -96,7 +105,8 @@ class Asked:
             _check("a target", target, TOPIC_LETTERS)
         for topic in topics:
             _check("a topic", topic, TOPIC_LETTERS)
-        return cls(tuple(texts), target, layer, head, {topic: tuple(prompts) for topic, prompts in topics.items()})
+        of_topic = {topic: tuple(prompts) for topic, prompts in topics.items()}
+        return cls(tuple(texts), target, layer, head, metric, reference, of_topic)
 
 
 def _check(what: str, text: Any, longest: int) -> None:
@@ -119,7 +129,8 @@ class Answering:
     def about(self) -> dict[str, Any]:
         """What the page says of the model."""
         view = self.view
-        return {"model": view.name, "class": view.class_name, "layers": view.n_layers, "letters": LETTERS}
+        of_model = {"model": view.name, "class": view.class_name, "layers": view.n_layers}
+        return {**of_model, "positions": view.has_positions, "letters": LETTERS}
 
     def __call__(self, asked: Asked, step: Step) -> bytes:
         """The answer as JSON: the data of the page, and the sentences of probes that were left out."""
@@ -173,7 +184,11 @@ class Answering:
         of_one = asked.layer is not None or pairs * view.n_layers * view.n_heads > MOST_PAIRS
         of_vocabulary = spread(view.n_layers, STATES // sum(sizes))
         of_patterns = spread(view.n_layers, PATTERNS // (pairs * view.n_heads))
+        if asked.reference == "embed_pos":
+            view.embedding_at(0)  # raises unless the model has learned positions
         for probe in self.of_texts:
+            if isinstance(probe, RankShift):
+                probe = replace(probe, metric=asked.metric, reference=asked.reference)
             has = {each.name for each in fields(probe)}  # pyright: ignore[reportArgumentType]
             if of_one and _is_of_pairs(probe):
                 probe = replace(probe, layers=[layer])  # pyright: ignore[reportArgumentType]

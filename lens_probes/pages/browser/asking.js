@@ -7,10 +7,15 @@ let shown = ""; // the question that the page shows the answer to,
 let data = null; // and what it shows
 
 const box = (name, attributes) => element(name, { autocomplete: "off", spellcheck: "false", ...attributes });
+const chooser = (id, options) => element("select", { id, autocomplete: "off", "aria-describedby": `${id}-help` },
+  options.map(([value, name]) => element("option", { value }, name))); // "": as if nothing was chosen
 const boxes = {
   text: box("textarea", { id: "ask-text", rows: 2 }),
   second: box("textarea", { id: "ask-second", rows: 2 }),
   target: box("input", { id: "ask-target", type: "text", maxlength: 500, "aria-describedby": "ask-target-help" }),
+  metric: chooser("ask-metric", [["", "cosine"], ["euclidean", "Euclidean distance"], ["dot", "dot product"]]),
+  reference: chooser("ask-reference", [["", "embeddings (W_E), without positions"],
+    ["embed_pos", "embeddings at the token's own position"], ["unembed", "unembeddings (W_U)"]]),
   layer: box("input", { id: "ask-layer", type: "number", min: 0, "aria-describedby": "ask-layer-help" }),
   topics: box("textarea", { id: "ask-topics", rows: 6, "aria-describedby": "ask-topics-help" }),
 };
@@ -28,16 +33,23 @@ const labelled = (name, label, help) => element("div", { class: `box ${name}` },
 
 const HELP = {
   target: "Any one token of the vocabulary, by its text or as #id. A leading space counts: most words begin with one.",
+  metric: "Of RankShift: how close a state and an entry of the vocabulary are.",
+  reference: "Of RankShift: the vectors that stand for the entries.",
   topics: "One text per line, as topic: text. Two topics or more, each with two texts or more.",
   layer: "Attention and sources of one layer only. A text that is too long for all layers has the middle one; then a "
     + "button below asks for the head that you pick.",
 };
+const MORE = "Topics, nearest entries, attention of a long text";
+const besideText = [labelled("second", "Second text, to compare (may be empty)"),
+  labelled("target", "Target word (may be empty)", HELP.target)]; // folded on a phone, so that the answer is in sight
 const form = element("form", { class: "asking", "aria-label": "Ask the model", onsubmit: ask, onkeydown: askKeys },
   model,
-  labelled("text", "Text"), labelled("second", "Second text, to compare (may be empty)"),
-  labelled("target", "Target word (may be empty)", HELP.target),
-  element("details", { class: "box" }, element("summary", {}, "Topics, and attention of a long text"),
-    labelled("topics", "Topics", HELP.topics), labelled("layer", "Layer", HELP.layer)),
+  labelled("text", "Text"), ...(isNarrow() ? [] : besideText),
+  element("details", { class: "box" },
+    element("summary", {}, isNarrow() ? `Second text, target, ${MORE.toLowerCase()}` : MORE),
+    ...(isNarrow() ? besideText : []),
+    labelled("topics", "Topics", HELP.topics), labelled("metric", "Nearest by", HELP.metric),
+    labelled("reference", "Nearest among", HELP.reference), labelled("layer", "Layer", HELP.layer)),
   element("div", { class: "box controls" }, askButton, cancelButton, bar, status), problem, without);
 
 /** What the boxes ask; raises where a line of the topics has no topic. */
@@ -49,7 +61,8 @@ function question() {
     (Object.hasOwn(topics, topic) ? topics[topic] : (topics[topic] = [])).push(prompt);
   }
   const id = /^#(\d+)$/.exec(boxes.target.value)?.[1], target = id ? Number(id) : boxes.target.value;
-  return { texts, target, layer: boxes.layer.value === "" ? null : Number(boxes.layer.value), topics };
+  return { texts, target, layer: boxes.layer.value === "" ? null : Number(boxes.layer.value), topics,
+    metric: boxes.metric.value || undefined, reference: boxes.reference.value || undefined };
 }
 
 async function call(path, method = "GET", body = undefined) {
@@ -132,9 +145,10 @@ function cancel() {
   status.textContent = "Cancelled.";
 }
 
-/** The answer takes the place of the page's results. What was picked in an answer to the same question stays picked. */
+/** The answer takes the place of the page's results. What was picked in an answer about the same texts stays picked. */
 async function showAnswer(what, answer) {
-  const kept = new URLSearchParams(location.hash.slice(1)), same = JSON.stringify(what) === shown;
+  const kept = new URLSearchParams(location.hash.slice(1));
+  const same = shown && JSON.stringify(JSON.parse(shown).texts) === JSON.stringify(what.texts);
   if (!same) for (const name of ["text", "prompt", "token", "other"]) kept.delete(name);
   if (!same && what.texts.length > 1) kept.set("other", "1");
   shown = JSON.stringify(what);
@@ -173,7 +187,10 @@ function askKeys(event) {
 /** An address that holds a question fills the boxes; nothing is asked before the button is pressed. */
 function fromLink() {
   const found = new URLSearchParams(location.hash.slice(1));
-  for (const [name, own] of Object.entries(boxes)) own.value = found.get(`ask.${name}`) ?? "";
+  for (const [name, own] of Object.entries(boxes)) {
+    own.value = found.get(`ask.${name}`) ?? "";
+    if (own.value && own.closest("details")) own.closest("details").open = true;
+  }
   if (!found.has("ask.text")) return;
   for (const [name, own] of Object.entries(boxes)) alsoKept[`ask.${name}`] = own.value;
   try {
@@ -191,6 +208,7 @@ async function begin() {
     const about = await call("model");
     model.textContent = `${named(about.model)} (${about.class}, ${about.layers} layers)`;
     boxes.layer.max = about.layers - 1;
+    boxes.reference.querySelector("[value=embed_pos]").disabled = !about.positions;
     for (const name of ["text", "second"]) boxes[name].maxLength = about.letters;
     const hash = location.hash;
     await show({ title: `lens_probes on ${about.model}`, texts: [], results: [] });

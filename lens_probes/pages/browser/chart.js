@@ -2,20 +2,21 @@
 
 const CHART = { displayModeBar: false, responsive: true };
 
-/** A title in lines of about so many letters. */
-function broken(title, longest) {
+/** Text in lines of about so many letters. */
+function linesOf(title, longest) {
   const lines = [""];
   for (const word of title.split(" ")) {
     if (lines.at(-1) && lines.at(-1).length + word.length >= longest) lines.push("");
     lines[lines.length - 1] += `${lines.at(-1) ? " " : ""}${word}`;
   }
-  return lines.map(plain).join("<br>");
+  return lines;
 }
 
 function axisOf(title, more = {}) {
   const { ink, line } = theme();
-  return { title: { text: broken(title, 40), font: { size: 12 }, standoff: 8 }, color: ink, gridcolor: line,
-    zerolinecolor: line, linecolor: ink, tickfont: { size: 11 }, automargin: true, ...more };
+  const text = linesOf(title, 40).map(plain).join("<br>");
+  return { title: { text, font: { size: 12 }, standoff: 8 }, color: ink, gridcolor: line, zerolinecolor: line,
+     linecolor: ink, tickfont: { size: 11 }, automargin: true, ...more };
 }
 
 function drawChart(body, traces, layout, label) {
@@ -27,9 +28,7 @@ function drawChart(body, traces, layout, label) {
   }
   place.setAttribute("aria-label", `${label}. The numbers are in the table below.`);
   const named = traces.filter((trace) => trace.showlegend !== false && trace.name);
-  const wide = named.reduce((sum, trace) => sum + trace.name.length * 6.2 + 56, 0);
-  const room = widthOf(body) - 60;
-  const rows = layout.showlegend === false ? 0 : room < 380 ? named.length : Math.ceil(wide / room);
+  const rows = layout.showlegend === false ? 0 : legendRows(named.map((trace) => trace.name), widthOf(body) - 60);
   Plotly.react(place, traces, {
     font: { family: FONT, color: ink, size: 12 }, paper_bgcolor: paper, plot_bgcolor: paper,
     margin: { l: 66, r: 14, t: 10, b: 60 + 20 * rows }, height: 310 + 20 * rows, hovermode: "closest", showlegend: true,
@@ -37,9 +36,21 @@ function drawChart(body, traces, layout, label) {
   }, CHART);
 }
 
+/** How many rows names take, one after the other. */
+function legendRows(names, room) {
+  let rows = 1, left = room;
+  for (const name of names) {
+    const wide = name.length * 6.2 + 56;
+    if (wide > left && left < room) [rows, left] = [rows + 1, room];
+    left -= wide;
+  }
+  return rows;
+}
+
 /** Lines over named places. A line: { name, y, colour, wide, dashed, low, high }. */
 function lineChart(body, { label, x, lines, xTitle, yTitle, upsideDown, logarithmic, at }) {
-  const traces = [], added = logarithmic && lines.some((line) => line.y.includes(0)) ? 1 : 0; // no 0 on such an axis
+  const traces = [], has0 = lines.some((line) => line.y.includes(0) || line.low?.includes(0));
+  const added = logarithmic && has0 ? 1 : 0; // no 0 on such an axis
   for (const line of lines) {
     const name = plain(line.name);
     if (line.low) traces.push(bandOf(line, x, name, added));

@@ -6,15 +6,18 @@ function idsAt(top, layer, token) {
   return ids.filter((id) => !Number.isNaN(id));
 }
 
-/** The number beside an entry: a probability, or a score. */
+/** The number beside an entry: a probability, or a score; `own`: that of the token's own entry, or of the target. */
 function besideOf(result) {
   const found = result.over("layer", "token", "k").find((each) => !each.into);
+  const own = found && result.over("layer", "token").find((each) => found.name.endsWith(`_${each.name}`));
   const probable = found?.name.endsWith("log_prob");
-  return found && { title: probable ? "probability" : found.says,
-    at: (place) => (probable ? Math.exp(found.at(place)) : found.at(place)) };
+  const read = (quantity) => (place) => (probable ? Math.exp(quantity.at(place)) : quantity.at(place));
+  return found && { title: probable ? "probability" : found.says, at: read(found), own: own && read(own) };
 }
 
-const entryText = (result, id, longest) => visible(result.vocab[id] ?? `entry ${id}`, longest);
+/** The text of an entry, from those of the result or of the prompts. */
+const entryText = (result, id, longest) =>
+  visible(result.vocab[id] ?? text()?.text[text().id.indexOf(Number(id))] ?? `entry ${id}`, longest);
 
 function bestOf(result, top, layer, token) {
   const number = besideOf(result);
@@ -28,7 +31,8 @@ function entriesOfToken(panel) {
   const top = panel.quantities.find((each) => each.into), number = besideOf(result);
   const what = result.quantity("target_id") ? "target" : "own token";
   caption(panel, `${top.says.charAt(0).toUpperCase()}${top.says.slice(1)}, at ${tokenName(pickedRow())}${
-    number ? `; beside each: ${number.title}` : ""}. Boxed: the ${what}. Click an entry to pin it and follow it.`);
+    number ? `; beside each: ${number.title}` : ""}. Boxed: the ${what}; where it is not among these, it stands in the `
+    + "last column with its rank. Click an entry to pin it and follow it.");
   const own = entriesTable(panel, top, number, pickedRow());
   const other = otherRow() === undefined ? undefined : result.row(text(), otherRow());
   if (other === undefined) {
@@ -53,14 +57,19 @@ function entriesTable(panel, top, number, row, shared = null) {
   const layers = result.names("layer", top.size("layer"));
   const ranks = rank ? [`rank of ${target ? "target" : "own token"}`] : [];
   const best = Array.from({ length: top.size("k") }, (_, k) => String(k + 1));
-  const head = ["layer", ...(shared ? ["in both"] : []), ...ranks, ...best];
-  const cell = (id, layer, k) => {
-    const pinned = state.pins.includes(String(id)), value = number?.at({ layer, token, k });
+  const isApart = (layer) => rank && !Number.isNaN(own) && !idsAt(top, layer, token).includes(own);
+  const last = rank ? [target ? "target" : "own token"] : [];
+  const head = ["layer", ...(shared ? ["in both"] : []), ...ranks, ...best, ...last];
+  const saidOf = (layer, digits) => `${
+    number?.own ? `${written(Number(number.own({ layer, token }).toPrecision(digits)))}, ` : ""}rank ${
+    written(rank.at({ layer, token }))}`;
+  const cell = (id, said) => {
+    const pinned = state.pins.includes(String(id));
     const button = element("button", { class: pinned ? "entry pinned" : "entry", type: "button", dir: "auto",
       "aria-pressed": String(pinned), title: pinned ? "pinned: click to let go" : "click to pin and follow",
       onclick: () => pin(id) }, element("bdi", {}, entryText(result, id, 16)));
     return element("td", { class: id === own ? "own" : null }, button,
-      number ? element("small", {}, ` ${value.toFixed(2)}`) : null);
+      said ? element("small", {}, ` ${said}`) : null);
   };
   const line = (label, layer) => {
     const ids = idsAt(top, layer, token);
@@ -68,18 +77,24 @@ function entriesTable(panel, top, number, row, shared = null) {
       element("th", { scope: "row" }, label),
       shared ? element("td", {}, String(shared(layer))) : null,
       rank ? element("td", { class: ids.includes(own) ? "" : "apart" }, written(rank.at({ layer, token }))) : null,
-      ids.map((id, k) => cell(id, layer, k)));
+      ids.map((id, k) => cell(id, number?.at({ layer, token, k }).toFixed(2))),
+      Array.from({ length: last.length ? best.length - ids.length : 0 }, () => element("td")),
+      isApart(layer) ? cell(own, saidOf(layer, 2)) : null);
   };
   const table = element("table", { class: "entries" },
     element("caption", { class: "unseen" }, `${top.says}, at ${tokenName(row)}`),
     element("thead", {}, element("tr", {}, head.map((each) => element("th", { scope: "col" }, each)))),
     element("tbody", {}, layers.map(line)));
-  const texts = (layer) => idsAt(top, layer, token).map((id, k) =>
-    `${entryText(result, id)}${number ? ` ${number.at({ layer, token, k }).toFixed(3)}` : ""}`);
+  const texts = (layer) => best.map((_, k) => {
+    const id = idsAt(top, layer, token)[k];
+    return id === undefined ? "" : `${entryText(result, id)}${
+      number ? ` ${number.at({ layer, token, k }).toFixed(3)}` : ""}`;
+  });
+  const lastText = (layer) => (isApart(layer) ? `${entryText(result, own)} ${saidOf(layer, 4)}` : "");
   const label = `${top.says}${shared ? ", the other prompt" : ""}`;
   return { element: element("div", { class: "scroll tall", tabindex: 0, role: "group", "aria-label": label }, table),
     table: { head, rows: layers.map((name, layer) => [name, ...(shared ? [String(shared(layer))] : []),
-      ...(rank ? [written(rank.at({ layer, token }))] : []), ...texts(layer)]) } };
+      ...(rank ? [written(rank.at({ layer, token }))] : []), ...texts(layer), ...last.map(() => lastText(layer))]) } };
 }
 
 function pin(id) {
@@ -111,7 +126,7 @@ function pinning(panel) {
       onclick: () => pin(id) }, `${entryText(result, id)} ×`)), said);
 }
 
-/** Pinned entries through the layers, or where none is pinned those that are first in any layer. */
+/** Pinned entries through layers or tokens, or where none is pinned those that are first in any layer. */
 function followed(panel) {
   const { result } = panel, token = result.row(text(), pickedRow()), number = besideOf(result);
   if (token === undefined || !number) return nothing(panel, NONE);
@@ -119,22 +134,32 @@ function followed(panel) {
   const top = panel.quantities.find((each) => each.into), layers = result.names("layer", top.size("layer"));
   const firsts = [...new Set(layers.map((_, layer) => idsAt(top, layer, token)[0]).reverse())];
   const ids = state.pins.length ? state.pins.map(Number) : firsts.filter((id) => id !== undefined).slice(0, 6);
-  const colours = [theme().ink, ...OTHERS];
-  const along = (id, row) => layers.map((_, layer) => {
-    const k = idsAt(top, layer, row).indexOf(id);
-    return k < 0 ? NaN : number.at({ layer, token: row, k });
+  const colours = [theme().ink, ...OTHERS], overTokens = view(panel.id, "over", "layers") === "tokens";
+  panel.controls.append(choice("over", [["layers", "layers"], ["tokens", "tokens of the prompt"]],
+    overTokens ? "tokens" : "layers", (to) => setView(panel.id, "over", to)));
+  const other = otherRow() === undefined ? undefined : result.row(text(), otherRow());
+  const placesOf = (prompt, row) => (overTokens
+    ? tokensShown(prompt).map((each) => ({ layer: layerOf(result), token: result.row(text(), each) }))
+    : layers.map((_, layer) => ({ layer, token: row })));
+  const along = (id, places) => places.map((place) => {
+    const k = place.token === undefined ? -1 : idsAt(top, place.layer, place.token).indexOf(id);
+    return k < 0 ? NaN : number.at({ ...place, k });
   });
   const lines = ids.map((id, i) => ({ name: entryText(result, id), colour: colours[i % colours.length],
-    wide: i ? 2 : 3, y: along(id, token) }));
-  const other = otherRow() === undefined ? undefined : result.row(text(), otherRow());
+    wide: i ? 2 : 3, y: along(id, placesOf(state.prompt, token)) }));
+  const x = overTokens ? tokensShown().map(tokenName) : layers, axis = overTokens ? "token" : "layer";
   if (other !== undefined) {
+    const places = placesOf(Number(state.other), other).slice(0, x.length);
     lines.push(...ids.map((id, i) => ({ ...lines[i], name: `${lines[i].name} in the other prompt`, dashed: true,
-      wide: 1.5, y: along(id, other) })));
+      wide: 1.5, y: along(id, places) })));
   }
-  caption(panel, `${state.pins.length ? "The pinned entries" : "The entries that are first in any layer"}, at ${
-    tokenName(pickedRow())}${other === undefined ? "" : `; dashed: at ${tokenName(otherRow())} of the other prompt`}. `
-    + `A line breaks where its entry is not among the ${top.size("k")} that were kept.`);
-  lineChart(panel.body, { label: "Entries by layer", x: layers, lines, xTitle: "layer", yTitle: number.title,
-    at: layerOf(result) });
-  return () => chartTable(layers, lines, "layer", number.title);
+  const where = overTokens ? `in ${layers[layerOf(result)]}` : `at ${tokenName(pickedRow())}`;
+  const there = () =>
+    (overTokens ? "in the other prompt, by position" : `at ${tokenName(otherRow())} of the other prompt`);
+  caption(panel, `${state.pins.length ? "The pinned entries" : "The entries that are first in any layer"}, ${where}${
+    other === undefined ? "" : `; dashed: ${there()}`}. A line breaks where its entry is not among the ${
+    top.size("k")} that were kept.${overTokens ? windowed() : ""}`);
+  lineChart(panel.body, { label: `Entries by ${axis}`, x, lines, xTitle: axis, yTitle: number.title,
+    at: overTokens ? state.token - firstShown() : layerOf(result) });
+  return () => chartTable(x, lines, axis, number.title);
 }

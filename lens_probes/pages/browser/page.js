@@ -1,6 +1,6 @@
 // The page: contents, pickers, the strip, findings, and the panels of every result. `lensProbes.show(data)` fills it.
 
-const FIRST_FINDINGS = 2; // those that are not folded, so that the strip is in sight
+const FIRST_FINDINGS = 2; // those that are not folded, so that the strip is in sight; on a phone one
 
 let panels = [];
 const at = (id) => document.getElementById(id);
@@ -55,13 +55,15 @@ function drawPickers() {
   const line = (each, prompt) => `${prompt}: ${each.line(prompt)}`;
   const prompts = page.texts.filter((each) => page.results.some((result) => result.text === each))
     .flatMap((each) => [...each.prompts.keys()].map((prompt) => [`${each.number}.${prompt}`, line(each, prompt)]));
-  if (prompts.length) {
+  if (prompts.length > 1) {
     const chosen = `${state.text}.${state.prompt}`;
     add("prompt", prompts, chosen, (to) => pickPrompt(...to.split(".").map(Number)));
     const others = [...text().prompts.keys()].filter((each) => each !== state.prompt);
     const compared = [["", "no other prompt"], ...others.map((prompt) => [prompt, line(text(), prompt)])];
-    add("compare with", compared, other, (to) => select({ other: to }));
-    const colours = colouring().map((each) => [each.id, `${each.result.name}: ${each.says}`]);
+    if (others.length) add("compare with", compared, other, (to) => select({ other: to }));
+  }
+  if (prompts.length) {
+    const colours = colouring().map((each) => [each.id, `${headingOf(each.result)}: ${each.says}`]);
     add("colour", colours, colour, (to) => select({ colour: to }));
   }
   for (const axis of ["layer", "head"]) {
@@ -84,9 +86,9 @@ function pickPrompt(number, prompt) {
 
 function drawFindings() {
   const found = page.results.flatMap((result) => result.findings.map((finding) =>
-    element("li", {}, element("b", {}, `${result.name}: `), named(finding, 2000))));
+    element("li", {}, element("b", {}, `${headingOf(result)}: `), named(finding, 2000))));
   if (!found.length) found.push(element("li", {}, "These results say nothing in words: see their panels."));
-  const first = found.slice(0, FIRST_FINDINGS), more = found.slice(FIRST_FINDINGS);
+  const n = isNarrow() ? 1 : FIRST_FINDINGS, first = found.slice(0, n), more = found.slice(n);
   at("findings").replaceChildren(...first);
   at("more-findings").hidden = !more.length;
   at("more-findings").open = false;
@@ -99,7 +101,8 @@ function drawContents() {
     element("button", { type: "button", class: "link", onclick: () => goTo(id) }, label), ...more);
   at("contents").replaceChildren(...page.results.map((result) => {
     const own = panels.filter((panel) => panel.result === result).map((panel) => link(panel.id, panel.title));
-    return link(result.id, headingOf(result), element("ul", {}, own));
+    const isOnly = headingOf(result) === result.name, of = isOnly ? "" : ` (${named(result.conditions, 400)})`;
+    return link(result.id, `${headingOf(result)}${of}`, element("ul", {}, own));
   }));
 }
 
@@ -177,7 +180,7 @@ function drawPanel(panel) {
   const label = held?.getAttribute("aria-label"), pressed = held?.textContent;
   panel.controls.replaceChildren();
   panel.table = panel.draw(panel);
-  const isPicture = panel.body.querySelector("svg, .chart");
+  const isPicture = panel.body.querySelector("svg, .chart, table");
   for (const button of panel.root.querySelectorAll(".saves button")) {
     button.hidden = !isPicture && button.textContent !== "CSV";
   }

@@ -17,7 +17,7 @@ function panelsOf(result) {
       add("path", "The picked token through the layers", pathOfToken, { ...token, compares: false, chart: true });
     } else if (axes === "layer token k" && quantities.some((each) => each.into)) {
       add("entries", "Entries at the picked token, by layer", entriesOfToken, { ...token, quantities, wide: true });
-      add("followed", "Entries followed through the layers", followed,
+      add("followed", "Entries followed through layers and tokens", followed,
         { ...token, quantities, compares: false, chart: true });
     } else if (axes === "component token") {
       add("components", "Heads and MLPs at the picked token", components, token);
@@ -163,9 +163,10 @@ function pathOfToken(panel) {
       lines.push({ name: tokenName(row), y: along(quantity, own), colour: theme().faint, wide: 0.7 });
     }
   }
+  const band = nullOf?.axes.includes("token") && nullBand(nullOf, pickedRow());
   if (nullOf) {
     const y = along(nullOf, token);
-    lines.push({ name: `null: ${nullOf.says}`, y, colour: theme().mark, wide: 1.5, dashed: true });
+    lines.push({ name: `null: ${nullOf.says}`, y, ...band, colour: theme().mark, wide: 1.5, dashed: true });
   }
   const thick = { name: tokenName(pickedRow()), y: along(quantity, token), colour: theme().ink, wide: 4 };
   const other = otherRow() === undefined ? undefined : result.row(text(), otherRow());
@@ -177,13 +178,32 @@ function pathOfToken(panel) {
   const apart = other === undefined ? [] : [{ name: "the other minus this one",
     y: layers.map((_, layer) => quantity.at({ layer, token: other }) - thick.y[layer]) }];
   caption(panel, [`${quantity.title}. Thick: the picked token.`, nullOf && `Dashed: ${nullOf.says}.`,
-    chosen === "classes" && "Bands: 95 % intervals of the medians.",
+    band && `Its band: ${band.said}.`,
+    chosen === "classes" && "Other bands: 95 % intervals of the medians.",
     ...apart.map(({ name, y }) => `In ${layers[layerOf(result)]}, ${name}: ${written(y[layerOf(result)])}.`),
   ].filter(Boolean).join(" "), quantity);
   lineChart(panel.body, { label: `${quantity.heading} of ${tokenName(pickedRow())} by layer`, x: layers, lines,
     xTitle: "layer", yTitle: quantity.title, upsideDown: quantity.low_on_top, logarithmic: quantity.logarithmic,
     at: layerOf(result) });
   return () => chartTable(layers, [...apart, ...lines], "layer", quantity.says);
+}
+
+/** In which range the null of the picked token's word class lies, layer by layer; found once per class. */
+function nullBand(nullOf, picked) {
+  const { word_class: classes, special } = text(), own = classes[picked], { result } = nullOf;
+  nullOf.bands ??= new Map();
+  const key = JSON.stringify([own, special[picked]]);
+  if (!nullOf.bands.has(key)) {
+    const alike = classes.map((_, row) => row).filter((row) => classes[row] === own && special[row] === special[picked])
+      .map((row) => result.row(text(), row)).filter((token) => token !== undefined);
+    const sorted = Array.from({ length: nullOf.size("layer") }, (_, layer) => Float64Array.from(
+      alike.map((token) => nullOf.at({ layer, token })).filter((value) => !Number.isNaN(value))).sort());
+    const n = Math.max(...sorted.map((values) => values.length)), tail = n < 20 ? 0 : 0.05;
+    const bound = (share) => sorted.map((values) => values[Math.round(share * (values.length - 1))] ?? null);
+    nullOf.bands.set(key, n < 2 ? null : { low: bound(tail), high: bound(1 - tail),
+      said: `${tail ? "the middle 90 % of " : ""}the null of ${n}${own ? ` ${named(own)}` : ""} tokens` });
+  }
+  return nullOf.bands.get(key);
 }
 
 /** Where no token is kept, as of a corpus: medians by word class. */
@@ -193,9 +213,10 @@ function classesOfCorpus(panel) {
   const chosen = view(panel.id, "q"), name = names.some(([known]) => known === chosen) ? chosen : names[0][0];
   panel.controls.append(choice("show", names, name, (to) => setView(panel.id, "q", to)));
   const shown = all.filter((each) => each.quantity === name);
-  const lines = classLines(shown, []), [{ title, low_on_top, logarithmic }] = shown;
+  const [{ title, low_on_top, logarithmic }] = shown, nulls = all.filter((each) => each.quantity === shown[0].null);
+  const lines = classLines(shown, nulls);
   const layers = result.labels.layer.map((label) => named(label));
-  caption(panel, `${title}: medians. Bands: 95 % intervals.`);
+  caption(panel, `${title}: medians. Bands: 95 % intervals.${nulls.length ? ` Dashed: ${nulls[0].title}.` : ""}`);
   lineChart(panel.body, { label: title, x: layers, lines, xTitle: "layer", yTitle: title, upsideDown: low_on_top,
     logarithmic, at: layerOf(result) });
   return () => chartTable(layers, lines, "layer", title);

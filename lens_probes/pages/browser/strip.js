@@ -1,6 +1,9 @@
 // The prompt as a strip of tokens, coloured by a quantity: a click or the arrow keys pick a token.
 
 const WINDOW = 60; // tokens of a prompt that a grid shows at a time
+const PICKED = ["layer", "head", "unit"];
+
+const isNarrow = () => matchMedia("(max-width: 600px)").matches; // as in the style sheet
 
 let page = null; // what `show` was given last
 
@@ -21,24 +24,28 @@ const tokensShown = (prompt = state.prompt) => rowsOf(prompt).slice(firstShown()
 /** A token's name on an axis: its text and its position. */
 const tokenName = (row) => `${visible(text().text[row], 14)} ${text().position[row]}`;
 
-/** The quantities that can colour the strip: one number per token, at the picked layer where they have layers. */
+/** The quantities that can colour the strip: one number per token, at the picked layer, head, unit. */
 function colouring() {
-  return page.results.filter((result) => result.text === text()).flatMap((result) =>
-    [...result.over("layer", "token"), ...result.over("token")].filter((quantity) => !quantity.into));
+  const plainly = (result) => [...result.over("layer", "token"), ...result.over("token")];
+  const picked = ({ axes }) => axes.includes("token") && axes.every((axis) => [...PICKED, "token"].includes(axis));
+  return page.results.filter((result) => result.text === text())
+    .flatMap((result) => [...new Set([...plainly(result), ...result.quantities.filter(picked)])])
+    .filter((quantity) => !quantity.into);
 }
 
 function colourOf(quantity, row, scale) {
   const token = quantity.result.row(text(), row);
   if (token === undefined) return [NaN, theme().paper];
-  const layer = quantity.axes.includes("layer") ? quantity.result.indexOf("layer", state.layer) : 0;
-  const value = quantity.at({ layer, token });
+  const place = Object.fromEntries(PICKED.map((axis) => [axis, quantity.result.indexOf(axis, state[axis])]));
+  const value = quantity.at({ ...place, token });
   return [value, scale(value)];
 }
 
 function drawStrip(place) {
   const quantity = colouring().find((each) => each.id === state.colour);
-  const of = JSON.stringify([state.text, state.prompt]), layer = quantity?.axes.includes("layer") ? state.layer : "";
-  const colours = JSON.stringify([of, state.colour, layer, isDark()]);
+  const of = JSON.stringify([state.text, state.prompt]);
+  const picks = PICKED.map((axis) => (quantity?.axes.includes(axis) ? state[axis] : ""));
+  const colours = JSON.stringify([of, state.colour, picks, isDark()]);
   if (drawStrip.page !== page || drawStrip.of !== of) drawTokens(place);
   if (drawStrip.page !== page || drawStrip.colours !== colours) colourTokens(place, quantity);
   Object.assign(drawStrip, { of, colours, page });

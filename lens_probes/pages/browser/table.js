@@ -25,10 +25,12 @@ function gridTable(spec) {
   return { head: spec.text ? [...head, spec.textTitle ?? "text"] : head, rows };
 }
 
-/** One row per point of a chart's lines. */
+/** One row per point of a chart's lines; where a line has a band, its bounds stand before it. */
 function chartTable(x, lines, xTitle, yTitle) {
-  return { head: [xTitle, ...lines.map((line) => `${line.name}: ${yTitle}`)],
-    rows: x.map((label, i) => [label, ...lines.map((line) => written(line.y[i]))]) };
+  const columns = lines.flatMap(({ name, y, low, high }) => [
+    ...(low ? [[`low of ${name}`, low], [`high of ${name}`, high]] : []), [name, y]]);
+  return { head: [xTitle, ...columns.map(([name]) => `${name}: ${yTitle}`)],
+    rows: x.map((label, i) => [label, ...columns.map(([, values]) => written(values[i]))]) };
 }
 
 /** Text that a spreadsheet takes as text: it would run a cell that begins like a formula. */
