@@ -31,7 +31,7 @@ NEIGHBOURS = 8
 PATTERNS = 1e8  # pairs of letters in all heads whose attention is kept,
 LONG = 16 * PATTERNS  # and of a text of which only one layer is asked: a token is about four letters
 OF_PATTERNS = ("SourceAttribution", "MassiveActivations")
-NEED_MORE = ("AttentionPair", "LensComparison")  # two keys, translators
+NEED_MORE = ("AttentionPair", "CrossAttention", "LensComparison")  # two keys, sources beside targets, translators
 WIDTH = 100  # of what is printed
 
 
@@ -152,8 +152,8 @@ def _new_probe(options: argparse.Namespace) -> int:
         print(f"lens_probes: {error}", file=sys.stderr)
         return 2
     print(
-        f"{folder} is a package with the probe {options.name}. Its tests: cd {folder} && python -m pytest\n"
-        f"So that lens_probes finds it: python -m pip install -e {folder}"
+        f"{folder} is a package with the probe {options.name}. To install it, so that lens_probes finds it: "
+        f"cd {folder} && python -m pip install -e '.[test]'\nIts tests, after that: python -m pytest"
     )
     return 0
 

@@ -152,18 +152,17 @@ def test_random_tokens_are_drawn_as_often_as_any_other() -> None:
 
 def test_two_threads_give_what_one_gives_also_of_a_cache_with_gradients() -> None:
     model, probe, threads = tiny.bridge("llama"), lp.MaxActivatingExamples(k=4, sample=10), torch.get_num_threads()
+    by_threads: list[list[Any]] = []
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
             _, found = model.run_with_cache(TEXTS[0])
             cache = {name: each.clone().requires_grad_() for name, each in found.items() if "mlp" in name}
-            results = [probe.run(model, TEXTS, progress=False), probe.from_cache(model, TEXTS[0], cache)]
-            if n == 1:
-                expected = results
+            by_threads.append([probe.run(model, TEXTS, progress=False), probe.from_cache(model, TEXTS[0], cache)])
     finally:
         torch.set_num_threads(threads)
-    for result, of_one in zip(results, expected, strict=True):
-        assert_same(result, of_one, "one thread")
+    for of_one, of_two in zip(*by_threads, strict=True):
+        assert_same(of_two, of_one, "one thread")
 
 
 @pytest.mark.parametrize("seen", [0, 6, 40])

@@ -20,7 +20,7 @@ def test_the_tests_of_a_new_package_pass_the_moment_it_is_made(per, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert main(["new-probe", "StateLength", "--per", per]) == 0
     printed = capsys.readouterr().out
-    assert "cd lens-probes-state-length && python -m pytest" in printed
+    assert "cd lens-probes-state-length && python -m pip install -e '.[test]'" in printed
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=tmp_path / "lens-probes-state-length",

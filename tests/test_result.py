@@ -755,3 +755,9 @@ def test_prompts_in_another_order_have_their_topics_and_the_sums_of_these_in_ord
     assert not torch.allclose(asked.abs_sum[:, 0], asked.abs_sum[:, 1])  # the topics differ, so order shows
     torch.testing.assert_close(ordered.abs_sum, asked.abs_sum)
     torch.testing.assert_close(ordered.mean, asked.mean)
+
+
+def test_a_finding_of_few_prompts_says_what_its_p_is_about():
+    few, more = (lp.RankShift().run(tiny.bridge(), lp.demo.sentences()[:n], progress=False) for n in (4, 6))
+    assert "layers, for other words in these prompts. The null" in few.findings()[0]
+    assert "for other words" not in more.findings()[0]

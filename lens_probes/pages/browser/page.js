@@ -101,8 +101,8 @@ function drawContents() {
     element("button", { type: "button", class: "link", onclick: () => goTo(id) }, label), ...more);
   at("contents").replaceChildren(...page.results.map((result) => {
     const own = panels.filter((panel) => panel.result === result).map((panel) => link(panel.id, panel.title));
-    const isOnly = headingOf(result) === result.name, of = isOnly ? "" : ` (${named(result.conditions, 400)})`;
-    return link(result.id, `${headingOf(result)}${of}`, element("ul", {}, own));
+    const isOnly = sameName(result).length === 1, of = isOnly ? "" : ` (${named(result.conditions, 400)})`;
+    return link(result.id, `${numbered(result)}${of}`, element("ul", {}, own));
   }));
 }
 
@@ -111,9 +111,18 @@ function goTo(id) {
   at(id).querySelector("h2, h3").focus({ preventScroll: true });
 }
 
-/** The name of a result; several of one name are told apart by number. */
+/** The name of a result; several of one name are told apart by number, and by the conditions that differ. */
 function headingOf(result) {
-  const same = page.results.filter((each) => each.name === result.name);
+  const conditionsOf = (each) => each.conditions.split(", ");
+  const shared = (part) => sameName(result).every((each) => conditionsOf(each).includes(part));
+  const own = conditionsOf(result).filter((part) => !shared(part)).join(", ");
+  return own ? `${numbered(result)} (${named(own)})` : numbered(result);
+}
+
+const sameName = (result) => page.results.filter((each) => each.name === result.name);
+
+function numbered(result) {
+  const same = sameName(result);
   return same.length > 1 ? `${result.name} ${same.indexOf(result) + 1}` : result.name;
 }
 
