@@ -882,6 +882,12 @@ def test_findings_come_first_with_n_interval_and_null(open_page):
     page.get_by_text("Contents").click()
     page.locator("#contents").get_by_role("button", name="DirectLogitAttribution").click()
     assert page.evaluate("document.activeElement.textContent") == "DirectLogitAttribution"
+    page.evaluate("scrollTo({ top: 0 })")
+    page.evaluate("document.getElementById('strip').style.minHeight = '230px'")  # as of a long text
+    page.locator("#contents").get_by_role("button", name="By layer and head").first.click()
+    settled(page)
+    strip, title = (page.locator(each).bounding_box() for each in ("#strip", "h3:focus"))
+    assert title["y"] >= strip["y"] + strip["height"]
 
 
 def test_no_text_of_a_prompt_model_or_vocabulary_acts(window, tmp_path):

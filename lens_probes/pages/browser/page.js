@@ -106,7 +106,10 @@ function drawContents() {
   }));
 }
 
+/** Shows a panel or a result below the strip, which covers more where the text is long. */
 function goTo(id) {
+  const above = document.querySelector(".selection"), sticks = getComputedStyle(above).position === "sticky";
+  at(id).style.scrollMarginTop = `${sticks ? above.offsetHeight + 8 : 8}px`;
   at(id).scrollIntoView();
   at(id).querySelector("h2, h3").focus({ preventScroll: true });
 }
