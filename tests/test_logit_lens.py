@@ -624,3 +624,19 @@ def test_nothing_in_a_tokens_text_can_act_as_html():
     for figure in (result.figure(), result.figure_trajectories(1), result.figure_classes()):
         drawn = figure.to_json()
         assert "<script" not in drawn and "<img" not in drawn and "</b><" not in drawn
+
+
+def test_the_finding_has_an_interval_over_prompts():
+    many, few = (lp.LogitLens().run(tiny.bridge(), lp.demo.sentences()[:n], progress=False) for n in (12, 4))
+    ordinary = ~many.token.special
+    late = (many.decided_at()[ordinary] == len(many.layer) - 1).double()
+    found = re.search(
+        r"(\d+)% settle only at the last state, 2_post \(95 % interval (\d+)% to (\d+)%; (\d+) tokens of 12",
+        many.findings()[0],
+    )
+    share, low, high, n = map(int, found.groups())
+    assert n == len(late) and share == round(100 * float(late.mean()))
+    shares = [float(late[many.token.prompt[ordinary] == prompt].mean()) for prompt in range(12)]
+    reach = 220 * np.std(shares, ddof=1) / 12**0.5  # Student's t, 11 degrees of freedom; prompts are about equally long
+    assert low <= share <= high and (high - low) / 2 == pytest.approx(reach, rel=0.35)
+    assert "no interval: it needs five prompts" in few.findings()[0]

@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Protocol, Unpack, runtime_checkable
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 from einops import rearrange
@@ -31,8 +32,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_probes import figures
+from lens_probes.maths import inference
 from lens_probes.maths.vocabulary import Predictions, most_probable, predictions
-from lens_probes.messages import amount
+from lens_probes.messages import amount, interval
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
@@ -139,14 +141,16 @@ class LogitLensResult(LayerTokenResult):
         others = super().findings()
         if self.top_ids is None or self.token.special.all():
             return others
-        decided = self.decided_at()[~self.token.special]
+        tokens, decided = self.token[~self.token.special], self.decided_at()[~self.token.special]
         settled, last = decided[decided >= 0], len(self.layer) - 1
         if not len(settled):
             return others
-        late = (decided == last).double().mean()
+        late = (decided == last).double().numpy()
+        (low,), (high,) = inference.prompt_interval(lambda of: np.average(late, weights=of, keepdims=True), tokens)
         return [
-            f"The median prediction settles at {self.layer[int(settled.median())]}; {late:.0%} settle only at the last "
-            f"state, {self.layer[last]} ({amount(len(decided), 'token')}).",
+            f"The median prediction settles at {self.layer[int(settled.median())]}; {late.mean():.0%} settle only at "
+            f"the last state, {self.layer[last]} ({interval(low, high, '.0%')}; {amount(len(tokens), 'token')} of "
+            f"{amount(len(tokens.prompt.unique()), 'prompt')}).",
             *others,
         ]
 
