@@ -126,21 +126,13 @@ class MaxActivatingExamplesResult(Result):
         order = key.argsort(stable=True)
         places = order.argsort().split([len(part.key) for part in parts])
         places = [torch.cat([place, torch.tensor([LAST])]) for place in places]  # the last, -1: that of no example
-
-        def of_layer(layer: int) -> Tensor:
-            """The numbers of its list."""
-            numbers = [
-                packed(part.value[layer], place[part.example[layer]]) for part, place in zip(parts, places, strict=True)
-            ]
-            return first(torch.cat(numbers, -1), k)
-
-        listed = torch.stack(two_at_a_time(of_layer, range(len(parts[0].layer))))
+        lists = [packed(part.value, place[part.example]) for part, place in zip(parts, places, strict=True)]
         drawn = torch.cat([place[part.sample_example] for part, place in zip(parts, places, strict=True)])
         chosen = drawn.argsort()[:n_random]
         draws = [draw for part in parts for draw in part.sample_value.unbind(-1)]
         in_order = {"key": key[order], "position": position[order], "context": context[order]}
         widest = max(part.value.shape[-1] for part in parts)
-        examples = _examples(listed, drawn[chosen], widest, in_order)
+        examples = _examples(first(torch.cat(lists, -1), k), drawn[chosen], widest, in_order)
         fields = merged_fields([_without_examples(part) for part in parts])
         shown = set(examples["context"].unique().tolist())
         return cls(
