@@ -430,13 +430,13 @@ def test_runs_of_one_probe_are_told_apart_and_each_shows_its_own_nearest_entries
     )
     page = open_page("token=2")
     page.evaluate("data => lensProbes.show(data)", packed(runs))
-    contents = page.locator("#contents > li > button").all_text_contents()
-    assert contents == [f"RankShift {n} ({run.conditions()})" for n, run in enumerate(runs, 1)]
+    headings = [f"RankShift {n} ({run.conditions()})" for n, run in enumerate(runs, 1)]
+    assert page.locator("#contents > li > button").all_text_contents() == headings
     colours = page.get_by_label("colour").locator("option").all_text_contents()
-    assert len(set(colours)) == len(colours) and colours[0] == "RankShift 1: rank of the token's own entry"
+    assert len(set(colours)) == len(colours) and colours[0] == f"{headings[0]}: rank of the token's own entry"
     row, places = runs[0].token.rows(0)[2], set()
-    for n, run in enumerate(runs, 1):
-        found = panel(page, f"RankShift {n}", "Entries at the picked token, by layer")
+    for heading, run in zip(headings, runs, strict=True):
+        found = panel(page, heading, "Entries at the picked token, by layer")
         head, *rows = table(found)
         assert head == ["layer", "rank of own token", "1", "2", "3", "own token"]
         assert found.locator("table.entries tbody tr:has(td.own)").count() == len(run.layer)
@@ -452,6 +452,10 @@ def test_runs_of_one_probe_are_told_apart_and_each_shows_its_own_nearest_entries
                 assert number(rank) == int(run.rank[layer, row])
             places.add(own in ids)
     assert places == {True, False}
+    mean = lp.ResidualMean("resid_pre").run(tiny.bridge("gpt2"), TEXTS[:1], progress=False)
+    centred = lp.RankShift("resid_pre", center=mean).run(tiny.bridge("gpt2"), TEXTS[:1], progress=False)
+    page.evaluate("data => lensProbes.show(data)", packed([runs[0], centred]))
+    assert page.locator("#results h2").all_text_contents() == ["RankShift 1", "RankShift 2 (centred)"]
 
 
 def test_a_pinned_entry_is_followed_through_the_tokens_too(open_page, results):

@@ -179,7 +179,7 @@ function pathOfToken(panel) {
     y: layers.map((_, layer) => quantity.at({ layer, token: other }) - thick.y[layer]) }];
   caption(panel, [`${quantity.title}. Thick: the picked token.`, nullOf && `Dashed: ${nullOf.says}.`,
     band && `Its band: ${band.said}.`,
-    chosen === "classes" && "Other bands: 95 % intervals of the medians.",
+    chosen === "classes" && `${band ? "Other bands" : "Bands"}: 95 % intervals of the medians.`,
     ...apart.map(({ name, y }) => `In ${layers[layerOf(result)]}, ${name}: ${written(y[layerOf(result)])}.`),
   ].filter(Boolean).join(" "), quantity);
   lineChart(panel.body, { label: `${quantity.heading} of ${tokenName(pickedRow())} by layer`, x: layers, lines,
