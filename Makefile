@@ -57,7 +57,7 @@ compatibility: .venv/dev .venv-3/dev newest
 	.venv/bin/python benchmarks/compatibility.py
 	.venv-newest/bin/python benchmarks/compatibility.py
 
-# All tables of README's chapter on speed, in one run: half an hour of a quiet machine with two cores.
+# All tables of README's chapter on speed, in one run: three quarters of an hour of two quiet cores.
 bench: .venv/dev
 	.venv/bin/python benchmarks/one_sentence.py
 	.venv/bin/python benchmarks/rank_shift.py
@@ -65,7 +65,8 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/topics.py
 	.venv/bin/python benchmarks/reconstruction.py
 	.venv/bin/python benchmarks/seeds.py
-	.venv/bin/python benchmarks/corpus.py run examples --tokens 20480
+	.venv/bin/python benchmarks/corpus.py run --tokens 20480 --rounds 1
+	.venv/bin/python benchmarks/corpus.py examples --tokens 20480
 	.venv/bin/python benchmarks/corpus.py sorted growth
 	.venv/bin/python benchmarks/corpus.py workers --tokens 6144
 	.venv/bin/python benchmarks/page.py

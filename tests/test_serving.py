@@ -678,6 +678,15 @@ class Slow:
         return self.answer(asked, step)
 
 
+def ask_anew(tab, text):
+    """The page loaded again, and asked about a text."""
+    tab.goto("about:blank")
+    tab.goto(tab.address)
+    tab.get_by_text("tiny-llama (TransformerBridge, 3 layers)").wait_for()
+    tab.get_by_label("Text", exact=True).fill(text)
+    tab.get_by_role("button", name="Ask", exact=True).click()
+
+
 def address(tab):
     """As the page has it; `tab.url` is told later."""
     return tab.evaluate("location.href")
@@ -747,11 +756,7 @@ def test_the_picked_head_of_a_text_that_is_too_long_for_all_is_asked_for_with_a_
     n = len(lp.text.prompts.tokenize(TEXT, view))
     for module in (packing, serving.answering):
         monkeypatch.setattr(module, "MOST_PAIRS", n * (n + 1) // 2)  # room for one head
-    tab.goto("about:blank")
-    tab.goto(tab.address)
-    tab.get_by_text("tiny-llama (TransformerBridge, 3 layers)").wait_for()
-    tab.get_by_label("Text", exact=True).fill(TEXT)
-    tab.get_by_role("button", name="Ask", exact=True).click()
+    ask_anew(tab, TEXT)
     tab.get_by_text("Answered in").wait_for()
     tab.locator("#token-3").click()
     tab.get_by_label("layer", exact=True).select_option("2_post")
@@ -775,11 +780,7 @@ def test_the_picked_head_of_a_text_that_is_too_long_for_all_is_asked_for_with_a_
 
 def test_another_measure_of_nearness_is_asked_for_and_the_picked_token_stays(tab):
     tab.wrong.clear()
-    tab.goto("about:blank")
-    tab.goto(tab.address)
-    tab.get_by_text("tiny-llama (TransformerBridge, 3 layers)").wait_for()
-    tab.get_by_label("Text", exact=True).fill(TEXT)
-    tab.get_by_role("button", name="Ask", exact=True).click()
+    ask_anew(tab, TEXT)
     tab.get_by_text("Answered in").wait_for()
     tab.locator("#token-3").click()
     tab.get_by_text("Second text, target, topics").click()
@@ -806,11 +807,7 @@ def test_another_measure_of_nearness_is_asked_for_and_the_picked_token_stays(tab
 
 
 def test_a_closed_tab_cancels_its_question_at_once(tab):
-    tab.goto("about:blank")
-    tab.goto(tab.address)
-    tab.get_by_text("tiny-llama (TransformerBridge, 3 layers)").wait_for()
-    tab.get_by_label("Text", exact=True).fill("hold it")
-    tab.get_by_role("button", name="Ask").click()
+    ask_anew(tab, "hold it")
     tab.get_by_text("Holding (2 of 4)").wait_for()
     assert len(tab.client.questions) == 1
     tab.goto("about:blank")

@@ -56,13 +56,17 @@ class Weights(Passes):
 
         On post-norm encoders the type embedding is added, and the embedding norm applied.
         """
+        self.check_positions()
+        W_pos = self.model.pos_embed.W_pos.detach()
+        first = len(W_pos) - int(self.model.cfg.n_ctx)  # in OPT and RoBERTa the first two rows are padding
+        return self.adapter.embedded(self.W_E + W_pos[first + position])
+
+    def check_positions(self) -> None:
+        """Raise unless the model has learned absolute positions."""
         if not self.has_positions:
             raise ValueError(
                 f"reference 'embed_pos' needs learned absolute positions; got {self.name}, which has none: use 'embed'"
             )
-        W_pos = self.model.pos_embed.W_pos.detach()
-        first = len(W_pos) - int(self.model.cfg.n_ctx)  # in OPT and RoBERTa the first two rows are padding
-        return self.adapter.embedded(self.W_E + W_pos[first + position])
 
     @property
     def has_positions(self) -> bool:

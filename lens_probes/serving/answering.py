@@ -185,7 +185,7 @@ class Answering:
         of_vocabulary = spread(view.n_layers, STATES // sum(sizes))
         of_patterns = spread(view.n_layers, PATTERNS // (pairs * view.n_heads))
         if asked.reference == "embed_pos":
-            view.embedding_at(0)  # raises unless the model has learned positions
+            view.check_positions()
         for probe in self.of_texts:
             if isinstance(probe, RankShift):
                 probe = replace(probe, metric=asked.metric, reference=asked.reference)
