@@ -4,6 +4,7 @@ import functools
 import inspect
 import os
 import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -92,6 +93,9 @@ def _told(log: Path, dies_at: int | None = None, fails_at: int | None = None):
     def measure_and_tell(work, shard, *others):
         with log.open("a") as file:
             file.write(f"{shard.number} {os.getpid()}\n")
+        deadline = time.monotonic() + 300
+        while len({line.split()[1] for line in log.read_text().splitlines()}) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)  # a worker that starts later gets a shard too, however slow the machine
         times = [line.split()[0] for line in log.read_text().splitlines()].count(str(shard.number))
         if shard.number == dies_at and times < 3:
             os.kill(os.getpid(), signal.SIGKILL)
