@@ -87,6 +87,32 @@ def test_experts_have_no_one_vector_a_neuron(monkeypatch):
         lp.neuron_vectors(tiny.bridge("granite"), 1)
 
 
+@pytest.mark.parametrize(
+    "probe",
+    [
+        lp.MaxActivatingExamples(k=1),
+        lp.MaxActivatingTokens(1, [3], steps=1),
+        lp.TopicActivity(component="neuron"),
+        lp.TopicAblation(k=1, draws=1),
+    ],
+)
+def test_experts_have_no_neurons_although_the_output_of_their_mlp_has_the_name(latent, probe):
+    with pytest.raises(
+        ValueError, match=r"the neurons of layer 1 of tiny-llama must have an activation; got blocks\.1"
+    ):
+        probe.run(latent, lp.demo.topics())
+
+
+def test_the_dense_layers_of_a_mixture_of_experts_have_neurons(latent):
+    text = "Time flies like an arrow."
+    found = lp.TopicActivity(component="neuron", layers=[0]).run(latent, text)
+    taken = []
+    down = latent.original_model.model.layers[0].mlp.down_proj
+    with down.register_forward_pre_hook(lambda module, given: taken.append(given[0])):
+        latent.original_model(latent.to_tokens(text))
+    torch.testing.assert_close(found.mean[0, 0], taken[0][0, 1:].mean(0))
+
+
 def test_a_heads_directions_are_the_singular_vectors_of_its_whole_matrix(decoder):
     model, view = decoder.build(), ModelView(decoder.build())
     found = lp.ov_vectors(model, layer=2, head=3, k=4)

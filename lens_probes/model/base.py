@@ -3,7 +3,7 @@
 import difflib
 import importlib.metadata
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, KeysView, Sequence, Set
 from functools import cache, cached_property, partialmethod
 from numbers import Integral
 from pathlib import Path
@@ -103,9 +103,14 @@ class View:
     # Names of activations
 
     @cached_property
-    def hook_names(self) -> frozenset[str]:
-        """The names of all activations that the model has: a Bridge searches its modules for them."""
-        return frozenset(self.model.hook_dict)
+    def _hooks(self) -> dict[str, torch.nn.Module]:
+        """Every hook by each of its names: a Bridge searches its modules for them."""
+        return dict(self.model.hook_dict)
+
+    @property
+    def hook_names(self) -> KeysView[str]:
+        """The names of all activations that the model has."""
+        return self._hooks.keys()
 
     def hook(self, at: ReadPoint, layer: int) -> str:
         """The name of the activation at a read point of a block.
@@ -131,10 +136,19 @@ class View:
         (layer,) = self.layers([layer])
         return self.hook_neurons(layer) if at == "neuron" else self.hook(at, layer)
 
+    def hook_neurons(self, layer: int) -> str:
+        """The activation that holds a layer's neurons; raises where it is the output of the MLP."""
+        name = self._hook("neuron", layer)
+        if (hook := self._hooks.get(name)) is not None and hook is self._hooks.get(self._hook("whole_mlp", layer)):
+            raise ValueError(
+                f"the neurons of layer {layer} of {self.name} must have an activation; got {name}, which is the output "
+                f"of the whole MLP there, as in a mixture of experts: leave the layer out, or read mlp_out"
+            )
+        return name
+
     def _hook(self, what: str, layer: int = 0) -> str:
         return self.adapter.hooks[what].format(layer=layer)
 
-    hook_neurons = partialmethod(_hook, "neuron")
     hook_plain_key = partialmethod(_hook, "key")
     hook_value = partialmethod(_hook, "value")
     hook_scores = partialmethod(_hook, "scores")

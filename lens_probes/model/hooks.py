@@ -26,6 +26,7 @@ HOOKS: Mapping[str, str] = {
     "z": "blocks.{layer}.attn.hook_z",  # each head's mixed values, before W_O
     "before_mlp": "blocks.{layer}.hook_resid_mid",
     "neuron": "blocks.{layer}.mlp.hook_post",  # after the activation function (and its gate)
+    "whole_mlp": "blocks.{layer}.mlp.hook_out",  # of a mixture of experts, the same hook as that of its "neurons"
     "after_mlp": "blocks.{layer}.hook_resid_post",
 }
 """For decoders and image models. In post-norm encoders, hooks of the same names hold other states."""
