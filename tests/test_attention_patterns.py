@@ -1,17 +1,21 @@
 """AttentionPatterns: statistics by hand and against the plain pattern, a planted induction head, chance, pictures."""
 
+import re
+from dataclasses import replace
 from importlib.metadata import version
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.probe import names_of
 from lens_probes.probes.attention_patterns import STATISTICS, Statistic, statistics_of
+from lens_probes.result import added, spread
 from lens_probes.testing import PROMPTS
 
 TEXT = "The cat saw the cat and the dog."
@@ -114,6 +118,45 @@ def test_a_planted_induction_head_has_the_largest_share_after_earlier_copies():
     assert float(scores[1, 3]) == 1.0
     assert int(scores.flatten().argmax()) == 1 * 4 + 3 and float(scores.flatten().topk(2).values[1]) < 0.5
     assert float(result.uniform[list(STATISTICS).index("induction")]) < 0.05
+
+
+def test_the_interval_of_a_mean_is_that_of_its_differences_between_prompts(gpt2):
+    texts = [*lp.demo.sentences()[:6], TEXT]
+    result = lp.AttentionPatterns().run(gpt2, texts, batch_size=2, progress=False)
+    alone = [lp.AttentionPatterns().run(gpt2, text) for text in texts]
+    for at, name in enumerate(result.statistic):
+        n = np.array([each.queries[at].sum() for each in alone])
+        total = np.stack([each.total[at].sum(0).numpy() for each in alone])[n > 0]
+        n, mean = n[n > 0], total.sum(0) / n.sum()
+        apart = sum((own - k * mean) ** 2 for own, k in zip(total, n, strict=True))
+        reach = (
+            stats.t.ppf(0.975, len(n) - 1) * np.sqrt(apart * len(n) / (len(n) - 1)) / n.sum() if len(n) > 4 else np.nan
+        )
+        assert result.prompts[at] == len(n)
+        np.testing.assert_allclose(result.interval_of(name), [mean - reach, mean + reach], atol=1e-9)
+    assert np.isnan(alone[0].interval_of("max")).all()
+    assert re.search(r"with 0\.\d\d \(95 % interval 0\.\d\d to .*; \d+ queries of 7 prompts\)", *result.findings())
+    assert "no interval: it needs five prompts" in alone[0].findings()[0]
+
+
+@pytest.mark.trials
+def test_the_interval_of_a_mean_covers_it_where_prompts_differ(gpt2):
+    random, any_run = np.random.default_rng(0), lp.AttentionPatterns().run(gpt2, TEXT)
+    covered = []
+    for _ in range(300):
+        sums = []
+        for n in random.integers(3, 30, size=8):  # of eight prompts; each has a level of its own in every head
+            level = 0.5 + 0.2 * random.standard_normal(any_run.mean.shape)
+            total = torch.from_numpy(n * level + 0.3 * random.standard_normal(level.shape) * n**0.5)
+            queries = torch.full((len(total),), float(n), dtype=torch.float64)
+            sums.append({"queries": queries, "total": total} | spread(queries, total))
+        all_sums = added(sums)
+        by_class = {name: torch.zeros_like(getattr(any_run, name)) for name in ("queries", "total")}
+        for name, of_all in by_class.items():
+            of_all[:, 0] = all_sums.pop(name)
+        low, high = replace(any_run, **by_class, **all_sums).interval_of("max")
+        covered.append((low < 0.5) & (high > 0.5))
+    assert 0.92 < np.mean(covered) < 0.97
 
 
 def test_kept_patterns_are_the_models_own_and_encoders_look_both_ways():

@@ -34,11 +34,11 @@ from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.maths import inference
-from lens_probes.messages import amount, brief
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import NO_PAIRS, PatternResult, Quantity, Shown, summed
+from lens_probes.result import NO_PAIRS, PatternResult, Quantity, Shown, added, spread, summed
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import PairTable, Tokens, concatenate
 
@@ -109,15 +109,12 @@ class AttentionPatternsResult(PatternResult):
 
     def findings(self) -> list[str]:
         """The attention sink: how much attention goes to the first token, and in which head most."""
-        at = self._index("first_token")
-        mean, n = self.mean[at], int(self.queries[at].sum())
-        if not n or mean.isnan().all():
+        mean = self.mean_of("first_token")
+        if mean.isnan().all():
             return []
-        layer, head = divmod(int(mean.nan_to_num(-1).argmax()), len(self.head))
         return [
-            f"Heads attend to the first token with weight {mean.nanmean():.2f} on average, and under uniform attention "
-            f"with {self.uniform[at]:.2f} ({amount(n, 'query', 'queries')}); most in "
-            f"L{self.layer[layer]}{self.head[head]}, {mean[layer, head]:.2f}."
+            f"Heads attend to the first token with weight {mean.nanmean():.2f} on average. The head that does so most "
+            f"is {self.highest('first_token')}"
         ]
 
     # Figures
@@ -190,7 +187,8 @@ class AttentionPatterns(Probe[AttentionPatternsResult]):
             everything = torch.ones(pattern.shape[2:], dtype=torch.bool)
             allowed = everything if model.encoder else everything.tril()
             _check_window(model, model.layers(self.layers), one.tokens, pattern)
-            sums.append(sums_of(pattern, allowed, one.tokens, classes))
+            own = sums_of(pattern, allowed, one.tokens, classes)
+            sums.append(own._asdict() | spread(own.queries.sum(1), own.total.sum(1)))
             if self.keep_patterns:
                 query, key = allowed.nonzero(as_tuple=True)
                 pairs.append(PairTable(torch.full_like(query, int(one.tokens.prompt[0])), query, key))
@@ -199,7 +197,7 @@ class AttentionPatterns(Probe[AttentionPatternsResult]):
             reading,
             statistic=tuple(STATISTICS),
             word_class=classes,
-            **Sums(*(torch.stack(each).sum(0) for each in zip(*sums, strict=True)))._asdict(),
+            **added(sums),
             token=tokens if self.keep_patterns else tokens[torch.zeros(0, dtype=torch.int64)],
             pair=concatenate(pairs, [0] * len(pairs)) if pairs else NO_PAIRS,
             attention=torch.cat(patterns, dim=2) if patterns else None,

@@ -46,7 +46,7 @@ from lens_probes.messages import brief
 from lens_probes.model import DecoderView, ModelView
 from lens_probes.probe import Probe
 from lens_probes.reading import Reading
-from lens_probes.result import NO_PAIRS, PatternResult, Quantity, summed
+from lens_probes.result import NO_PAIRS, PatternResult, Quantity, added, spread, summed
 from lens_probes.settings import Layers
 from lens_probes.text.prompts import PairTable, Tokens, concatenate
 
@@ -136,6 +136,12 @@ class CrossAttentionResult(PatternResult):
         rows = torch.tensor(self.token.rows(prompt))
         return torch.arange(len(rows) - 1), self.token[rows[1:]]
 
+    def findings(self) -> list[str]:
+        """The sharpest head, and how much it attends to one source token."""
+        if self.mean_of("max").isnan().all():
+            return []
+        return [f"The head whose largest attention to one source token is highest is {self.highest('max')}"]
+
     # Figures
 
     def figure(self, statistic: Statistic = "max", **look: Unpack[figures.Look]) -> go.Figure:
@@ -218,7 +224,8 @@ class CrossAttention(Probe[CrossAttentionResult]):
         for one, (number, source) in zip(reading.by_prompt(), sources.by_prompt(), strict=True):
             rows = [one.pattern(hook, len(source)) for hook in one.points.values()]
             pattern = torch.stack(rows).double().cpu()
-            sums.append(sums_of(pattern, one.tokens, source))
+            own = sums_of(pattern, one.tokens, source)
+            sums.append(own._asdict() | spread(own.queries, own.total))
             if self.keep_patterns:
                 query, key = torch.ones(pattern.shape[2:]).nonzero(as_tuple=True)
                 pairs.append(PairTable(torch.full_like(query, number), query, key))
@@ -227,7 +234,7 @@ class CrossAttention(Probe[CrossAttentionResult]):
         return self.result(
             reading,
             statistic=tuple(STATISTICS),
-            **Sums(*(torch.stack(each).sum(0) for each in zip(*sums, strict=True)))._asdict(),
+            **added(sums),
             token=tokens if self.keep_patterns else tokens[none],
             source=sources if self.keep_patterns else sources[none],
             pair=concatenate(pairs, [0] * len(pairs)) if pairs else NO_PAIRS,

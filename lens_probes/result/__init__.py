@@ -3,7 +3,7 @@
 from lens_probes.result.base import Result, Shown, load
 from lens_probes.result.comparison import comparison, paired
 from lens_probes.result.files import FORMAT
-from lens_probes.result.pairs import NO_PAIRS, PairResult, PatternResult
+from lens_probes.result.pairs import NO_PAIRS, PairResult, PatternResult, added, spread
 from lens_probes.result.provenance import Provenance, provenance
 from lens_probes.result.schema import ROW_AXES, Quantity, derived, measured, schema, summed
 from lens_probes.result.tokens import LayerTokenResult, TokenResult
@@ -22,6 +22,7 @@ __all__ = [
     "Shown",
     "TokenResult",
     "TopicResult",
+    "added",
     "comparison",
     "derived",
     "load",
@@ -29,5 +30,6 @@ __all__ = [
     "paired",
     "provenance",
     "schema",
+    "spread",
     "summed",
 ]

@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Unpack
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from lens_probes import figures
-from lens_probes.messages import brief
+from lens_probes.maths import inference
+from lens_probes.messages import amount, brief, interval
 from lens_probes.result.base import Result
-from lens_probes.result.schema import Quantity, derived, measured, schema
+from lens_probes.result.schema import Quantity, derived, measured, schema, summed
 from lens_probes.text.prompts import PairTable, Tokens
 
 LIMIT = 1e9  # bytes of stored patterns
@@ -109,6 +111,10 @@ class PatternResult(PairResult):
     queries: Tensor
     total: Tensor
     uniform_total: Tensor
+    prompts: Float64[Tensor, " statistic"] = summed("number of prompts with queries that count")
+    queries_square: Float64[Tensor, " statistic"] = summed("squared number of a prompt's queries, summed over prompts")
+    total_square: Float64[Tensor, "statistic layer head"] = summed("squared sum of a prompt, summed over prompts")
+    total_queries: Float64[Tensor, "statistic layer head"] = summed("sum x queries of a prompt, summed over prompts")
     attention: Float[Tensor, "layer head pair"] | None = measured("attention weight", low=0, high=1, default=None)
 
     def __post_init__(self) -> None:
@@ -128,6 +134,31 @@ class PatternResult(PairResult):
     def uniform(self) -> Float[Tensor, " statistic"]:
         """`mean` of a head that attends uniformly to all keys that a query may attend to."""
         return (self._of_all(self.uniform_total) / self._of_all(self.queries)).float()
+
+    def interval_of(self, statistic: str) -> Float64[np.ndarray, "bound layer head"]:
+        """The 95 % interval of one statistic's mean over queries, by its differences between prompts.
+
+        With a prompt's sum T over n queries, P prompts, and r = sum T / sum n, the squared standard error is
+        P / (P - 1) sum (T - r n)^2 / (sum n)^2, with Student's t; NaN with fewer than five prompts.
+        """
+        at = self._index(statistic)
+        n, prompts = self._of_all(self.queries)[at], int(self.prompts[at])
+        mean = self._of_all(self.total)[at] / n
+        squares = self.total_square[at] - 2 * mean * self.total_queries[at] + mean**2 * self.queries_square[at]
+        error = (squares.clamp(min=0) * (prompts / max(prompts - 1, 1))).sqrt() / n
+        low, high, _ = inference.student(mean.flatten().numpy(), error.flatten().numpy(), prompts)
+        return np.stack([low, high]).reshape(2, *mean.shape)
+
+    def highest(self, statistic: str) -> str:
+        """The head with the highest mean of a statistic, in words: its mean with interval and n, and the null."""
+        at, (low, high) = self._index(statistic), self.interval_of(statistic)
+        layer, head = self.foremost()[at]
+        n, prompts = int(self._of_all(self.queries)[at]), int(self.prompts[at])
+        return (
+            f"L{self.layer[layer]}{self.head[head]}, with {self.mean[at, layer, head]:.2f} "
+            f"({interval(low[layer, head], high[layer, head])}; {amount(n, 'query', 'queries')} of "
+            f"{amount(prompts, 'prompt')}). The null, uniform attention: {self.uniform[at]:.2f}."
+        )
 
     def _of_all(self, sums: Shaped[Tensor, "statistic *axes"]) -> Shaped[Tensor, "statistic *fewer"]:
         """One of the three sums, over all queries: `[statistic]` or `[statistic layer head]`."""
@@ -163,3 +194,18 @@ class PatternResult(PairResult):
         notes = f"null: uniform attention, {self.uniform[at]:.2f}; {int(self._of_all(self.queries)[at]):,} queries"
         title, null = self.title(f"{question} ({notes})"), ("null", self.uniform[at])
         return self.draw_grid(self.mean[at], quantity, title, null=null, **look)
+
+
+def spread(queries: Float64[Tensor, " statistic"], total: Float64[Tensor, "statistic layer head"]) -> dict[str, Tensor]:
+    """What `interval_of` needs of one prompt, from its number of queries and its sum over them."""
+    return {
+        "prompts": (queries > 0).double(),
+        "queries_square": queries**2,
+        "total_square": total**2,
+        "total_queries": total * queries[:, None, None],
+    }
+
+
+def added(sums: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The sums of prompts, added up by name."""
+    return {name: torch.stack([each[name] for each in sums]).sum(0) for name in sums[0]}
