@@ -84,7 +84,11 @@ def test_an_error_that_is_not_ours_is_no_refusal(gpt2):
             "refused: the attention of layer 0 of this model must have one W_K per head",
         ),
         ("MaxActivatingTokens", "BambaForCausalLM", "right"),
-        ("TopicAblation", "Ernie4_5_MoeForCausalLM", "refused: the neurons of layer 1 of this model must have an activation"),
+        (
+            "TopicAblation",
+            "Ernie4_5_MoeForCausalLM",
+            "refused: the neurons of layer 1 of this model must have an activation",
+        ),
         ("AttentionPair", "Llama4ForCausalLM", "refused: this model must rotate queries and keys as GPT-NeoX or GPT-J"),
         ("AttentionPair", "AfmoeForCausalLM", "refused: softmax(q.k) must reproduce the attention pattern of layer 0"),
     ],

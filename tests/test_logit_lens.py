@@ -626,17 +626,20 @@ def test_nothing_in_a_tokens_text_can_act_as_html():
         assert "<script" not in drawn and "<img" not in drawn and "</b><" not in drawn
 
 
-def test_the_finding_has_an_interval_over_prompts():
+def test_the_finding_has_an_interval_over_prompts_and_a_null_of_other_tokens():
     many, few = (lp.LogitLens().run(tiny.bridge(), lp.demo.sentences()[:n], progress=False) for n in (12, 4))
     ordinary = ~many.token.special
-    late = (many.decided_at()[ordinary] == len(many.layer) - 1).double()
+    top, own = many.top_ids[-2, ordinary, 0], many.final_id[ordinary]
     found = re.search(
-        r"(\d+)% settle only at the last state, 2_post \(95 % interval (\d+)% to (\d+)%; (\d+) tokens of 12",
+        r"At 1_post, (\d+)% of predictions .* \(95 % interval (\d+)% to (\d+)%; (\d+) tokens of 12 .*: (\d+)%\.",
         many.findings()[0],
     )
-    share, low, high, n = map(int, found.groups())
-    assert n == len(late) and share == round(100 * float(late.mean()))
-    shares = [float(late[many.token.prompt[ordinary] == prompt].mean()) for prompt in range(12)]
+    share, low, high, n, null = map(int, found.groups())
+    same = (top == own).double()
+    assert n == len(same) and share == round(100 * float(same.mean()))
+    others = ~torch.eye(n, dtype=torch.bool)
+    assert null == round(100 * float((top[:, None] == own)[others].double().mean()))
+    shares = [float(same[many.token.prompt[ordinary] == prompt].mean()) for prompt in range(12)]
     reach = 220 * np.std(shares, ddof=1) / 12**0.5  # Student's t, 11 degrees of freedom; prompts are about equally long
     assert low <= share <= high and (high - low) / 2 == pytest.approx(reach, rel=0.35)
     assert "no interval: it needs five prompts" in few.findings()[0]

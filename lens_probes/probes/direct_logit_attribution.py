@@ -137,7 +137,8 @@ class DirectLogitAttributionResult(TokenResult):
         ]
         return [
             f"The largest mean contributions, in logits{' with 95 % intervals' if known else ''}: {', '.join(said)}; "
-            f"{amount(first[0]['tokens'], 'token')} of {amount(first[0]['prompts'], 'prompt')}.",
+            f"{amount(first[0]['tokens'], 'token')} of {amount(first[0]['prompts'], 'prompt')}. The null, "
+            f"{'no difference' if self.against is not None else 'an average entry of the vocabulary'}: 0.",
             *super().findings(),
         ]
 

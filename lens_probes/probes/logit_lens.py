@@ -24,7 +24,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Protocol, Unpack, runtime_checkable
 
-import numpy as np
 import plotly.graph_objects as go
 import torch
 from einops import rearrange
@@ -137,22 +136,29 @@ class LogitLensResult(LayerTokenResult):
         return torch.where(stays > 0, len(self.layer) - stays, -1)
 
     def findings(self) -> list[str]:
-        """From which layer on the model's own choice stays on top; and words of two classes compared."""
+        """From which layer on the model's own choice stays on top, and how near the last states are to it."""
         others = super().findings()
         if self.top_ids is None or self.token.special.all():
             return others
-        tokens, decided = self.token[~self.token.special], self.decided_at()[~self.token.special]
-        settled, last = decided[decided >= 0], len(self.layer) - 1
+        chosen = ~self.token.special
+        settled = self.decided_at()[chosen]
+        settled = settled[settled >= 0]
         if not len(settled):
             return others
-        late = (decided == last).double().numpy()
-        (low,), (high,) = inference.prompt_interval(lambda of: np.average(late, weights=of, keepdims=True), tokens)
-        return [
-            f"The median prediction settles at {self.layer[int(settled.median())]}; {late.mean():.0%} settle only at "
-            f"the last state, {self.layer[last]} ({interval(low, high, '.0%')}; {amount(len(tokens), 'token')} of "
-            f"{amount(len(tokens.prompt.unique()), 'prompt')}).",
-            *others,
-        ]
+        tokens, own, top = self.token[chosen], self.final_id[chosen], self.top_ids[:, chosen, 0]
+        says = f"The median prediction settles at {self.layer[int(settled.median())]}."
+        unlike = (top != own).any(1).nonzero().flatten()  # the last state is the model's own
+        if len(unlike) and len(tokens) > 1:
+            at = int(unlike[-1])
+            same = (top[at] == own).double().numpy()
+            _, (low,), (high,) = inference.token_means(same[None], tokens)
+            says += (
+                f" At {self.layer[at]}, {same.mean():.0%} of predictions are the model's own choice "
+                f"({interval(low, high, '.0%')}; {amount(len(tokens), 'token')} of "
+                f"{amount(len(tokens.prompt.unique()), 'prompt')}). The null, the choices at other tokens: "
+                f"{share_by_chance(top[at], own):.0%}."
+            )
+        return [says, *others]
 
     def tokens_of_interest(self, token: int | str | None = None, prompt: int = 0) -> tuple[int, ...]:
         """The ids that are on top at any layer, of one token or (None) of all; in the order in which they come up.
@@ -249,6 +255,17 @@ class LogitLensResult(LayerTokenResult):
             best = zip(self.top_ids[layer, row].tolist(), self.top_log_prob[layer, row].exp().tolist(), strict=True)
             lines += [f"{p:.3f} {figures.visible(self.vocab.get(i, ''))}" for i, p in best]
         return "<br>".join(lines)
+
+
+def share_by_chance(top: Int[Tensor, " token"], own: Int[Tensor, " token"]) -> float:
+    """The share of pairs of two different tokens where the top entry at one is the model's own choice at the other.
+
+    >>> round(share_by_chance(torch.tensor([5, 5, 7]), torch.tensor([5, 7, 7])), 2)  # two of six pairs
+    0.33
+    """
+    n, size = len(top), 1 + int(torch.cat([top, own]).max())
+    pairs = int((top.bincount(minlength=size) * own.bincount(minlength=size)).sum()) - int((top == own).sum())
+    return pairs / (n * (n - 1))
 
 
 class LogitLens(Probe[LogitLensResult]):
