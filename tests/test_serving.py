@@ -688,7 +688,8 @@ def ask_anew(tab, text):
 
 
 def address(tab):
-    """As the page has it; `tab.url` is told later."""
+    """As the page has it, once it has written it; `tab.url` is told later."""
+    tab.locator("body:not([data-writing])").wait_for()
     return tab.evaluate("location.href")
 
 

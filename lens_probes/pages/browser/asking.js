@@ -147,7 +147,7 @@ function cancel() {
 
 /** The answer takes the place of the page's results. What was picked in an answer about the same texts stays picked. */
 async function showAnswer(what, answer) {
-  const kept = new URLSearchParams(location.hash.slice(1));
+  const kept = new URLSearchParams(addressNow().slice(1));
   const same = shown && JSON.stringify(JSON.parse(shown).texts) === JSON.stringify(what.texts);
   if (!same) for (const name of ["text", "prompt", "token", "other"]) kept.delete(name);
   if (!same && what.texts.length > 1) kept.set("other", "1");

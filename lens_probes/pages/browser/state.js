@@ -29,13 +29,34 @@ function fragment() {
   return new URLSearchParams(Object.entries(kept).filter(([, value]) => value !== "")).toString();
 }
 
-/** In a notebook's frame there is no address to keep it in. */
+const BETWEEN = 300; // ms: browsers refuse many changes of the address at once, as of a key that is held down
+let lastWrite = -BETWEEN, due = 0;
+
+/** Write the selection into the address, at once or as soon as that is allowed again. */
 function keepInAddress() {
+  if (due) return;
+  const wait = lastWrite + BETWEEN - performance.now();
+  if (wait <= 0) return writeAddress();
+  due = setTimeout(writeAddress, wait);
+  document.body.dataset.writing = "yes";
+}
+
+function writeAddress() {
+  clearTimeout(due);
+  due = 0;
+  lastWrite = performance.now();
+  delete document.body.dataset.writing;
   try {
     history.replaceState(null, "", `#${fragment()}`);
   } catch {
-    return;
+    return; // in a notebook's frame there is no address to keep it in
   }
+}
+
+/** The address's fragment, with all that is selected. */
+function addressNow() {
+  if (due) writeAddress();
+  return location.hash;
 }
 
 /** The selection of an address, of which only what is known is taken. */
