@@ -49,6 +49,7 @@ PICTURES = {
     "MaxActivatingExamples": TEXTS
     + "result = lp.MaxActivatingExamples(layers=[20], units=range(8), k=8).run(model, texts)\n"
     "result.figure(layer=20, unit=3)",
+    "UnitActivation": TEXTS + "lp.UnitActivation(layers=[20]).run(model, texts).figure(layer=20, prompt=4)",
     "RankShift": TEXTS + "mean = lp.ResidualMean().run(model, texts)\n"
     "lp.RankShift(center=mean).run(model, texts).figure()",
     "ResidualMean": TEXTS + "lp.ResidualMean().run(model, texts).figure()",

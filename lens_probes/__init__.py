@@ -48,6 +48,7 @@ from lens_probes.probes.residual_mean import ResidualMean, ResidualMeanResult
 from lens_probes.probes.residual_update import ResidualUpdate, ResidualUpdateResult
 from lens_probes.probes.source_attribution import SourceAttribution, SourceAttributionResult
 from lens_probes.probes.topic_activity import TopicActivity, TopicActivityResult
+from lens_probes.probes.unit_activation import UnitActivation, UnitActivationResult
 from lens_probes.reading import Reading
 from lens_probes.registry import list_probes
 from lens_probes.result import LayerTokenResult, Provenance, Result, TokenResult, derived, load, measured, summed
@@ -139,6 +140,8 @@ __all__ = [
     "TopicActivityResult",
     "TunedLens",
     "TunedLensResult",
+    "UnitActivation",
+    "UnitActivationResult",
     "VectorReading",
     "cluster",
     "delete_run",

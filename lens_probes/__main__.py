@@ -284,7 +284,8 @@ def _probes(view: lp.ModelView, texts: Sequence[str]) -> list[lp.Probe[Any]]:
     if view.encoder:
         chosen["LogitLens"] = lp.LogitLens(target="own")
     kinds = {name: kind for name, kind in lp.list_probes().items() if name not in (*chosen, *NEED_MORE)}
-    asked = {name: {"layers": middle} for name in OF_PATTERNS}
+    asked: dict[str, Any] = {name: {"layers": middle} for name in OF_PATTERNS}
+    asked["UnitActivation"] = {"layers": [view.n_layers // 2]}
     others = [kind(**asked.get(name, {})) for name, kind in kinds.items() if _needs_nothing(name, kind)]
     return [probe for probe in (*chosen.values(), *others) if _reads(probe, view)]
 

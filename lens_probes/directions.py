@@ -1,15 +1,16 @@
-"""Directions of the residual stream as a setting: vectors in the place of units.
+"""Units of a layer as settings: neurons, heads, dimensions of a read point, or directions in their place.
 
-A probe or experiment with such a setting has `directions`, `units` and `at` among its fields.
+A probe or experiment with such settings has `directions`, `units` and `at` among its fields.
 """
 
 from typing import Annotated, Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_probes.model import ModelView
 from lens_probes.model.hooks import READ_POINTS
+from lens_probes.reading import Reading
 from lens_probes.settings import described
 
 Directions = Annotated[Float[Tensor, "unit d_model"], described("a tensor [unit d_model] of floats")]
@@ -36,3 +37,21 @@ def directions_for(asked: Any, model: ModelView) -> Float[Tensor, "unit d_model"
     if not along.isfinite().all():
         raise ValueError(f"{type(asked).__name__}(directions=...) must be finite; got NaN or Inf: check their source")
     return along
+
+
+def units_at(asked: Any, reading: Reading, hook: str, rows: Int[Tensor, " token"]) -> Float[Tensor, "token unit"]:
+    """Every unit's activation at these tokens, in this order: of a head, the length of its mixed values."""
+    activation = reading.at(hook, rows).float()
+    if asked.directions is not None:
+        activation = activation @ directions_for(asked, reading.model).T
+    elif asked.at == "head":
+        activation = activation.norm(dim=-1)
+    if asked.units is not None:
+        activation = activation[:, reading.model.units(asked.units, hook, activation.shape[1])]
+    return activation
+
+
+def named_units(asked: Any, n: int) -> tuple[str, ...]:
+    """The labels of all n units, or of those that are asked: N3 a neuron, H3 a head, D3 any other."""
+    short = {"neuron": "N", "head": "H"}.get(asked.at, "D")
+    return tuple(f"{short}{unit}" for unit in (range(n) if asked.units is None else asked.units))

@@ -50,6 +50,11 @@ SETTINGS: dict[str, list[Case]] = {
         Case(lp.CrossAttention(), lambda: tiny.bridge("bart")),
         Case(lp.CrossAttention(keep_patterns=False, layers=[2, 0]), lambda: tiny.bridge("marian")),
     ],
+    "UnitActivation": [
+        Case(lp.UnitActivation()),
+        Case(lp.UnitActivation(at="head", layers=[2, 0])),
+        Case(lp.UnitActivation(at="resid_post", directions=torch.eye(32)[:3]), lambda: tiny.bridge("llama")),
+    ],
     "AttentionWindow": [
         Case(lp.AttentionWindow(at="layer", radii=[1, 4], epsilon=0.1), lambda: tiny.bridge("llama"), SENTENCES),
         Case(lp.AttentionWindow(), prompts=SENTENCES),

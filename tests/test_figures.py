@@ -240,6 +240,7 @@ def results() -> dict[str, Any]:
         "LensComparison": lp.LensComparison({"doubled": lambda state, label: 2 * state}).run(gpt2, TEXT, **quick),
         "LogitLens": lp.LogitLens().run(gpt2, TEXT, **quick),
         "MassiveActivations": lp.MassiveActivations(threshold=8.0).run(gpt2, TEXT, **quick),
+        "UnitActivation": lp.UnitActivation(layers=[1]).run(gpt2, TEXT, **quick),
         "MaxActivatingExamples": lp.MaxActivatingExamples(k=3).run(gpt2, TEXT, **quick),
         "MaxActivatingTokens": lp.MaxActivatingTokens(1, [2, 3], steps=2).run(gpt2, TEXT, **quick),
         "PositionReach": lp.PositionReach(projections=2).run(gpt2, TEXT, **quick),

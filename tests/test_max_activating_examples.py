@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import lens_probes as lp
+from lens_probes import directions
 from lens_probes.examples import tiny
 from lens_probes.model import ModelView
 from lens_probes.probes.max_activating_examples import (
@@ -212,6 +213,7 @@ def test_what_is_asked_must_fit_the_model() -> None:
     with pytest.raises(ValueError, match=r"unit 500 is out of range: .* has units 0 to 127"):
         lp.MaxActivatingExamples(units=[500]).run(model, "one two")
     result = lp.MaxActivatingExamples(layers=[1], k=2).run(model, TEXTS[:3], progress=False)
+    assert result.figure() == result.figure(1, 0)
     with pytest.raises(ValueError, match=r"unit must be one of N0, N1, \.\.\., N127"):
         result.examples(1, 128)
 
@@ -223,10 +225,9 @@ def test_markup_in_a_text_stays_text() -> None:
 
 
 def test_layers_of_different_widths_are_refused(gpt2, monkeypatch):
-    read = lp.MaxActivatingExamples._read
+    read = directions.units_at
     monkeypatch.setattr(
-        lp.MaxActivatingExamples,
-        "_read",
+        "lens_probes.probes.max_activating_examples.units_at",
         lambda probe, reading, hook, rows: read(probe, reading, hook, rows)[:, : 64 if ".1." in hook else None],
     )
     with pytest.raises(

@@ -72,7 +72,7 @@ def test_probes_experiments_and_results_stand_in_the_package_under_their_names()
     }
     assert set(siblings()) == written
     public = {name: kind for name, kind in siblings().items() if name in lp.__all__}
-    assert len(public) == 58
+    assert len(public) == 60
     for name, kind in public.items():
         assert getattr(lp, name) is kind
         assert not name.startswith("_")

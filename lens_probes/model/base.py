@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, KeysView, Sequence, Set
 from functools import cache, cached_property, partialmethod
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -129,12 +129,13 @@ class View:
             )
         return self._hook(at, layer)
 
-    def hook_units(self, at: Literal["neuron"] | ReadPoint, layer: int) -> str:
-        """The activation that holds a layer's neurons, or the units of a read point."""
-        if at != "neuron" and at not in READ_POINTS:
-            raise ValueError(f"at must be one of neuron, {', '.join(READ_POINTS)}; got {brief(at)}")
+    def hook_units(self, at: Literal["neuron", "head"] | ReadPoint, layer: int) -> str:
+        """The activation that holds a layer's neurons, its heads' mixed values, or the units of a read point."""
+        if at not in ("neuron", "head", *READ_POINTS):
+            raise ValueError(f"at must be one of neuron, head, {', '.join(READ_POINTS)}; got {brief(at)}")
         (layer,) = self.layers([layer])
-        return self.hook_neurons(layer) if at == "neuron" else self.hook(at, layer)
+        of_units = {"neuron": self.hook_neurons, "head": self.hook_z}.get(at)
+        return self.hook(cast(ReadPoint, at), layer) if of_units is None else of_units(layer)
 
     def hook_neurons(self, layer: int) -> str:
         """The activation that holds a layer's neurons; raises where it is the output of the MLP."""

@@ -30,7 +30,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from lens_probes import figures
-from lens_probes.directions import Directions, check_directions, directions_for
+from lens_probes.directions import Directions, check_directions, directions_for, named_units, units_at
 from lens_probes.maths import sampling
 from lens_probes.model import ModelView
 from lens_probes.model.hooks import ReadPoint
@@ -98,8 +98,11 @@ class MaxActivatingExamplesResult(Result):
         order = values.argsort(descending=True, stable=True)
         return self._table(values[order], self.sample_example[order])
 
-    def figure(self, layer: int | str = 0, unit: int | str = 0, **look: Unpack[figures.Look]) -> go.Figure:
-        """The contexts of one unit, the token bold, and the histogram of its activations."""
+    def figure(
+        self, layer: int | str | None = None, unit: int | str | None = None, **look: Unpack[figures.Look]
+    ) -> go.Figure:
+        """The contexts of one unit, the token bold, and the histogram of its activations; None: the first."""
+        layer, unit = self.layer[0] if layer is None else layer, self.unit[0] if unit is None else unit
         row, column = self.index_of("layer", layer), self.index_of("unit", unit)
         table = self.examples(layer, unit)
         name = f"{self.unit[column]} of layer {self.layer[row]}"
@@ -190,10 +193,7 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         """The component's activation in every layer."""
         if self.directions is not None:
             directions_for(self, model)
-        layers = model.layers(self.layers)
-        if self.at == "head":
-            return {str(layer): model.hook_z(layer) for layer in layers}
-        return {str(layer): model.hook_units(self.at, layer) for layer in layers}
+        return {str(layer): model.hook_units(self.at, layer) for layer in model.layers(self.layers)}
 
     def measure(self, reading: Reading) -> MaxActivatingExamplesResult:
         """The largest of the batch."""
@@ -220,14 +220,12 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
 
         def of_layer(enough: Tensor | None, hook: str) -> tuple[Tensor, Tensor, Tensor]:
             """The numbers of its list, its values at random tokens, and its histogram."""
-            values = self._read(reading, hook, counted).cpu()
+            values = units_at(self, reading, hook, counted).cpu()
             found = at_least(values, places, kth(values, self.k) if enough is None else enough)
             return first(side_by_side(found, values.shape[1]), self.k), values[:n_drawn].clone(), histogram(values)
 
         found, draws, counts = zip(*two_at_a_time(of_layer, least, reading.points.values()), strict=True)
         reading.check_widths(map(len, counts))
-        short = {"neuron": "N", "head": "H"}.get(self.at, "D")
-        units = range(len(counts[0])) if self.units is None else self.units
         in_order = {"key": key, "position": tokens.position[counted]}
         in_order["context"] = contexts(tokens, self.context)[counted]
         longest = max(listed.shape[1] for listed in found)
@@ -237,7 +235,7 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
         return self.result(
             reading,
             layer=reading.layer,
-            unit=tuple(f"{short}{unit}" for unit in units),
+            unit=named_units(self, len(counts[0])),
             vocab=reading.model.texts_of(shown[shown >= 0]),
             n_examples=self.k,
             n_random=self.sample,
@@ -245,17 +243,6 @@ class MaxActivatingExamples(Probe[MaxActivatingExamplesResult]):
             histogram=torch.stack(counts).double(),
             **examples,
         )
-
-    def _read(self, reading: Reading, hook: str, rows: Int[Tensor, " token"]) -> Float[Tensor, "token unit"]:
-        """Every unit's activation at these tokens, in this order."""
-        activation = reading.at(hook, rows).float()
-        if self.directions is not None:
-            activation = activation @ directions_for(self, reading.model).T
-        elif self.at == "head":
-            activation = activation.norm(dim=-1)
-        if self.units is not None:
-            activation = activation[:, reading.model.units(self.units, hook, activation.shape[1])]
-        return activation
 
 
 def two_at_a_time(do: Callable[..., Any], *of_layers: Iterable[Any]) -> list[Any]:

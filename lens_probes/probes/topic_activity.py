@@ -249,10 +249,7 @@ class TopicActivity(Probe[TopicActivityResult]):
         """The component's activation in every layer."""
         if self.component == "embed":
             return {"embed": model.hook_token_embed}
-        layers = model.layers(self.layers)
-        if self.component == "head":
-            return {str(layer): model.hook_z(layer) for layer in layers}
-        return {str(layer): model.hook_units(self.component, layer) for layer in layers}
+        return {str(layer): model.hook_units(self.component, layer) for layer in model.layers(self.layers)}
 
     def measure(self, reading: Reading) -> TopicActivityResult:
         """The statistics of the batch's prompts and their sums by topic, layer by layer."""

@@ -33,6 +33,7 @@ from lens_probes.probes.max_activating_examples import MaxActivatingExamples
 from lens_probes.probes.rank_shift import RankShift, Reference
 from lens_probes.probes.residual_mean import ResidualMean
 from lens_probes.probes.topic_activity import TopicActivity
+from lens_probes.probes.unit_activation import UnitActivation
 from lens_probes.result import PairResult
 from lens_probes.serving.questions import Step
 from lens_probes.stopping import stopped_by
@@ -190,7 +191,7 @@ class Answering:
             if isinstance(probe, RankShift):
                 probe = replace(probe, metric=asked.metric, reference=asked.reference)
             has = {each.name for each in fields(probe)}  # pyright: ignore[reportArgumentType]
-            if of_one and _is_of_pairs(probe):
+            if isinstance(probe, UnitActivation) or (of_one and _is_of_pairs(probe)):
                 probe = replace(probe, layers=[layer])  # pyright: ignore[reportArgumentType]
             elif isinstance(probe, OF_VOCABULARY) and len(of_vocabulary) < view.n_layers:
                 probe = replace(probe, layers=of_vocabulary)
