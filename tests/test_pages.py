@@ -569,13 +569,13 @@ def test_the_pickers_change_prompt_and_colour(open_page, results):
     assert page.locator("#token-3").evaluate("token => token.style.background") != before
     entropy = results[1].entropy[-1, results[1].token.rows(2)[3]]
     said = page.locator("#token-3").get_attribute("title")
-    assert said.startswith("entropy of the prediction: ")
+    assert said.startswith("entropy of the prediction, 2_post: ")
     assert number(said.split(": ")[1]) == pytest.approx(float(entropy), rel=1e-3)
     page.get_by_label("colour").select_option(label="TokenLength: my number per head")
     for head in (2, 1):  # of the picked head
         page.get_by_label("head", exact=True).select_option(f"H{head}")
         settled(page)
-        said = page.locator("#token-3").get_attribute("title").removeprefix("my number per head: ")
+        said = page.locator("#token-3").get_attribute("title").removeprefix(f"my number per head, 2_post H{head}: ")
         expected = results[4].by_head[-1, head, results[4].token.rows(2)[3]]
         assert number(said) == pytest.approx(float(expected), rel=1e-3)
 
@@ -714,6 +714,26 @@ def test_the_examples_of_a_unit_stand_beside_random_tokens(open_page, units):
     assert marked == next(row for row in rows if row[0].startswith("the largest"))[4]
     bars = found.locator(".chart").evaluate("chart => chart.data[0].y")
     assert [n for n in bars if n] == [n for n in units.histogram[1, 5].tolist() if n]
+
+
+def test_a_click_picks_a_unit_and_a_token_and_the_strip_shows_its_activations(open_page):
+    result = lp.UnitActivation(layers=[1]).run(tiny.bridge("llama"), TEXTS)
+    page = open_page()
+    page.evaluate("data => lensProbes.show(data)", packed(result))
+    found = panel(page, "UnitActivation", "Units of the picked layer by token")
+    _, *rows = table(found)  # unit, token, number: of the first units
+    at, own = 2, result.token.rows(0)
+    names, cells = [row[0] for row in rows[:: len(own)]], [number(row[2]) for row in rows[at * len(own) :][: len(own)]]
+    assert names[:20] == list(result.figure(1).data[0].y)
+    click_cell(found, at * len(own) + 3)
+    unit = result.index_of("unit", names[at])
+    assert (chosen(page, "unit"), chosen(page, "token")) == (names[at], "3")
+    expected = result.activation[0, unit, own].tolist()
+    assert cells == pytest.approx(expected, abs=1e-3)
+    strip = page.locator("#strip .token").evaluate_all("tokens => tokens.map((token) => token.title)")
+    for title, value in zip(strip, expected, strict=True):
+        says, _, written = title.rpartition(": ")
+        assert says == f"activation of the unit, 1 {names[at]}" and number(written) == pytest.approx(value, abs=1e-3)
 
 
 @pytest.mark.matrix
@@ -925,6 +945,7 @@ def test_no_text_of_a_prompt_model_or_vocabulary_acts(window, tmp_path):
     results.append(
         lp.HeadTopicSimilarity().run(tiny.bridge("llama"), {HOSTILE: TOPICS["food"], NASTY[1]: TOPICS["animals"]})
     )
+    results.append(lp.UnitActivation(layers=[1], units=[0, 1]).run(tiny.bridge("llama"), TEXTS))
     results.append(lp.MaxActivatingExamples(layers=[1], units=[0, 1], k=9, sample=9).run(tiny.bridge("llama"), TEXTS))
     for result in results:
         if "token" in vars(result):

@@ -29,7 +29,7 @@ from lens_probes.text.prompts import PairTable, PromptTable, Table, Tokens
 EXACT = 2**13  # numbers of a quantity that are sent as they are
 MOST = 2**18  # numbers of a quantity that are drawn at all,
 MOST_OF_TOKENS = 2**20  # of one that has a number per token,
-MOST_OF_UNITS = 2**16  # or per token and unit,
+MOST_OF_UNITS = 2**15  # or per token and unit,
 MOST_PAIRS = 3 * 2**20  # and of one that has an axis of these:
 COARSE = {"pair", "other_prompt", "dimension", "sample"}
 UNLABELLED = {"k", "dimension", "sample", "bin", "edge", "example", "window"}  # axes that are drawn by number

@@ -34,6 +34,7 @@ SCRIPTS = (
     "strip",
     "compare",
     "panels",
+    "units",
     "entries",
     "pairs",
     "examples",

@@ -74,7 +74,7 @@ class UnitActivationResult(Result):
         prompt: int = 0,
         **look: Unpack[figures.Look],
     ) -> go.Figure:
-        """Units of a layer by tokens of a prompt. None: the first layer; the twenty units that stand out at one token."""
+        """Units of a layer (the first) by tokens of a prompt; None: the twenty that stand out most at one token."""
         row, tokens = 0 if layer is None else self.index_of("layer", layer), self.token.rows(prompt)
         if units is None:
             chosen = self._stands_out(prompt)[row].argsort(descending=True, stable=True)[:DRAWN].tolist()

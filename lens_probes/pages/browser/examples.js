@@ -6,22 +6,12 @@ const AXES_OF_EXAMPLES = ["example", "sample", "bin", "edge"];
 const isOfExamples = ({ axes }) =>
   axes.join(" ") === "layer unit k" || axes.some((axis) => AXES_OF_EXAMPLES.includes(axis));
 
-/** The units of a layer that the page holds, by index. */
-function unitsHeld(result, layer) {
-  const held = result.cells.filter(([own]) => own === layer).map(([, unit]) => unit);
-  return result.cells.length ? held : result.labels.unit.map((_, unit) => unit);
-}
-
 function examples(panel) {
-  const { result } = panel, { layer: layers, unit: units } = result.labels, layer = layerOf(result);
-  const [value] = result.over("layer", "unit", "k").filter((each) => !each.into), held = unitsHeld(result, layer);
-  if (!held.length) return nothing(panel, `The page holds no unit of layer ${layers[layer]}: pick another layer.`);
-  const picked = result.indexOf("unit", state.unit), unit = held.includes(picked) ? picked : held[0];
-  panel.controls.append(choice("unit", held.map((each) => [units[each], named(units[each])]), units[unit],
-    (to) => select({ unit: to })));
-  const missing = unit === picked ? "" : ` (the page does not hold ${units[picked]} of it)`;
+  const { result } = panel, layer = layerOf(result), unit = unitOf(result, layer);
+  const [value] = result.over("layer", "unit", "k").filter((each) => !each.into);
+  if (unit === undefined) return noUnit(panel, layer);
   const place = { layer, unit }, share = result.over("layer", "unit")[0];
-  caption(panel, `${units[unit]} of layer ${layers[layer]}${missing}.${
+  caption(panel, `${pickUnit(panel, layer, unit)}.${
     share ? ` ${share.heading}: ${written(share.at(place))}.` : ""}`, value);
   const lists = [["the largest activations", listOf(result, place)], ["random tokens, the most active first",
     randomOf(result, place)]].filter(([, rows]) => rows.length);

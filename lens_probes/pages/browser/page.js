@@ -22,7 +22,7 @@ async function show(data) {
 
 /** What is picked at first: the first token of the first prompt that tokenizers did not add, the last layer. */
 function firstSelection() {
-  const [layer, head, unit] = [axisLabels("layer").at(-1), axisLabels("head")[0], axisLabels("unit")[0]];
+  const [layer, head, unit] = [axisLabels("layer").at(-1), axisLabels("head")[0], firstUnit()];
   return { text: 0, prompt: 0, token: 0, layer: layer ?? "", head: head ?? "", unit: unit ?? "", colour: "",
     other: "", pins: [], views: {} };
 }

@@ -19,6 +19,8 @@ function panelsOf(result) {
       add("entries", "Entries at the picked token, by layer", entriesOfToken, { ...token, quantities, wide: true });
       add("followed", "Entries followed through layers and tokens", followed,
         { ...token, quantities, compares: false, chart: true });
+    } else if (axes === "layer unit token" && numbers.length) {
+      add("units", "Units of the picked layer by token", unitsOfPrompt, { ...token, compares: false, wide: true });
     } else if (axes === "component token") {
       add("components", "Heads and MLPs at the picked token", components, token);
     } else if (axes.endsWith(" pair")) {

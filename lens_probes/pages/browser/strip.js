@@ -36,9 +36,21 @@ function colouring() {
 function colourOf(quantity, row, scale) {
   const token = quantity.result.row(text(), row);
   if (token === undefined) return [NaN, theme().paper];
-  const place = Object.fromEntries(PICKED.map((axis) => [axis, quantity.result.indexOf(axis, state[axis])]));
-  const value = quantity.at({ ...place, token });
+  const value = quantity.at({ ...pickedPlace(quantity), token });
   return [value, scale(value)];
+}
+
+/** The picked layer, head and unit in a quantity: of units the first that the page holds where it lacks the picked. */
+function pickedPlace({ axes, result }) {
+  const place = Object.fromEntries(PICKED.map((axis) => [axis, result.indexOf(axis, state[axis])]));
+  return axes.includes("unit") ? { ...place, unit: unitOf(result, place.layer) } : place;
+}
+
+/** Where its values are from, as "20 N3"; empty where it is the same for all. */
+function pickedName(quantity) {
+  const place = pickedPlace(quantity), { labels } = quantity.result;
+  return PICKED.filter((axis) => quantity.axes.includes(axis)).map((axis) => named(labels[axis][place[axis]] ?? ""))
+    .join(" ");
 }
 
 function drawStrip(place) {
@@ -70,12 +82,12 @@ function drawTokens(place) {
 
 /** The colours of tokens that stand there already: another layer leaves the tokens. */
 function colourTokens(place, quantity) {
-  const scale = quantity && scaleOf(quantity);
+  const scale = quantity && scaleOf(quantity), where = quantity && pickedName(quantity);
   rowsOf().forEach((row, index) => {
     const token = place.children[index];
     const [value, fill] = quantity ? colourOf(quantity, row, scale) : [NaN, theme().paper];
     Object.assign(token.style, { background: fill, color: inkOn(fill) });
-    token.title = quantity ? `${quantity.says}: ${written(value)}` : "";
+    token.title = quantity ? `${quantity.says}${where && `, ${where}`}: ${written(value)}` : "";
   });
 }
 
