@@ -91,13 +91,15 @@ def drawn(code: str) -> Any:
 
 
 def write(figure: Any, path: Path) -> None:
-    """A small PNG: figures have few colours."""
+    """A small PNG: figures have few colours, and of these a thin line must keep its own."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
         large = Path(folder) / "large.png"
         figure.write_image(large)
-        Image.open(large).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+        Image.open(large).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1).save(
+            path, optimize=True
+        )
 
 
 def main(names: list[str]) -> None:

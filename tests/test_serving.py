@@ -423,7 +423,9 @@ def test_a_text_that_is_too_long_for_all_heads_is_answered_for_one_layer(answeri
 
     everything = layers()
     assert everything["AttentionPatterns"] is everything["SourceAttribution"] is everything["LogitLens"] is None
+    assert everything["UnitActivation"] == [1]  # the middle one: all have too many units
     chosen = layers(layer=0)
+    assert chosen["UnitActivation"] == [0]
     assert chosen["AttentionPatterns"] == chosen["SourceAttribution"] == [0] and chosen["LogitLens"] is None
     n = len(lp.text.prompts.tokenize(TEXT, answering.view))
     room = answering.view.n_layers * answering.view.n_heads * n * (n + 1) // 2

@@ -85,12 +85,12 @@ class WordResult(Result):
         apart, layers = np.count_nonzero(table["q"] < 0.05), self.labels("layer") if "layer" in self.over else None
         kind = "type" if quantity.by_id else "word"
         n = " and ".join(amount(int(last[f"{each}_{kind}s"]), f"{each} {kind}") for each in ("content", "function"))
-        where = f"In the last layer, {layers[-1]}, the" if layers else "The"
+        where, says = f"In the last layer, {layers[-1]}, the" if layers else "The", quantity.says.partition(",")[0]
         few = min(int(last["content_prompts"]), int(last["function_prompts"])) < inference.CLUSTERS_FOR_INTERVAL
         generality = ", for other words in these prompts" if few and not quantity.by_id else ""
         in_layers = f"q < 0.05 in {apart} of {len(table)} layers" if layers else f"p = {last['p']:.3g}"
         return [
-            f"{where} {quantity.says} is larger for a content word than for a function word with probability "
+            f"{where} {says} is larger for a content word than for a function word with probability "
             f"{last['effect']:.2f} ({interval(last['low'], last['high'])}; {n} of "
             f"{amount(int(last['content_prompts']), 'prompt')})."
             f" {in_layers}{generality}. The null: {table.attrs['null']}."
