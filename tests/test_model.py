@@ -229,11 +229,13 @@ def test_an_activation_that_is_switched_off_is_refused_with_how_to_switch_it_on(
     view = ModelView(own_gpt2)
     names = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_result"]
     with pytest.raises(
-        ValueError, match=r"blocks\.1\.attn\.hook_result' must be computed by tiny-gpt2; got none: switch it on"
+        ValueError,
+        match=r"blocks\.1\.attn\.hook_result' must be computed by tiny-gpt2; got none: switch it on, with model\.set_use",
     ):
         view.activations(*batch_of(view), names)
     own_gpt2.set_use_attn_result(True)
     assert view.activations(*batch_of(view), names)[names[1]].shape[2:] == (4, 32)
+    assert str(view._not_computed("blocks.0.hook_resid_post")).endswith("use another read point, or another model")
 
 
 # Weights

@@ -50,6 +50,16 @@ DECODER_STACK_HOOKS: Mapping[str, str] = {
 }
 """For its decoder. Attention to the encoder's states has the same names, with `cross_attn` for `self_attn`."""
 
+SWITCHES: Mapping[str, str] = {
+    ".hook_result": "switch it on, with model.set_use_attn_result(True)",
+    "_input": "switch it on, with model.set_use_split_qkv_input(True)",
+    ".hook_mlp_in": "switch it on, with model.set_use_hook_mlp_in(True)",
+    ".hook_attn_in": "switch it on, with model.set_use_attn_in(True)",
+    ".hook_pattern": "load the model with attn_implementation='eager'",
+    ".hook_attn_scores": "load the model with attn_implementation='eager'",
+}
+"""How activations are had that are not computed by default, by the ends of their names."""
+
 LATENT = "hook_kv_latent"
 """What only latent attention has (DeepSeek). There, queries, keys and values have heads before positions."""
 

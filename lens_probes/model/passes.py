@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lens_probes.model.adapters import adapter_of
 from lens_probes.model.base import View
-from lens_probes.model.hooks import HEADS_FIRST, LATENT
+from lens_probes.model.hooks import HEADS_FIRST, LATENT, SWITCHES
 from lens_probes.stopping import may_stop
 
 FEW = 8  # tokens whose logits are compared with those that we read: they show a head that is read wrongly
@@ -163,10 +163,9 @@ class Passes(View):
             raise
 
     def _not_computed(self, name: str) -> ValueError:
-        return ValueError(
-            f"activation {name!r} must be computed by {self.name}; got none: switch it on, with "
-            f"model.set_use_attn_result(True) for hook_result, or attn_implementation='eager' for patterns"
-        )
+        ways = (way for end, way in SWITCHES.items() if name.endswith(end))
+        todo = next(ways, "use another read point, or another model")
+        return ValueError(f"activation {name!r} must be computed by {self.name}; got none: {todo}")
 
     def _named(self, names: Sequence[str], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The activations in the order of their names; raises unless all of them were computed."""
