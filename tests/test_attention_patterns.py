@@ -121,7 +121,7 @@ def test_a_planted_induction_head_has_the_largest_share_after_earlier_copies():
 
 
 def test_the_interval_of_a_mean_is_that_of_its_differences_between_prompts(gpt2):
-    texts = [*lp.demo.sentences()[:6], TEXT]
+    texts = [*lp.demo.sentences()[:6], TEXT, "Go"]
     result = lp.AttentionPatterns().run(gpt2, texts, batch_size=2, progress=False)
     alone = [lp.AttentionPatterns().run(gpt2, text) for text in texts]
     for at, name in enumerate(result.statistic):
@@ -134,8 +134,9 @@ def test_the_interval_of_a_mean_is_that_of_its_differences_between_prompts(gpt2)
         )
         assert result.prompts[at] == len(n)
         np.testing.assert_allclose(result.interval_of(name), [mean - reach, mean + reach], atol=1e-9)
+    assert result.prompts[result.statistic.index("duplicate_token")] == 7  # "Go" repeats nothing
     assert np.isnan(alone[0].interval_of("max")).all()
-    assert re.search(r"with 0\.\d\d \(95 % interval 0\.\d\d to .*; \d+ queries of 7 prompts\)", *result.findings())
+    assert re.search(r"with 0\.\d\d \(95 % interval 0\.\d\d to .*; \d+ queries of 8 prompts\)", *result.findings())
     assert "no interval: it needs five prompts" in alone[0].findings()[0]
 
 

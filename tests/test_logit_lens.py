@@ -17,6 +17,7 @@ import lens_probes as lp
 from lens_probes.examples import tiny
 from lens_probes.maths.vocabulary import predictions
 from lens_probes.model import ModelView
+from lens_probes.probes.logit_lens import share_by_chance
 from lens_probes.reading import pad
 from lens_probes.testing import assert_same
 from lens_probes.text.targets import following, target_ids
@@ -638,6 +639,7 @@ def test_the_finding_has_an_interval_over_prompts_and_a_null_of_other_tokens():
     same = (top == own).double()
     assert n == len(same) and share == round(100 * float(same.mean()))
     others = ~torch.eye(n, dtype=torch.bool)
+    assert share_by_chance(top[:2], own[:2]) == ((top[0] == own[1]) + 0.0 + (top[1] == own[0])) / 2
     assert null == round(100 * float((top[:, None] == own)[others].double().mean()))
     shares = [float(same[many.token.prompt[ordinary] == prompt].mean()) for prompt in range(12)]
     reach = 220 * np.std(shares, ddof=1) / 12**0.5  # Student's t, 11 degrees of freedom; prompts are about equally long

@@ -88,8 +88,8 @@ def page(
 
     >>> import lens_probes as lp
     >>> results = lp.run([lp.RankShift(), lp.LogitLens()], lp.tiny.bridge(), "Time flies like an arrow.")
-    >>> lp.page(results)
-    Page(2 results, 4.9 MB)
+    >>> lp.page(results)  # doctest: +ELLIPSIS
+    Page(2 results, ... MB)
     """
     made = [results] if isinstance(results, Result) else list(results)
     built = Page(document(packed(made, title, keep=keep)), len(made))
