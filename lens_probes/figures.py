@@ -599,10 +599,10 @@ def _colours(
 ) -> dict[str, Any]:
     """The colours of a grid, between its own lowest and highest value unless bounds are given, and their bar."""
     known = [value for row in z for value in row if value is not None and math.isfinite(value)] or [0.0]
-    low, high = min(known) if low is None else low, max(known) if high is None else high
     if signed:
-        high = max(map(abs, known)) or 1.0
+        high = (max(map(abs, known)) if high is None else high) or 1.0
         low = -high
+    low, high = min(known) if low is None else low, max(known) if high is None else high
     ticks = {}
     if logarithmic:
         marks = [0.0, *(_round_numbers(max(high / 10_000, min(1.0, high / 100)), high) if high > 0 else ())]
@@ -654,7 +654,7 @@ def small_grids(
     text: Sequence[Sequence[Sequence[str]]] | None = None,
     **look: Unpack[Look],
 ) -> go.Figure:
-    """Grids of numbers, one per panel, on one colour scale; `signed`: red below and blue above 0.
+    """Grids of numbers, one per panel, on one colour scale; `signed`: red below and blue above 0, as far as `high`.
 
     Names of panels must have gone through `named`, and labels through `visible`. `tokens`: the columns are tokens, with
     wide cells and their labels at a slant. `text`: what stands in each cell of each panel, where it fits.

@@ -627,6 +627,17 @@ def test_nothing_in_a_tokens_text_can_act_as_html():
         assert "<script" not in drawn and "<img" not in drawn and "</b><" not in drawn
 
 
+def test_the_finding_counts_predictions_that_have_not_settled():
+    half = toy([[9, 9, 9, 9], [9, 2, 9, 9], [1, 2, 9, 9]], [1, 2, 3, 4])
+    assert half.token.special.sum() == 0
+    assert half.findings()[0].startswith(f"The median prediction settles at {half.layer[2]}. At {half.layer[2]}, 50% of")
+    never = toy([[9, 9, 9, 9], [9, 2, 9, 9], [9, 2, 9, 9]], [1, 2, 3, 4])
+    assert never.findings()[0].startswith(f"The median prediction has not settled by {never.layer[2]}. At")
+    first = lp.LogitLens(layers=[0]).run(tiny.bridge("gpt2"), TEXTS)
+    assert int((first.decided_at() < 0).sum()) > len(first.token) / 2
+    assert first.findings()[0].startswith("The median prediction has not settled by 0_post. At 0_post, ")
+
+
 def test_the_finding_has_an_interval_over_prompts_and_a_null_of_other_tokens():
     many, few = (lp.LogitLens().run(tiny.bridge(), lp.demo.sentences()[:n], progress=False) for n in (12, 4))
     ordinary = ~many.token.special

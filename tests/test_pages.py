@@ -736,6 +736,52 @@ def test_a_click_picks_a_unit_and_a_token_and_the_strip_shows_its_activations(op
         assert says == f"activation of the unit, 1 {names[at]}" and number(written) == pytest.approx(value, abs=1e-3)
 
 
+def fills(found):
+    """The colours of a panel's cells."""
+    return found.locator("svg g").first.locator("rect").evaluate_all("all => all.map((one) => one.getAttribute('fill'))")
+
+
+def test_the_row_of_a_unit_that_does_not_stand_out_has_its_own_colours(open_page):
+    result = lp.UnitActivation(layers=[1]).run(tiny.bridge("llama"), TEXTS)
+    page, own = open_page(), result.activation[0][:, result.token.rows(0)[1:]]
+    page.evaluate("data => lensProbes.show(data)", packed(result))
+    found = panel(page, "UnitActivation", "Units of the picked layer by token")
+    order = ((own.amax(1) - own.mean(1)) / own.std(1)).argsort(descending=True)
+    for name in (result.unit[unit] for unit in order[-2:]):  # of which forty are shown
+        found.get_by_label("unit", exact=True).select_option(name)
+        settled(page)
+        shown = fills(found)
+        for _ in range(2):  # all cells are drawn anew in other colours
+            page.locator("#theme").click()
+            settled(page)
+        assert fills(found) == shown and found.locator("svg text[font-weight=bold]").first.text_content() == name
+
+
+def test_units_of_a_long_text_keep_their_order_and_their_colours_end_at_ordinary_tokens(open_page):
+    result = lp.UnitActivation(at="resid_post", layers=[1]).run(tiny.bridge("llama"), [[0, *range(5, 68)]])
+    result.activation[..., result.token.special] = 1e5
+    result.activation[0, 5, 1] = result.activation[0, 6, 62] = 9.0  # in no window are both
+    page = open_page()
+    page.evaluate("data => lensProbes.show(data)", packed(result))
+    found = panel(page, "UnitActivation", "Units of the picked layer by token")
+    for token in (0, 63):
+        page.locator("#strip .token").nth(token).click()
+        settled(page)
+        rows = [row[0] for row in table(found)[1:]][::60]
+        assert len(rows) > 5 and rows == list(result.figure(1).data[0].y)[: len(rows)]
+    ends = [number(each) for each in found.locator("svg > text").all_text_contents()]
+    assert max(ends) <= float(result.activation[..., ~result.token.special].abs().max()) + 1e-3
+
+
+def test_an_address_keeps_a_unit_of_the_result_that_has_fewer(open_page):
+    model = tiny.bridge("llama")
+    both = lp.run([lp.UnitActivation(layers=[1]), lp.UnitActivation(at="head", layers=[1])], model, TEXTS)
+    page = open_page("unit=H2")
+    page.evaluate("data => lensProbes.show(data)", packed(both))
+    found = panel(page, "UnitActivation 2 (head)", "Units of the picked layer by token")
+    assert found.get_by_label("unit", exact=True).input_value() == "H2"
+
+
 @pytest.mark.matrix
 def test_a_click_on_a_head_shows_its_output_on_each_prompt(open_page, results):
     page = open_page()

@@ -65,6 +65,14 @@ def test_shares_by_hand(gpt2):
     assert result.foremost() == [(0, 0), (0, 1)]
 
 
+def test_what_is_not_known_has_no_share(gpt2):
+    result = lp.UnitActivation(layers=[1], units=[0, 1]).run(gpt2, "one two three")
+    result.activation[0, 0] = torch.nan
+    result.activation[0, 1, 2] = torch.nan
+    assert result.share_below[0, 0].isnan().all()
+    assert result.share_below[0, 1].isnan().nonzero().tolist() == [[2]]
+
+
 def test_a_text_of_special_tokens_has_no_share(gpt2):
     result = lp.UnitActivation(layers=[1], units=[0]).run(gpt2, "one")
     alone = lp.UnitActivation(layers=[1], units=[0]).run(gpt2, [result.token.id[:1].tolist()], prepend_bos=False)
@@ -87,6 +95,10 @@ def test_what_cannot_be_asked_is_said(gpt2, monkeypatch):
         lp.UnitActivation(units=[500]).run(gpt2, "one two")
     with pytest.raises(ValueError, match=r"UnitActivation\(at=\.\.\.\) must be 'neuron' or 'head' or"):
         lp.UnitActivation(at="mlp")
+    result = lp.UnitActivation(layers=[1]).run(gpt2, "one two")
+    for nothing in ([], "N5", 5):
+        with pytest.raises(ValueError, match="units must be numbers or labels of units, such as .* got"):
+            result.figure(units=nothing)
     monkeypatch.setattr("lens_probes.probes.unit_activation.LIMIT", 100.0)
     with pytest.raises(ValueError, match=r"activations must take at most 0 GB; got .*: use fewer layers, units or"):
         lp.UnitActivation().run(gpt2, "one two")
@@ -102,3 +114,13 @@ def test_the_figure_draws_the_units_that_stand_out_or_those_asked(gpt2):
     out = (own.max(1) - own.mean(1)) / own.std(1, ddof=1)
     assert chosen == (-out).argsort(kind="stable")[:20].tolist()
     assert list(result.figure("0", units=["N5", 7]).data[0].y) == ["N5", "N7"]
+
+
+def test_colours_end_where_those_of_ordinary_tokens_do(gpt2):
+    result = lp.UnitActivation(at="resid_post", layers=[1]).run(gpt2, TEXTS[0])
+    result.activation[..., result.token.special] = 1e5
+    drawn, own = result.figure(units=range(32)).data[0], result.activation[0][:, ~result.token.special]
+    assert (drawn.zmin, drawn.zmax) == (pytest.approx(-float(own.abs().max())), pytest.approx(float(own.abs().max())))
+    lengths = lp.UnitActivation(at="head", layers=[1]).run(gpt2, TEXTS[0])
+    drawn, own = lengths.figure().data[0], lengths.activation[0][:, ~lengths.token.special]
+    assert (drawn.zmin, drawn.zmax) == (pytest.approx(float(own.min())), pytest.approx(float(own.max())))

@@ -141,12 +141,11 @@ class LogitLensResult(LayerTokenResult):
         if self.top_ids is None or self.token.special.all():
             return others
         chosen = ~self.token.special
-        settled = self.decided_at()[chosen]
-        settled = settled[settled >= 0]
-        if not len(settled):
-            return others
         tokens, own, top = self.token[chosen], self.final_id[chosen], self.top_ids[:, chosen, 0]
-        says = f"The median prediction settles at {self.layer[int(settled.median())]}."
+        decided, last = self.decided_at()[chosen], len(self.layer) - 1
+        settled = int(torch.where(decided < 0, len(self.layer), decided).median())
+        says = f"The median prediction {'settles at' if settled <= last else 'has not settled by'} "
+        says += f"{self.layer[min(settled, last)]}."
         unlike = (top != own).any(1).nonzero().flatten()  # the last state is the model's own
         if len(unlike) and len(tokens) > 1:
             at = int(unlike[-1])

@@ -13,7 +13,7 @@ Source: the view of a text of Bills et al. 2023, "Language models can explain ne
 openaipublic.blob.core.windows.net/neuron-explainer/paper/index.html.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Unpack
 
 import plotly.graph_objects as go
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lens_probes import figures
 from lens_probes.directions import Directions, check_directions, directions_for, named_units, units_at
+from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.model.hooks import ReadPoint
 from lens_probes.probe import Probe
@@ -56,11 +57,11 @@ class UnitActivationResult(Result):
 
     @derived("share of tokens where the unit is less active", low=0, high=1)
     def share_below(self) -> Float[Tensor, "layer unit token"]:
-        """Among the tokens that are not special; NaN without one."""
+        """Among the tokens that are not special; NaN without one, and where the activation is."""
         others = self.activation[..., ~self.token.special].contiguous().sort(-1).values
         values = self.activation.contiguous()
         below, up_to = (torch.searchsorted(others, values, right=right) for right in (False, True))
-        return (below + up_to) / (2 * others.shape[-1])
+        return ((below + up_to) / (2 * others.shape[-1])).masked_fill(values.isnan(), torch.nan)
 
     def foremost(self) -> list[tuple[int, int]]:
         """Units that are far more active at one token than at most, in every layer in turn."""
@@ -74,13 +75,21 @@ class UnitActivationResult(Result):
         prompt: int = 0,
         **look: Unpack[figures.Look],
     ) -> go.Figure:
-        """Units of a layer (the first) by tokens of a prompt; None: the twenty that stand out most at one token."""
+        """Units of a layer (the first) by tokens of a prompt; None: the twenty that stand out most at one token.
+
+        Colours end at the largest value of a token that is not special: those of special tokens may be far larger.
+        """
         row, tokens = 0 if layer is None else self.index_of("layer", layer), self.token.rows(prompt)
         if units is None:
             chosen = self._stands_out(prompt)[row].argsort(descending=True, stable=True)[:DRAWN].tolist()
         else:
-            chosen = [self.index_of("unit", unit) for unit in units]
+            asked = list(units) if isinstance(units, Iterable) and not isinstance(units, str) else []
+            if not asked:
+                raise ValueError(f"units must be numbers or labels of units, such as [3, 5]; got {brief(units)}")
+            chosen = [self.index_of("unit", unit) for unit in asked]
         values = self.activation[row, chosen][:, tokens]
+        ordinary = values[:, ~self.token.special[tokens]]
+        coloured, signed = ordinary if ordinary.numel() else values, bool((values < 0).any())
         return figures.small_grids(
             [("", values.tolist())],
             x=[f"{figures.visible(self.token.text[i], 14)} {self.token.position[i]}" for i in tokens],
@@ -89,7 +98,9 @@ class UnitActivationResult(Result):
             x_title="token",
             y_title="unit",
             colour_title=self.quantity("activation").title,
-            signed=bool((values < 0).any()),
+            signed=signed,
+            low=None if signed else float(coloured.min()),
+            high=float(coloured.abs().max()),
             tokens=True,
             **look,
         )

@@ -160,6 +160,7 @@ async function showAnswer(what, answer) {
 }
 
 async function showData(given) {
+  addressNow(); // what was picked last stays picked
   for (const chart of document.querySelectorAll(".js-plotly-plot")) Plotly.purge(chart);
   data = given;
   await show(data);

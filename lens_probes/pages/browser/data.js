@@ -66,13 +66,21 @@ class Quantity {
     return (i) => this.values.read(first + i);
   }
 
+  /** Whether a number is of a special token: a unit's activation there may be hundreds of times larger. */
+  isAside(i) {
+    const { text, tokens } = this.result, row = i % this.shape.at(-1);
+    if (!text || this.axes.join(" ") !== "layer unit token") return false;
+    return Boolean(text.special[tokens.token.rows?.[row] ?? row]);
+  }
+
   /** The bounds of its colours: those declared, or what 2 % of its values lie beyond. */
   get span() {
     if (!this.spanned) {
       const step = Math.max(1, Math.floor(this.values.length / 20000));
       const some = [];
       for (let i = 0; i < this.values.length; i += step) some.push(this.values.read(i));
-      const known = Float64Array.from(some.filter(Number.isFinite)).sort();
+      const ordinary = some.filter((_, n) => !this.isAside(n * step));
+      const known = Float64Array.from((ordinary.length ? ordinary : some).filter(Number.isFinite)).sort();
       const quantile = (share) => known[Math.round(share * (known.length - 1))] ?? 0;
       const above = this.high === null || this.high > 0;
       const signed = above && (this.low === null ? quantile(0) < 0 && quantile(1) > 0 : this.low < 0);

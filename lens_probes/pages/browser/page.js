@@ -37,7 +37,8 @@ function settle() {
     state.token = Math.min(Math.max(0, ordinary), Math.max(0, rowsOf().length - 1));
   }
   for (const axis of ["layer", "head", "unit"]) {
-    if (first[axis] && !axisLabels(axis).includes(state[axis])) state[axis] = first[axis];
+    const known = axis === "unit" ? page.results.flatMap(({ labels }) => labels.unit ?? []) : axisLabels(axis);
+    if (first[axis] && !known.includes(state[axis])) state[axis] = first[axis];
   }
   if (isCompared() && !text()?.prompts.has(Number(state.other))) state.other = "";
   if (!colouring().some((each) => each.id === state.colour)) state.colour = colouring()[0]?.id ?? "";

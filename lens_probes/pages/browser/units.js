@@ -37,12 +37,13 @@ function unitsOfPrompt(panel) {
   const rows = tokensShown().filter((row) => result.row(text(), row) !== undefined);
   if (!rows.length) return nothing(panel, NONE);
   if (unit === undefined) return noUnit(panel, layer);
-  const own = rows.map((row) => result.row(text(), row));
-  const order = standingOut(panel.quantities[0], layer, own.filter((_, c) => !text().special[rows[c]]));
+  const own = rows.map((row) => result.row(text(), row)), ordinary = rowsOf().filter((row) => !text().special[row]);
+  const order = standingOut(panel.quantities[0], layer,
+    ordinary.map((row) => result.row(text(), row)).filter((row) => row !== undefined)); // of all windows the same
   const shown = order.slice(0, UNITS_SHOWN), { unit: units } = result.labels;
   if (!shown.includes(unit)) shown[shown.length - 1] = unit;
   const spec = { label: `${quantity.heading}: ${text().line(state.prompt)}`,
-    key: [quantity.id, text().number, state.prompt, rows[0], layer], rows: shown.map((each) => named(units[each])),
+    key: [quantity.id, text().number, state.prompt, rows[0], layer, shown.at(-1)], rows: shown.map((each) => named(units[each])),
     columns: rows.map(tokenName), rowTitle: "unit", columnTitle: "token", scale: scaleOf(quantity), rowsShown: rows,
     value: (r, c) => quantity.at({ layer, unit: shown[r], token: own[c] }),
     picked: [shown.indexOf(unit), rows.indexOf(pickedRow())],
