@@ -133,11 +133,21 @@ def test_the_interval_of_a_mean_is_that_of_its_differences_between_prompts(gpt2)
             stats.t.ppf(0.975, len(n) - 1) * np.sqrt(apart * len(n) / (len(n) - 1)) / n.sum() if len(n) > 4 else np.nan
         )
         assert result.prompts[at] == len(n)
-        np.testing.assert_allclose(result.interval_of(name), [mean - reach, mean + reach], atol=1e-9)
+        expected = np.clip([mean - reach, mean + reach], STATISTICS[name].low, STATISTICS[name].high)
+        np.testing.assert_allclose(result.interval_of(name), expected, atol=1e-9)
     assert result.prompts[result.statistic.index("duplicate_token")] == 7  # "Go" repeats nothing
     assert np.isnan(alone[0].interval_of("max")).all()
     assert re.search(r"with 0\.\d\d \(95 % interval 0\.\d\d to .*; \d+ queries of 8 prompts\)", *result.findings())
     assert "no interval: it needs five prompts" in alone[0].findings()[0]
+
+
+def test_the_interval_of_a_mean_ends_where_its_statistic_does(gpt2):
+    result = lp.AttentionPatterns().run(gpt2, lp.demo.sentences()[:6], progress=False)
+    apart = replace(result, total_square=100 * result.total_square)
+    for name, (low, high) in {"max": (0, 1), "entropy": (0, 1), "distance": (0, np.inf)}.items():
+        found = apart.interval_of(name)
+        assert (found[0] == low).all() and (found[1] == high).all() == np.isfinite(high)
+        assert (found[1] >= apart.mean_of(name).numpy()).all()
 
 
 @pytest.mark.trials

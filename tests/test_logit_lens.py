@@ -630,7 +630,9 @@ def test_nothing_in_a_tokens_text_can_act_as_html():
 def test_the_finding_counts_predictions_that_have_not_settled():
     half = toy([[9, 9, 9, 9], [9, 2, 9, 9], [1, 2, 9, 9]], [1, 2, 3, 4])
     assert half.token.special.sum() == 0
-    assert half.findings()[0].startswith(f"The median prediction settles at {half.layer[2]}. At {half.layer[2]}, 50% of")
+    assert half.findings()[0].startswith(
+        f"The median prediction settles at {half.layer[2]}. At {half.layer[2]}, 50% of"
+    )
     never = toy([[9, 9, 9, 9], [9, 2, 9, 9], [9, 2, 9, 9]], [1, 2, 3, 4])
     assert never.findings()[0].startswith(f"The median prediction has not settled by {never.layer[2]}. At")
     first = lp.LogitLens(layers=[0]).run(tiny.bridge("gpt2"), TEXTS)

@@ -738,7 +738,9 @@ def test_a_click_picks_a_unit_and_a_token_and_the_strip_shows_its_activations(op
 
 def fills(found):
     """The colours of a panel's cells."""
-    return found.locator("svg g").first.locator("rect").evaluate_all("all => all.map((one) => one.getAttribute('fill'))")
+    return (
+        found.locator("svg g").first.locator("rect").evaluate_all("all => all.map((one) => one.getAttribute('fill'))")
+    )
 
 
 def test_the_row_of_a_unit_that_does_not_stand_out_has_its_own_colours(open_page):

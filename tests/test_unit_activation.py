@@ -97,7 +97,7 @@ def test_what_cannot_be_asked_is_said(gpt2, monkeypatch):
         lp.UnitActivation(at="mlp")
     result = lp.UnitActivation(layers=[1]).run(gpt2, "one two")
     for nothing in ([], "N5", 5):
-        with pytest.raises(ValueError, match="units must be numbers or labels of units, such as .* got"):
+        with pytest.raises(ValueError, match=r"units must be numbers or labels of units, such as .* got"):
             result.figure(units=nothing)
     monkeypatch.setattr("lens_probes.probes.unit_activation.LIMIT", 100.0)
     with pytest.raises(ValueError, match=r"activations must take at most 0 GB; got .*: use fewer layers, units or"):

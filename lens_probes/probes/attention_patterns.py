@@ -61,6 +61,7 @@ CLASSES = (*inference.CLASSES, "other", "special")
 class AttentionPatternsResult(PatternResult):
     """Sums over queries, by the query's word class; patterns if they were kept."""
 
+    quantities = STATISTICS
     keeping = "AttentionPatterns(keep_patterns=True)"
     not_keeping = "AttentionPatterns() without keep_patterns"
     statistic: tuple[Statistic, ...]
@@ -121,7 +122,7 @@ class AttentionPatternsResult(PatternResult):
 
     def figure(self, statistic: Statistic = "first_token", **look: Unpack[figures.Look]) -> go.Figure:
         """One statistic by layer and head; the last column is the null, uniform attention."""
-        return self.draw_statistic(statistic, STATISTICS, **look)
+        return self.draw_statistic(statistic, **look)
 
     def figure_head(
         self, layer: int | str, head: int | str, prompt: int = 0, **look: Unpack[figures.Look]

@@ -67,6 +67,7 @@ class CrossAttentionResult(PatternResult):
     in `source`.
     """
 
+    quantities = STATISTICS
     keeping = "CrossAttention()"
     not_keeping = "CrossAttention(keep_patterns=False)"
     statistic: tuple[Statistic, ...]
@@ -146,7 +147,7 @@ class CrossAttentionResult(PatternResult):
 
     def figure(self, statistic: Statistic = "max", **look: Unpack[figures.Look]) -> go.Figure:
         """One statistic by layer and head; the last column is the null, uniform attention."""
-        return self.draw_statistic(statistic, STATISTICS, "cross-attention: ", **look)
+        return self.draw_statistic(statistic, "cross-attention: ", **look)
 
     def figure_alignment(
         self,

@@ -98,11 +98,12 @@ class PairResult(Result):
 class PatternResult(PairResult):
     """Statistics of attention patterns as sums over queries, and the patterns themselves if they were kept.
 
-    A subclass declares the axes of the three sums, which begin with `statistic`, and how a run is written that keeps
-    patterns, and one that does not.
+    A subclass declares what each statistic is, the axes of the three sums, which begin with `statistic`, and how a run
+    is written that keeps patterns, and one that does not.
     """
 
     headline = "mean"
+    quantities: ClassVar[Mapping[str, Quantity]]
     keeping: ClassVar[str]
     not_keeping: ClassVar[str]
     layer: tuple[str, ...]
@@ -139,7 +140,8 @@ class PatternResult(PairResult):
         """The 95 % interval of one statistic's mean over queries, by its differences between prompts.
 
         With a prompt's sum T over n queries, P prompts, and r = sum T / sum n, the squared standard error is
-        P / (P - 1) sum (T - r n)^2 / (sum n)^2, with Student's t; NaN with fewer than five prompts.
+        P / (P - 1) sum (T - r n)^2 / (sum n)^2, with Student's t; it ends where the statistic's range does. NaN with
+        fewer than five prompts.
         """
         at = self._index(statistic)
         n, prompts = self._of_all(self.queries)[at], int(self.prompts[at])
@@ -147,7 +149,8 @@ class PatternResult(PairResult):
         squares = self.total_square[at] - 2 * mean * self.total_queries[at] + mean**2 * self.queries_square[at]
         error = (squares.clamp(min=0) * (prompts / max(prompts - 1, 1))).sqrt() / n
         low, high, _ = inference.student(mean.flatten().numpy(), error.flatten().numpy(), prompts)
-        return np.stack([low, high]).reshape(2, *mean.shape)
+        bounds = self.quantities[statistic]
+        return np.stack([low, high]).reshape(2, *mean.shape).clip(bounds.low, bounds.high)
 
     def highest(self, statistic: str) -> str:
         """The head with the highest mean of a statistic, in words: its mean with interval and n, and the null."""
@@ -185,11 +188,9 @@ class PatternResult(PairResult):
             raise ValueError(f"pattern needs stored patterns; got sums only: run {self.keeping}")
         return super().pattern(prompt, quantity)
 
-    def draw_statistic(
-        self, statistic: str, quantities: Mapping[str, Quantity], about: str = "", **look: Unpack[figures.Look]
-    ) -> go.Figure:
+    def draw_statistic(self, statistic: str, about: str = "", **look: Unpack[figures.Look]) -> go.Figure:
         """One statistic by layer and head, and uniform attention as the last column; the title says `about` what."""
-        at, quantity = self._index(statistic), quantities[statistic]
+        at, quantity = self._index(statistic), self.quantities[statistic]
         question = quantity._replace(says=f"{about}{quantity.says}").heading
         notes = f"null: uniform attention, {self.uniform[at]:.2f}; {int(self._of_all(self.queries)[at]):,} queries"
         title, null = self.title(f"{question} ({notes})"), ("null", self.uniform[at])
