@@ -43,8 +43,9 @@ function unitsOfPrompt(panel) {
   const shown = order.slice(0, UNITS_SHOWN), { unit: units } = result.labels;
   if (!shown.includes(unit)) shown[shown.length - 1] = unit;
   const spec = { label: `${quantity.heading}: ${text().line(state.prompt)}`,
-    key: [quantity.id, text().number, state.prompt, rows[0], layer, shown.at(-1)], rows: shown.map((each) => named(units[each])),
-    columns: rows.map(tokenName), rowTitle: "unit", columnTitle: "token", scale: scaleOf(quantity), rowsShown: rows,
+    key: [quantity.id, text().number, state.prompt, rows[0], layer, shown.at(-1)],
+    rows: shown.map((each) => named(units[each])), columns: rows.map(tokenName), rowTitle: "unit", columnTitle: "token",
+    scale: scaleOf(quantity), rowsShown: rows,
     value: (r, c) => quantity.at({ layer, unit: shown[r], token: own[c] }),
     picked: [shown.indexOf(unit), rows.indexOf(pickedRow())],
     onpick: (r, c) => select({ unit: units[shown[r]], token: rowsOf().indexOf(rows[c]) }) };
