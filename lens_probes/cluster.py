@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lens_probes.corpus.folder import CannotWrite, joining, writing
 from lens_probes.corpus.measuring import Measured, Work, check_options
 from lens_probes.corpus.running import ATTEMPTS, SHARD_SIZE, Recording, Run, open_run
-from lens_probes.corpus.texts import Shard, Texts
+from lens_probes.corpus.texts import Shard, Texts, documents
 from lens_probes.messages import brief
 from lens_probes.probe import Probe, check_probes
 from lens_probes.reading import TOKENS_PER_BATCH
@@ -74,6 +74,7 @@ def run_corpus(
         max_tokens=max_tokens,
         batch_tokens=batch_tokens,
     )
+    documents(texts)  # raises for what is no corpus, before a folder is made
     with (
         writing(folder) as own,
         Recording(own, texts, shard_size, progress).until_interrupted() as recording,

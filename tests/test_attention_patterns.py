@@ -135,6 +135,13 @@ def test_the_interval_of_a_mean_is_that_of_its_differences_between_prompts(gpt2)
         assert result.prompts[at] == len(n)
         expected = np.clip([mean - reach, mean + reach], STATISTICS[name].low, STATISTICS[name].high)
         np.testing.assert_allclose(result.interval_of(name), expected, atol=1e-9)
+    heads = result.by_head("first_token")
+    assert (
+        heads["mean"].is_monotonic_decreasing and len(heads) == 12 and set(heads["null"]) == {float(result.uniform[0])}
+    )
+    first, (low, high) = heads.iloc[0], result.interval_of("first_token")
+    at = result.index_of("layer", first["layer"]), result.index_of("head", first["head"])
+    assert (first["mean"], first["low"], first["high"]) == (result.mean[0][at], low[at], high[at])
     assert result.prompts[result.statistic.index("duplicate_token")] == 7  # "Go" repeats nothing
     assert np.isnan(alone[0].interval_of("max")).all()
     assert re.search(r"with 0\.\d\d \(95 % interval 0\.\d\d to .*; \d+ queries of 8 prompts\)", *result.findings())

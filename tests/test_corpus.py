@@ -496,6 +496,7 @@ def test_token_ids_are_read_as_they_are(source, gpt2, tmp_path):
 def test_what_is_no_corpus_is_refused(texts, error, message, gpt2, tmp_path):
     with pytest.raises(error, match=message):
         lp.run_corpus(SUMS, gpt2, texts, tmp_path / "run", progress=False)
+    assert (tmp_path / "run").exists() == (error is ValueError)  # a corpus without texts is found out when it is read
 
 
 def test_a_dictionary_of_data_sets_is_not_taken_for_topics(gpt2, tmp_path):

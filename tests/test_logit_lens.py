@@ -652,6 +652,13 @@ def test_the_finding_has_an_interval_over_prompts_and_a_null_of_other_tokens():
     same = (top == own).double()
     assert n == len(same) and share == round(100 * float(same.mean()))
     others = ~torch.eye(n, dtype=torch.bool)
+    table = many.agreement()
+    assert table["agreement"].tolist() == pytest.approx(
+        [float((each == own).double().mean()) for each in many.top_ids[:, ordinary, 0]]
+    )
+    last = table.iloc[-1]
+    assert (last["layer"], last["agreement"], last["low"], last["high"], last["prompts"]) == ("2_post", 1, 1, 1, 12)
+    assert table["null"].between(0, 0.5).all() and few.agreement()["low"].isna().all()
     assert share_by_chance(top[:2], own[:2]) == ((top[0] == own[1]) + 0.0 + (top[1] == own[0])) / 2
     assert null == round(100 * float((top[:, None] == own)[others].double().mean()))
     shares = [float(same[many.token.prompt[ordinary] == prompt].mean()) for prompt in range(12)]

@@ -984,6 +984,18 @@ def test_findings_come_first_with_n_interval_and_null(open_page):
     assert title["y"] >= strip["y"] + strip["height"]
 
 
+def test_a_link_of_the_contents_arrives_although_panels_on_the_way_are_drawn(open_page):
+    page = open_page()
+    page.get_by_text("Contents").click()
+    page.locator("#contents").get_by_role("button", name="AttentionPatterns", exact=True).click()
+    assert _soon(lambda: page.evaluate("!document.body.dataset.drawing"))
+    page.wait_for_timeout(600)
+    strip, title = (page.locator(each).bounding_box() for each in ("#strip", "h2:focus"))
+    assert 0 <= title["y"] - strip["y"] - strip["height"] < 60
+    page.mouse.wheel(0, -2000)  # the reader is free to go on
+    assert _soon(lambda: page.locator("h2:focus").bounding_box()["y"] > title["y"] + 500)
+
+
 def test_no_text_of_a_prompt_model_or_vocabulary_acts(window, tmp_path):
     results = lp.run(
         [lp.RankShift(neighbours=3), lp.LogitLens(top_k=3), lp.AttentionPatterns(keep_patterns=True)],

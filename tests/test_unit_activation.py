@@ -73,6 +73,20 @@ def test_what_is_not_known_has_no_share(gpt2):
     assert result.share_below[0, 1].isnan().nonzero().tolist() == [[2]]
 
 
+def test_the_units_that_are_far_above_their_usual_activation_at_a_word(gpt2):
+    result = lp.UnitActivation(layers=[0, 1]).run(gpt2, TEXTS)
+    table = result.most_active(" arrow" if " arrow" in result.token.text else 4, layer=1, prompt=1)
+    row = result.token.row(1, " arrow" if " arrow" in result.token.text else 4)
+    others = [i for i in range(len(result.token)) if i != row and not result.token.special[i]]
+    values = result.activation[1].double().numpy()
+    far = (values[:, row] - values[:, others].mean(1)) / values[:, others].std(1, ddof=1)
+    assert table["unit"].tolist()[:5] == [result.unit[i] for i in (-far).argsort(kind="stable")[:5]]
+    assert table["deviations"][0] == pytest.approx(far.max(), rel=1e-4) and set(table["tokens"]) == {len(others)}
+    best = result.index_of("unit", table["unit"][0])
+    assert table["share_below"][0] == float(result.share_below[1, best, row])
+    assert result.most_active(4)["deviations"].is_monotonic_decreasing  # of layer 0
+
+
 def test_a_text_of_special_tokens_has_no_share(gpt2):
     result = lp.UnitActivation(layers=[1], units=[0]).run(gpt2, "one")
     alone = lp.UnitActivation(layers=[1], units=[0]).run(gpt2, [result.token.id[:1].tolist()], prepend_bos=False)

@@ -171,6 +171,7 @@ def run_corpus(
     (True, 2, 2)
     """
     work = Work(probes, model, prepend_bos, word_class, max_tokens, batch_tokens)
+    documents(texts)  # raises for what is no corpus, before a folder is made
     with writing(folder) as own, Recording(own, texts, shard_size, progress).until_interrupted() as recording:
         recording.begin(work.fingerprint())
         for shard in recording.missing():

@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Protocol, Unpack, runtime_checkable
 
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 from einops import rearrange
@@ -135,27 +136,39 @@ class LogitLensResult(LayerTokenResult):
         stays = on_top.int().flip(0).cumprod(0).sum(0)
         return torch.where(stays > 0, len(self.layer) - stays, -1)
 
+    def agreement(self) -> pd.DataFrame:
+        """By layer, the share of tokens whose most probable entry is the model's own choice, with its 95 % interval.
+
+        `null`: the share if each state is paired with the model's choice at another token. Special tokens are excluded.
+        """
+        chosen = ~self.token.special
+        top, own, tokens = self._top()[0][:, chosen, 0], self.final_id[chosen], self.token[chosen]
+        same = (top == own).double().numpy()
+        share, low, high = inference.token_means(same, tokens)
+        null = [share_by_chance(each, own) for each in top]
+        n = {"tokens": len(tokens), "prompts": len(tokens.prompt.unique())}
+        layer = self.labels("layer")
+        columns = {"agreement": share, "low": low, "high": high, "null": null, **n}
+        return inference.with_layers(pd.DataFrame({"unit": range(len(layer)), **columns}), layer)
+
     def findings(self) -> list[str]:
         """From which layer on the model's own choice stays on top, and how near the last states are to it."""
         others = super().findings()
         if self.top_ids is None or self.token.special.all():
             return others
         chosen = ~self.token.special
-        tokens, own, top = self.token[chosen], self.final_id[chosen], self.top_ids[:, chosen, 0]
-        decided, last = self.decided_at()[chosen], len(self.layer) - 1
+        decided = self.decided_at()[chosen]
         settled = int(torch.where(decided < 0, len(self.layer), decided).median())
-        says = f"The median prediction {'settles at' if settled <= last else 'has not settled by'} "
-        says += f"{self.layer[min(settled, last)]}."
-        unlike = (top != own).any(1).nonzero().flatten()  # the last state is the model's own
-        if len(unlike) and len(tokens) > 1:
-            at = int(unlike[-1])
-            same = (top[at] == own).double().numpy()
-            _, (low,), (high,) = inference.token_means(same[None], tokens)
+        verb = "settles at" if settled < len(self.layer) else "has not settled by"
+        says = f"The median prediction {verb} {self.layer[: settled + 1][-1]}."
+        table = self.agreement()
+        unlike = table.query("agreement < 1").to_dict("records")  # the last state is the model's own
+        if unlike and len(decided) > 1:
+            near = unlike[-1]
             says += (
-                f" At {self.layer[at]}, {same.mean():.0%} of predictions are the model's own choice "
-                f"({interval(low, high, '.0%')}; {amount(len(tokens), 'token')} of "
-                f"{amount(len(tokens.prompt.unique()), 'prompt')}). The null, the choices at other tokens: "
-                f"{share_by_chance(top[at], own):.0%}."
+                f" At {near['layer']}, {near['agreement']:.0%} of predictions are the model's own choice "
+                f"({interval(near['low'], near['high'], '.0%')}; {amount(near['tokens'], 'token')} of "
+                f"{amount(near['prompts'], 'prompt')}). The null, the choices at other tokens: {near['null']:.0%}."
             )
         return [says, *others]
 
@@ -262,7 +275,9 @@ def share_by_chance(top: Int[Tensor, " token"], own: Int[Tensor, " token"]) -> f
     >>> round(share_by_chance(torch.tensor([5, 5, 7]), torch.tensor([5, 7, 7])), 2)  # two of six pairs
     0.33
     """
-    n, size = len(top), 1 + int(torch.cat([top, own]).max())
+    if (n := len(top)) < 2:
+        return math.nan
+    size = 1 + int(torch.cat([top, own]).max())
     pairs = int((top.bincount(minlength=size) * own.bincount(minlength=size)).sum()) - int((top == own).sum())
     return pairs / (n * (n - 1))
 

@@ -16,6 +16,7 @@ openaipublic.blob.core.windows.net/neuron-explainer/paper/index.html.
 from collections.abc import Iterable, Sequence
 from typing import Literal, Unpack
 
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 from einops import rearrange
@@ -67,6 +68,27 @@ class UnitActivationResult(Result):
         """Units that are far more active at one token than at most, in every layer in turn."""
         ranked = self._stands_out().argsort(dim=-1, descending=True, stable=True).T.tolist()
         return [(layer, unit) for units in ranked for layer, unit in enumerate(units)]
+
+    def most_active(self, token: int | str, layer: int | str | None = None, prompt: int = 0) -> pd.DataFrame:
+        """The units of a layer (the first), those first that are farthest above their usual activation at one token.
+
+        `token`: a position, or a word that the prompt has once. `deviations`: how far, in standard deviations over the
+        other tokens of this run that are not special; NaN with fewer than two of them.
+        """
+        row, at = self.token.row(prompt, token), 0 if layer is None else self.index_of("layer", layer)
+        others = ~self.token.special
+        others[row] = False
+        values, usual = self.activation[at, :, row], self.activation[at][:, others]
+        frame = pd.DataFrame(
+            {
+                "unit": self.unit,
+                "activation": values.numpy(),
+                "deviations": ((values - usual.mean(-1)) / usual.std(-1)).numpy(),
+                "share_below": self.share_below[at, :, row].numpy(),
+                "tokens": int(others.sum()),
+            }
+        )
+        return frame.sort_values("deviations", ascending=False, kind="stable", ignore_index=True)
 
     def figure(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Unpack
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Float64, Shaped
@@ -151,6 +152,21 @@ class PatternResult(PairResult):
         low, high, _ = inference.student(mean.flatten().numpy(), error.flatten().numpy(), prompts)
         bounds = self.quantities[statistic]
         return np.stack([low, high]).reshape(2, *mean.shape).clip(bounds.low, bounds.high)
+
+    def by_head(self, statistic: str) -> pd.DataFrame:
+        """Every head's mean of a statistic with its 95 % interval, the highest first.
+
+        `null`: its value under uniform attention.
+        """
+        at, (low, high) = self._index(statistic), self.interval_of(statistic)
+        values = {"mean": self.mean[at], "low": low, "high": high}
+        frame = self.cells("layer", "head").assign(
+            **{name: np.asarray(each).ravel() for name, each in values.items()},
+            null=float(self.uniform[at]),
+            queries=int(self._of_all(self.queries)[at]),
+            prompts=int(self.prompts[at]),
+        )
+        return frame.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
     def highest(self, statistic: str) -> str:
         """The head with the highest mean of a statistic, in words: its mean with interval and n, and the null."""

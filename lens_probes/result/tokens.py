@@ -88,12 +88,12 @@ class WordResult(Result):
         where, says = f"In the last layer, {layers[-1]}, the" if layers else "The", quantity.says.partition(",")[0]
         few = min(int(last["content_prompts"]), int(last["function_prompts"])) < inference.CLUSTERS_FOR_INTERVAL
         generality = ", for other words in these prompts" if few and not quantity.by_id else ""
-        in_layers = f"q < 0.05 in {apart} of {len(table)} layers" if layers else f"p = {last['p']:.3g}"
+        in_layers = f"; q < 0.05 in {apart} of {len(table)} layers" if layers else ""
         return [
             f"{where} {says} is larger for a content word than for a function word with probability "
             f"{last['effect']:.2f} ({interval(last['low'], last['high'])}; {n} of "
-            f"{amount(int(last['content_prompts']), 'prompt')})."
-            f" {in_layers}{generality}. The null: {table.attrs['null']}."
+            f"{amount(int(last['content_prompts']), 'prompt')}), {'q' if layers else 'p'} = "
+            f"{last['q' if layers else 'p']:.3g}{in_layers}{generality}. The null: {table.attrs['null']}."
         ]
 
     def compared(self) -> list[str]:

@@ -1,5 +1,6 @@
 // The page: contents, pickers, the strip, findings, and the panels of every result. `lensProbes.show(data)` fills it.
 
+const FRAMES_STILL = 20; // without drawing, after which a way to a panel is at its end
 const FIRST_FINDINGS = 2; // those that are not folded, so that the strip is in sight; on a phone one
 
 let panels = [];
@@ -107,12 +108,26 @@ function drawContents() {
   }));
 }
 
-/** Shows a panel or a result below the strip, which covers more where the text is long. */
+let going = 0; // the number of the last way to a panel; whatever the reader does ends it
+for (const kind of ["wheel", "touchstart", "pointerdown", "keydown"]) {
+  addEventListener(kind, () => { going += 1; }, { capture: true, passive: true });
+}
+
+/** Shows a panel or a result below the strip, which covers more where the text is long. Panels that come into sight on
+ * the way are drawn, and push it down: it is followed until all are. */
 function goTo(id) {
   const above = document.querySelector(".selection"), sticks = getComputedStyle(above).position === "sticky";
-  at(id).style.scrollMarginTop = `${sticks ? above.offsetHeight + 8 : 8}px`;
-  at(id).scrollIntoView();
-  at(id).querySelector("h2, h3").focus({ preventScroll: true });
+  const target = at(id), mine = going += 1;
+  target.style.scrollMarginTop = `${sticks ? above.offsetHeight + 8 : 8}px`;
+  let still = 0;
+  const follow = () => {
+    if (mine !== going || still > FRAMES_STILL) return;
+    still = document.body.dataset.drawing ? 0 : still + 1;
+    target.scrollIntoView({ behavior: "instant" });
+    requestAnimationFrame(follow);
+  };
+  follow();
+  target.querySelector("h2, h3").focus({ preventScroll: true });
 }
 
 /** The name of a result; several of one name are told apart by number, and by the conditions that differ. */

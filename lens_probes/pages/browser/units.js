@@ -14,10 +14,17 @@ function unitOf(result, layer) {
   return held.includes(picked) ? picked : held[0];
 }
 
-/** The label of the first unit that the page holds, or undefined. */
+/** The tokens of a prompt in a result, without special ones. */
+const ordinaryOf = (result, prompt = result.text.prompts.keys().next().value) => result.text.prompts.get(prompt)
+  .filter((row) => !result.text.special[row]).map((row) => result.row(result.text, row))
+  .filter((token) => token !== undefined);
+
+/** The label of the unit that is picked at first: one that stands out, if tokens are known, or the first; undefined. */
 function firstUnit() {
   const result = page.results.find(({ labels }) => labels.unit);
-  return result?.labels.unit[result.cells[0]?.[1] ?? 0];
+  const [quantity] = result?.over("layer", "unit", "token") ?? [];
+  const [first] = quantity ? standingOut(quantity, 0, ordinaryOf(result)) : [];
+  return result?.labels.unit[first ?? result.cells[0]?.[1] ?? 0];
 }
 
 /** The picker of a unit; says which unit is shown where the page does not hold the picked one. */
@@ -37,9 +44,8 @@ function unitsOfPrompt(panel) {
   const rows = tokensShown().filter((row) => result.row(text(), row) !== undefined);
   if (!rows.length) return nothing(panel, NONE);
   if (unit === undefined) return noUnit(panel, layer);
-  const own = rows.map((row) => result.row(text(), row)), ordinary = rowsOf().filter((row) => !text().special[row]);
-  const order = standingOut(panel.quantities[0], layer,
-    ordinary.map((row) => result.row(text(), row)).filter((row) => row !== undefined)); // of all windows the same
+  const own = rows.map((row) => result.row(text(), row));
+  const order = standingOut(panel.quantities[0], layer, ordinaryOf(result, state.prompt)); // of all windows the same
   const shown = order.slice(0, UNITS_SHOWN), { unit: units } = result.labels;
   if (!shown.includes(unit)) shown[shown.length - 1] = unit;
   const spec = { label: `${quantity.heading}: ${text().line(state.prompt)}`,
@@ -49,8 +55,11 @@ function unitsOfPrompt(panel) {
     value: (r, c) => quantity.at({ layer, unit: shown[r], token: own[c] }),
     picked: [shown.indexOf(unit), rows.indexOf(pickedRow())],
     onpick: (r, c) => select({ unit: units[shown[r]], token: rowsOf().indexOf(rows[c]) }) };
-  caption(panel, `${quantity.title}. Picked: ${pickUnit(panel, layer, unit)}.${shown.length < order.length
-    ? ` Shown are ${UNITS_SHOWN} units, first those that stand out most at one token of this prompt.` : ""}${
+  const { low, high, signed } = quantity.span;
+  const ends = signed ? `±${written(high)}` : `${written(low)} and ${written(high)}`;
+  const some = shown.length < order.length
+    ? ` Shown are ${UNITS_SHOWN} units, first those that stand out most at one token of this prompt.` : "";
+  caption(panel, `${quantity.title}. Colours end at ${ends}. Picked: ${pickUnit(panel, layer, unit)}.${some}${
     windowed()}`, quantity);
   grid(panel.body, spec);
   return () => gridTable(spec);
