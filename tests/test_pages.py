@@ -996,6 +996,22 @@ def test_a_link_of_the_contents_arrives_although_panels_on_the_way_are_drawn(ope
     assert _soon(lambda: page.locator("h2:focus").bounding_box()["y"] > title["y"] + 500)
 
 
+def test_a_chart_keeps_its_height_and_takes_the_new_width_when_the_window_changes(open_page):
+    page = open_page()
+    found = panel(page, "RankShift", "The picked token through the layers")
+    found.locator(".chart svg").first.wait_for()
+    page.set_viewport_size({"width": 400, "height": 800})
+    sizes = """panel => {
+        const [box, body] = [panel.querySelector('.chart'), panel.querySelector('.body')];
+        const drawn = box.querySelector('svg').getBoundingClientRect();
+        return box.offsetHeight > 300 && drawn.height === box.offsetHeight && drawn.width === body.clientWidth;
+    }"""
+    found.scroll_into_view_if_needed()
+    assert _soon(lambda: found.evaluate(sizes))
+    page.wait_for_timeout(400)
+    assert found.evaluate(sizes)
+
+
 def test_no_text_of_a_prompt_model_or_vocabulary_acts(window, tmp_path):
     results = lp.run(
         [lp.RankShift(neighbours=3), lp.LogitLens(top_k=3), lp.AttentionPatterns(keep_patterns=True)],

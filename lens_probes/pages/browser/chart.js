@@ -1,6 +1,6 @@
 // Lines and bars, drawn by Plotly in the colours of the page.
 
-const CHART = { displayModeBar: false, responsive: true };
+const CHART = { displayModeBar: false }; // the page draws anew when its width changes
 
 /** Text in lines of about so many letters. */
 function linesOf(title, longest) {
@@ -31,7 +31,8 @@ function drawChart(body, traces, layout, label) {
   const rows = layout.showlegend === false ? 0 : legendRows(named.map((trace) => trace.name), widthOf(body) - 60);
   Plotly.react(place, traces, {
     font: { family: FONT, color: ink, size: 12 }, paper_bgcolor: paper, plot_bgcolor: paper,
-    margin: { l: 66, r: 14, t: 10, b: 60 + 20 * rows }, height: 310 + 20 * rows, hovermode: "closest", showlegend: true,
+    margin: { l: 66, r: 14, t: 10, b: 60 + 20 * rows }, width: widthOf(body), height: 310 + 20 * rows,
+    hovermode: "closest", showlegend: true,
     legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", font: { size: 11 } }, ...layout,
   }, CHART);
 }
