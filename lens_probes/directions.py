@@ -39,6 +39,13 @@ def directions_for(asked: Any, model: ModelView) -> Float[Tensor, "unit d_model"
     return along
 
 
+def hooks_of_units(asked: Any, model: ModelView) -> dict[str, str]:
+    """The activation that holds the units in every layer that is asked; raises for directions that do not fit."""
+    if asked.directions is not None:
+        directions_for(asked, model)
+    return {str(layer): model.hook_units(asked.at, layer) for layer in model.layers(asked.layers)}
+
+
 def units_at(asked: Any, reading: Reading, hook: str, rows: Int[Tensor, " token"]) -> Float[Tensor, "token unit"]:
     """Every unit's activation at these tokens, in this order: of a head, the length of its mixed values."""
     activation = reading.at(hook, rows).float()

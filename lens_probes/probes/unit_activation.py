@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_probes import figures
-from lens_probes.directions import Directions, check_directions, directions_for, named_units, units_at
+from lens_probes.directions import Directions, check_directions, hooks_of_units, named_units, units_at
 from lens_probes.messages import brief
 from lens_probes.model import ModelView
 from lens_probes.model.hooks import ReadPoint
@@ -162,9 +162,7 @@ class UnitActivation(Probe[UnitActivationResult]):
 
     def hooks(self, model: ModelView) -> dict[str, str]:
         """The component's activation in every layer."""
-        if self.directions is not None:
-            directions_for(self, model)
-        return {str(layer): model.hook_units(self.at, layer) for layer in model.layers(self.layers)}
+        return hooks_of_units(self, model)
 
     def measure(self, reading: Reading) -> UnitActivationResult:
         """Layer by layer."""

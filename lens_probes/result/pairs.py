@@ -170,13 +170,11 @@ class PatternResult(PairResult):
 
     def highest(self, statistic: str) -> str:
         """The head with the highest mean of a statistic, in words: its mean with interval and n, and the null."""
-        at, (low, high) = self._index(statistic), self.interval_of(statistic)
-        layer, head = self.foremost()[at]
-        n, prompts = int(self._of_all(self.queries)[at]), int(self.prompts[at])
+        first = self.by_head(statistic).to_dict("records")[0]
         return (
-            f"L{self.layer[layer]}{self.head[head]}, with {self.mean[at, layer, head]:.2f} "
-            f"({interval(low[layer, head], high[layer, head])}; {amount(n, 'query', 'queries')} of "
-            f"{amount(prompts, 'prompt')}). The null, uniform attention: {self.uniform[at]:.2f}."
+            f"L{first['layer']}{first['head']}, with {first['mean']:.2f} ({interval(first['low'], first['high'])}; "
+            f"{amount(first['queries'], 'query', 'queries')} of {amount(first['prompts'], 'prompt')}). "
+            f"The null, uniform attention: {first['null']:.2f}."
         )
 
     def _of_all(self, sums: Shaped[Tensor, "statistic *axes"]) -> Shaped[Tensor, "statistic *fewer"]:
